@@ -1,0 +1,186 @@
+"""How fast a prompt pool is built, opened and drawn from, and how much memory that takes.
+
+Purpose: shows that opening and drawing do not depend on the size of the pool, and that memory does not grow with it.
+Cost: 1,000,000 captions: about 10 s, 150 MB of disk; 20,000,000: some minutes, 3 GB; in a temporary folder, removed.
+Launch: python benchmarks/prompt_pool.py [--count 20000000] [--json] [--folder where/there/is/room]
+
+Captions are made up, of some 70 bytes, all different; one in a hundred comes again and must be found to be a duplicate.
+Building and reading run in processes of their own, so that the memory of one does not hide that of the other. The page
+cache is warm: the captions were just written. Resident memory is VmRSS, and its peak is ru_maxrss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORDS = (
+    "watercolour painting photo sketch render poster mural collage "
+    "fresco engraving etching pastel mosaic print drawing scan",
+    "quiet bright misty golden crowded empty distant ancient modern tiny enormous rusty gentle frozen sunlit stormy",
+    "harbour kitchen forest street meadow library station garden "
+    "bridge desert castle workshop market island canyon attic",
+    "dog cat horse fox owl whale robot child fisherman dancer tractor bicycle teapot lantern piano sailboat",
+    "red blue green yellow violet orange white black silver brown pink turquoise crimson ivory amber teal",
+    "sleeping running waiting singing glowing floating reading jumping "
+    "resting dancing working smiling falling drifting spinning hiding",
+    "dawn noon dusk midnight winter summer autumn spring "
+    "sunrise sunset twilight evening morning rain snowfall moonlight",
+)  # 7 lists of 16 words: 2**28 captions, told apart by construction
+DRAWS = 200_000
+
+
+def write_captions(path: Path, count: int) -> None:
+    """Writes count + count // 100 lines: `count` different captions, then the first hundredth of them once more."""
+    lists = [words.split() for words in WORDS]
+    heads = [f"a {a} of a {b} {c}" for a in lists[0] for b in lists[1] for c in lists[2]]  # 12 bits
+    middles = [f" with a {a} {b}" for a in lists[4] for b in lists[3]]  # 8 bits
+    tails = [f" {a} at {b}\n" for a in lists[5] for b in lists[6]]  # 8 bits
+    total, step = count + count // 100, 200_000
+    with path.open("w", encoding="utf-8") as f:
+        for first in range(0, total, step):
+            i = np.arange(first, min(first + step, total), dtype=np.uint64) % np.uint64(count)
+            mixed = (i * np.uint64(0x9E3779B1)) & np.uint64(2**28 - 1)  # odd factor: a bijection of 28 bits
+            parts = (mixed >> np.uint64(16), (mixed >> np.uint64(8)) & np.uint64(255), mixed & np.uint64(255))
+            f.write(
+                "".join(heads[a] + middles[b] + tails[c] for a, b, c in zip(*(p.tolist() for p in parts), strict=True))
+            )
+
+
+def resident_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+    return peak_mb()
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+
+
+def stage_build(folder: Path) -> dict[str, Any]:
+    from rcdeploy.prompts.pool import build_pool
+
+    before, start = resident_mb(), time.perf_counter()
+    with build_pool([folder / "captions.txt"], folder / "pool") as pool:
+        seconds = time.perf_counter() - start
+        source = pool.manifest.facts["sources"][0]
+        return {
+            "kept": len(pool),
+            "duplicate": source["duplicate"],
+            "text_mb": pool.manifest.facts["bytes"] / 1e6,
+            "build_s": seconds,
+            "build_rows_per_s": source["rows"] / seconds,
+            "build_peak_added_mb": peak_mb() - before,
+        }
+
+
+def stage_read(folder: Path) -> dict[str, Any]:
+    from rcdeploy.prompts.pool import PromptPool
+
+    before, start = resident_mb(), time.perf_counter()
+    pool = PromptPool.open(folder / "pool")
+    opened = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, len(pool), size=DRAWS).tolist()
+    single = batched = (
+        math.inf
+    )  # seconds for DRAWS draws, the best of 5 rounds: other work on the machine comes and goes
+    for _ in range(5):
+        start = time.perf_counter()
+        for i in indices:
+            pool[i]
+        single = min(single, time.perf_counter() - start)
+        start = time.perf_counter()
+        for _ in range(DRAWS // 256):
+            pool.draw(rng, 256)
+        batched = min(batched, time.perf_counter() - start)
+    return {
+        "open_ms": opened * 1e3,
+        "single_draws_per_s": DRAWS / single,
+        "batch_256_draws_per_s": DRAWS // 256 * 256 / batched,
+        "read_added_mb": resident_mb() - before,
+        "read_resident_mb": resident_mb(),
+    }
+
+
+def stage_pandas(folder: Path) -> dict[str, Any]:
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
+
+    before, start = resident_mb(), time.perf_counter()
+    captions = pd.read_csv(folder / "captions.txt", header=None, names=["text"], sep="\t", quoting=3)["text"]
+    opened = time.perf_counter() - start
+    indices = np.random.default_rng(0).integers(0, len(captions), size=DRAWS).tolist()
+    start = time.perf_counter()
+    for i in indices:
+        captions.iat[i]
+    single = time.perf_counter() - start
+    added = resident_mb() - before
+    return {"pandas_open_ms": opened * 1e3, "pandas_single_draws_per_s": DRAWS / single, "pandas_added_mb": added}
+
+
+STAGES = {"build": stage_build, "read": stage_read, "pandas": stage_pandas}
+
+
+def in_own_process(stage: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--stage", stage, "--folder", str(folder)]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return result
+
+
+def measure(count: int, parent: Path | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rcdeploy-prompt-pool-", dir=parent) as name:
+        folder = Path(name)
+        write_captions(folder / "captions.txt", count)
+        result = {"count": count, "python": sys.version.split()[0], "load": os.getloadavg()[0]}
+        result |= in_own_process("build", folder) | in_own_process("read", folder)
+        if importlib.util.find_spec("pandas"):
+            result |= in_own_process("pandas", folder)
+        return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000, help="captions, up to 2**28 (default: 1,000,000)")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder goes (default: the system's)")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.stage:
+        print(json.dumps(STAGES[args.stage](args.folder)))
+        return
+    if not 1 <= args.count <= 2**28:
+        parser.error("--count must be from 1 to 2**28")
+    result = measure(args.count, args.folder)
+    if args.json:
+        print(json.dumps(result, indent=1))
+        return
+    for key, value in result.items():
+        print(f"{key:28} {f'{value:,.1f}' if isinstance(value, float) else value}")
+    if "pandas_open_ms" not in result:
+        print("(pandas is not installed: no comparison with it)")
+    goals = {
+        "open under 100 ms": result["open_ms"] < 100,
+        "over 200,000 draws/s": result["single_draws_per_s"] > 2e5 and result["batch_256_draws_per_s"] > 2e5,
+        "under 100 MB added": result["read_added_mb"] < 100,
+        "300,000 rows/s built": result["build_rows_per_s"] > 3e5,
+        "all kept, duplicates found": result["kept"] == args.count and result["duplicate"] == args.count // 100,
+    }
+    print("\n".join(f"{'reached' if reached else 'MISSED':8} {goal}" for goal, reached in goals.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Fashion-MNIST as captioned colour pictures: what the embedded teacher learns from.
+
+A photograph (28 x 28, grey) becomes a coloured item of some size at some place on a coloured background with a soft
+shadow, 64 x 64; a caption says which. Photographs: Zalando's Fashion-MNIST (MIT licence), Debian's package
+`dataset-fashion-mnist` or the same four .gz files in any folder.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ITEMS = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+COLOURS = {
+    "red": (0.86, 0.10, 0.12),
+    "yellow": (1.00, 0.88, 0.10),
+    "green": (0.12, 0.62, 0.20),
+    "teal": (0.05, 0.66, 0.66),
+    "blue": (0.13, 0.28, 0.90),
+    "purple": (0.52, 0.18, 0.72),
+    "pink": (1.00, 0.56, 0.76),
+    "white": (0.96, 0.96, 0.96),
+}
+SIZES = {"small": 30, "": 42, "large": 56}
+"""edge of the 28 x 28 photograph in the picture, in pixels; medium is not mentioned"""
+PLACES = {"on the left": -10, "": 0, "on the right": 10}
+"""shift of the item in pixels; large items stand in the middle"""
+IMAGE_SIZE = 64
+
+_colour = "|".join(COLOURS)
+_item = "|".join(ITEMS)
+ATTRIBUTES = {
+    "item": {"labels": ITEMS, "pattern": rf"(?<![\w-])({_item})(?!\w)"},
+    "colour": {"labels": list(COLOURS), "pattern": rf"({_colour}) (?:{_item})(?!\w)"},
+    "background": {"labels": list(COLOURS), "pattern": rf"({_colour}) background"},
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    item: int
+    colour: int
+    background: int
+    size: int
+    place: int
+
+    def captions(self) -> list[str]:
+        """The same picture in five phrasings."""
+        item, names = ITEMS[self.item], list(COLOURS)
+        one = "a pair of" if item == "trousers" else "a"
+        thing = " ".join(w for w in (list(SIZES)[self.size], names[self.colour], item) if w)
+        back = f"{names[self.background]} background"
+        place = list(PLACES)[self.place]
+        at, then = (f" {place}", f", {place}") if place else ("", "")
+        return [
+            f"a photo of {one} {thing}{at} on a {back}",
+            f"{thing}, {back}{then}",
+            f"{one} {thing} in front of a {back}{then}",
+            f"on a {back}, {one} {thing}{at}",
+            f"a picture of {one} {thing}{at}, {back}",
+        ]
+
+
+def scenes() -> list[Scene]:
+    """All of them: 10 items x 56 pairs of colours x 7 sizes and places = 3,920."""
+    n_colours, large, middle = len(COLOURS), 2, 1
+    return [
+        Scene(i, c, b, s, p)
+        for i, c, b, s, p in itertools.product(range(10), range(n_colours), range(n_colours), range(3), range(3))
+        if c != b and (s != large or p == middle)
+    ]
+
+
+def photographs(folder: Path, split: str) -> tuple[Tensor, Tensor]:
+    """split "train" or "t10k" -> pictures [n, 1, 28, 28] in [0, 1], items [n]."""
+
+    def read(name: str, header: int) -> np.ndarray:
+        return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=header)
+
+    images = read(f"{split}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
+    return torch.from_numpy(images / np.float32(255)), torch.from_numpy(read(f"{split}-labels-idx1-ubyte.gz", 8).copy())
+
+
+def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Tensor:
+    """photos [n, 1, 28, 28] and n scenes -> pictures [n, 3, 64, 64] in [0, 1]; size and place jitter a little."""
+    n, palette = len(chosen), torch.tensor(list(COLOURS.values()))
+    size = torch.tensor([list(SIZES.values())[s.size] for s in chosen]) * (
+        0.95 + 0.1 * torch.rand(n, generator=generator)
+    )
+    shift = torch.tensor([list(PLACES.values())[s.place] for s in chosen]) + 3 * torch.rand(n, generator=generator) - 1.5
+    drop = 3 * torch.rand(n, generator=generator) - 1.5
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = IMAGE_SIZE / size
+    theta[:, 0, 2], theta[:, 1, 2] = -2 * shift / size, -2 * drop / size
+    grid = F.affine_grid(theta, [n, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    grey = F.grid_sample(photos, grid, align_corners=False)
+    alpha = (grey * 5).clamp(0, 1)
+    shadow = F.avg_pool2d(F.pad(alpha, (6, 2, 6, 2)), 9, 1) * 0.3
+    light = torch.linspace(1.0, 0.86, IMAGE_SIZE).view(1, 1, -1, 1)
+    background = palette[[s.background for s in chosen]].view(n, 3, 1, 1) * light * (1 - shadow)
+    item = palette[[s.colour for s in chosen]].view(n, 3, 1, 1) * (0.4 + 0.6 * grey)
+    return (background * (1 - alpha) + item * alpha).clamp(0, 1)

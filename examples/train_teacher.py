@@ -1,0 +1,304 @@
+"""Train the embedded teacher: a text-to-image latent diffusion model with SD-1.4's topology at toy width.
+
+    python examples/train_teacher.py --out examples/teachers/fashion      # about 1.5 hours on two cores
+
+Four stages, each kept in --work and skipped when it is there: vae (pictures <-> latents), judge (the classifier that
+measures), unet (UNet and text encoder together, on latents encoded once), save (fp16 folders as diffusers reads them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import math
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from fashion import ATTRIBUTES, IMAGE_SIZE, Scene, draw, photographs, scenes
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from rcdeploy.evaluate.judge import Judge
+
+CONTEXT = 32
+Step = Callable[[int], torch.Tensor]
+
+
+def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: float, after: Callable[[], None]) -> None:
+    """AdamW, 5 % warm-up, cosine to zero, clipped at 1; step(i) gives the loss, after() follows each update."""
+    optimizer = torch.optim.AdamW(params, lr, weight_decay=1e-2)
+    warm = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * i / steps))
+    )
+    start, running = time.monotonic(), 0.0
+    for i in range(steps):
+        loss = step(i)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+        schedule.step()
+        after()
+        running += loss.item()
+        if (i + 1) % 100 == 0:
+            left = (time.monotonic() - start) / (i + 1) * (steps - i - 1) / 60
+            print(f"{name} {i + 1}/{steps} loss {running / 100:.5f}, {left:.1f} min left", flush=True)
+            running = 0.0
+
+
+def some_scenes(labels: torch.Tensor, rng: random.Random) -> list[Scene]:
+    by_item: dict[int, list[Scene]] = {}
+    for scene in scenes():
+        by_item.setdefault(scene.item, []).append(scene)
+    return [rng.choice(by_item[int(label)]) for label in labels]
+
+
+def build_vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 24, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=IMAGE_SIZE,
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(40, 40, 80, 80),
+        layers_per_block=2,
+        attention_head_dim=4,
+        norm_num_groups=4,
+        cross_attention_dim=64,
+    )
+
+
+def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
+    """CLIP's byte-level BPE, its merges learnt from our captions; ids in CLIP's order: bytes, word ends, merges, ends."""
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    learner.decoder = decoders.ByteLevel()
+    learner.train_from_iterator(
+        captions, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False)
+    )
+    merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = letters + [x + "</w>" for x in letters] + ["".join(m) for m in merges]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+    tokenizer.save_pretrained(folder)
+    # transformers 5 writes tokenizer.json alone; transformers 4, and Optimum with it, reads these two
+    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    return tokenizer
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=256,
+            projection_dim=64,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=CONTEXT,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
+    photos, labels = photographs(data, "train")
+    generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+    vae = build_vae()
+
+    def step(i: int) -> torch.Tensor:
+        rows = torch.randint(0, len(photos), (32,), generator=generator)
+        images = draw(photos[rows], some_scenes(labels[rows], rng), generator) * 2 - 1
+        posterior = vae.encode(images).latent_dist
+        decoded = vae.decode(posterior.sample(generator)).sample
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 3e-4 * kl
+
+    train("vae", list(vae.parameters()), step, args.vae_steps, 2e-3, lambda: None)
+    return vae.eval()
+
+
+def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
+    photos, labels = photographs(data, "train")
+    generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+    judge = Judge(ATTRIBUTES)
+
+    def loss(photos: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        chosen = some_scenes(labels, rng)
+        logits = judge(draw(photos, chosen, generator))
+        return torch.stack(
+            [F.cross_entropy(logits[a], torch.tensor([getattr(s, a) for s in chosen])) for a in ATTRIBUTES]
+        ).sum()
+
+    def step(i: int) -> torch.Tensor:
+        rows = torch.randint(0, len(photos), (128,), generator=generator)
+        flip = photos[rows].flip(3) if i % 2 else photos[rows]
+        return loss(flip, labels[rows])
+
+    train("judge", list(judge.parameters()), step, args.judge_steps, 3e-3, lambda: None)
+    judge.eval()
+    photos, labels = photographs(data, "t10k")
+    right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
+    for rows in torch.arange(len(photos)).split(500):
+        chosen = some_scenes(labels[rows], rng)
+        verdicts = judge.verdicts(draw(photos[rows], chosen, generator), [s.captions()[0] for s in chosen])
+        for name, verdict in verdicts.items():
+            right[name] += verdict.float().tolist()
+    return judge, {name: sum(r) / len(r) for name, r in right.items()}
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, data: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
+    """Every training photograph once in a random scene -> latent means and stds [60000, 4, 8, 8], unscaled; scenes."""
+    photos, labels = photographs(data, "train")
+    generator, rng = torch.Generator().manual_seed(seed + 1), random.Random(seed + 1)
+    chosen, means, stds = some_scenes(labels, rng), [], []
+    for rows in torch.arange(len(photos)).split(250):
+        images = draw(photos[rows], [chosen[i] for i in rows], generator)
+        posterior = vae.encode(images * 2 - 1).latent_dist
+        means.append(posterior.mean)
+        stds.append(posterior.std)
+    return torch.cat(means), torch.cat(stds), chosen
+
+
+def noise_schedule() -> DDIMScheduler:
+    """SD-1.4's."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def train_unet(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, data: Path, args: argparse.Namespace
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    means, stds, chosen = encode(vae, data, args.seed)
+    means, stds = means.clone(), stds.clone()
+    scale = vae.config.scaling_factor
+    ids = tokenizer(
+        [c for s in chosen for c in s.captions()], padding="max_length", truncation=True, return_tensors="pt"
+    )
+    ids = ids.input_ids.view(len(chosen), 5, CONTEXT)
+    empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    unet, text_encoder, noises = build_unet(), build_text_encoder(tokenizer), noise_schedule()
+    params = [*unet.parameters(), *text_encoder.parameters()]
+    ema = EMAModel(params, decay=0.999, use_ema_warmup=True, power=0.75)
+    generator = torch.Generator().manual_seed(args.seed + 2)
+    print(f"unet {sum(p.numel() for p in unet.parameters()):,}, text {sum(p.numel() for p in text_encoder.parameters()):,}")
+
+    def step(i: int) -> torch.Tensor:
+        rows = torch.randint(0, len(means), (args.batch,), generator=generator)
+        x0 = (means[rows] + stds[rows] * torch.randn(args.batch, *means.shape[1:], generator=generator)) * scale
+        noise = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(0, 1000, (args.batch,), generator=generator)
+        tokens = ids[rows, torch.randint(0, 5, (args.batch,), generator=generator)]
+        dropped = torch.rand(args.batch, 1, generator=generator) < 0.1
+        embeds = text_encoder(torch.where(dropped, empty, tokens)).last_hidden_state
+        predicted = unet(noises.add_noise(x0, noise, t), t, embeds).sample
+        snr = noises.alphas_cumprod[t] / (1 - noises.alphas_cumprod[t])
+        weight = snr.clamp(max=5) / snr  # min-SNR-5: most of a small model's steps go to shape and colour
+        return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
+
+    train("unet", params, step, args.unet_steps, 1e-3, lambda: ema.step(params))
+    ema.copy_to(params)
+    return unet.eval(), text_encoder.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/teacher"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--vae-steps", type=int, default=1200)
+    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--unet-steps", type=int, default=4500)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    vae_file, unet_file, text_file = (args.work / f"{n}.safetensors" for n in ("vae", "unet", "text_encoder"))
+    vae = build_vae().eval()
+    if vae_file.exists():
+        vae.load_state_dict(load_file(vae_file))
+    else:
+        vae = train_vae(args.data, args)
+        save_file(vae.state_dict(), vae_file)
+    means, stds, _ = encode_some(vae, args)
+    vae.register_to_config(scaling_factor=round(1 / math.sqrt(means.var() + stds.square().mean()), 5))
+
+    if not (args.work / "judge/config.json").exists():
+        judge, accuracy = train_judge(args.data, args)
+        (args.work / "judge.json").write_text(json.dumps({"test_accuracy": accuracy}, indent=1) + "\n")
+        print("judge on the test split:", accuracy, flush=True)
+        judge.save(args.work / "judge")
+
+    captions = [c for s in scenes() for c in s.captions()]
+    tokenizer = build_tokenizer(captions, args.work / "tokenizer")
+    if unet_file.exists():
+        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+        unet.load_state_dict(load_file(unet_file))
+        text_encoder.load_state_dict(load_file(text_file))
+    else:
+        unet, text_encoder = train_unet(vae, tokenizer, args.data, args)
+        save_file(unet.state_dict(), unet_file)
+        save_file(text_encoder.state_dict(), text_file)
+
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(args.out)
+    build_tokenizer(captions, args.out / "tokenizer")
+    Judge.load(args.work / "judge").save(args.out / "judge")
+    (args.out / "judge/accuracy.json").write_text((args.work / "judge.json").read_text())
+    with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
+        f.write("".join(c + "\n" for c in captions).encode())
+
+
+def encode_some(vae: AutoencoderKL, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, None]:
+    photos, labels = photographs(args.data, "train")
+    chosen = some_scenes(labels[:500], random.Random(args.seed))
+    with torch.inference_mode():
+        images = draw(photos[:500], chosen, torch.Generator().manual_seed(args.seed))
+        posterior = vae.encode(images * 2 - 1).latent_dist
+    return posterior.mean, posterior.std, None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Claims: how processes and machines that share a folder agree on who makes what, with nothing but files."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+
+STALE_SECONDS = 900
+"""a claim that was not touched for so long belongs to a machine that died"""
+
+
+class Claim:
+    """The right to make one thing: a file NAME.claim that only one process can create.
+
+    take() is False while somebody else holds it. A claim is taken over when its process (on this machine) is gone, or
+    when it was not touched for STALE_SECONDS. Two holders would do double work, never harm: what they make is the same.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.with_name(path.name + ".claim")
+
+    def take(self) -> bool:
+        me = {"host": socket.gethostname(), "pid": os.getpid()}
+        with suppress(FileNotFoundError, RcdeployError):
+            owner = read_json(self.path)
+            gone = owner.get("host") == me["host"] and not _alive(int(owner.get("pid", 0)))
+            if gone or time.time() - self.path.stat().st_mtime > STALE_SECONDS:
+                self.path.unlink(missing_ok=True)
+        try:
+            with self.path.open("x") as f:
+                json.dump(me, f)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise RcdeployError(
+                f"cannot write {self.path}: {error.strerror}", fix="Mend that and run the same command again."
+            ) from error
+        return True
+
+    def touch(self) -> None:
+        with suppress(FileNotFoundError):
+            os.utime(self.path)
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,48 @@
+"""rcdeploy cache"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from ..recipe import load_recipe
+from .console import err, quieten_libraries, show_table, stages
+from .distill import QUIET, RECIPE, SET
+
+
+def cache_command(
+    recipe: Path = RECIPE,
+    override: list[str] = SET,
+    verify: bool = typer.Option(False, "--verify", help="Compare every file with its digest; broken shards are remade."),
+    as_json: bool = typer.Option(False, "--json", help="Say what the cache holds as JSON."),
+    quiet: bool = QUIET,
+) -> None:
+    """Fill the latent cache of a recipe: the teacher's latents for its paired prompts, never decoded.
+
+    Whole shards are kept, so the same command goes on after any interruption, and several machines that see one folder
+    may run it at once. On several GPUs: accelerate launch -m rcdeploy.cli.main cache RECIPE.
+    """
+    resolved = load_recipe(recipe, override)
+    from .. import latent_cache
+    from ..distill.run import make_accelerator, make_teacher
+
+    quieten_libraries()
+    teacher = make_teacher(resolved, make_accelerator(resolved, Path("runs")))
+    folder, manifest = latent_cache.prepare(resolved, teacher)
+    if verify:
+        for name in manifest.wrong_files(folder):
+            (folder / name).unlink(missing_ok=True)
+            err.print(f"{folder / name} differs from its digest: made anew", style="yellow")
+    say = (lambda _text: None) if quiet or as_json else (lambda text: err.print(text, style="dim"))
+    with stages(quiet or as_json) as progress:
+        cache = latent_cache.fill(resolved, teacher, lambda done, of: progress("latent cache", done, of, {}), say)
+    row = {
+        "folder": str(folder),
+        "latents": len(cache),
+        "shape": "x".join(map(str, cache.shape)),
+        "shards": len(cache.shards),
+        "bytes": sum(f["size"] for f in cache.manifest.files.values()),
+    }
+    if not quiet:
+        show_table("latent cache", list(row), [row], as_json=as_json)

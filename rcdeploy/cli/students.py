@@ -1,0 +1,46 @@
+"""rcdeploy students"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from .console import show_table
+
+
+def students_command(
+    teacher: Path | None = typer.Option(None, "--teacher", help="A diffusers folder; by default SD-1.4, built in."),
+    as_json: bool = typer.Option(False, "--json", help="As JSON, with raw numbers."),
+) -> None:
+    """Show every student of a teacher: what is removed, its parameters, its multiply-accumulates a step.
+
+    MACs are of one UNet step at the teacher's own size. THOP's count, which papers quote, leaves the attention products
+    out; the last column has them in.
+    """
+    from ..recipe_checks import teacher_unet_config
+    from ..student.spec import SD14_UNET_CONFIG
+
+    config = teacher_unet_config(teacher) if teacher else SD14_UNET_CONFIG
+    length = 77
+    if teacher:
+        from rcdeploy_runtime.files import read_json
+
+        length = int(read_json(teacher / "text_encoder" / "config.json").get("max_position_embeddings", 77))
+    from ..measure.table import student_table
+
+    rows = student_table(config, None, length)
+    if as_json:
+        show_table("", [], rows, as_json=True)
+        return
+    shown = [
+        {
+            "student": row["name"],
+            "removed": row.get("error") or "; ".join([row["removed"], *row["notes"]]),
+            "parameters": row.get("parameters"),
+            "GMACs (THOP)": row["macs_thop"] / 1e9 if "macs_thop" in row else None,
+            "GMACs, all": row["macs_total"] / 1e9 if "macs_total" in row else None,
+        }
+        for row in rows
+    ]
+    show_table(f"students of {teacher or 'SD-1.4'}", list(shown[0]), shown, as_json=False)

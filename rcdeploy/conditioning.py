@@ -1,0 +1,115 @@
+"""Random conditioning, the paper's idea (section 3.3, equation 3, Table C).
+
+A noised latent x_t keeps its own text with probability 1 - p(t), and gets a random one from the prompt pool with
+probability p(t): where t is large x_t says little of its text, where t is small the model hardly listens to it, so the
+teacher's answer is worth learning either way, and the student meets texts that no cached latent belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Probability = Callable[[Array], Array]
+"""u = t / T in [0, 1) -> p(t) in [0, 1]"""
+
+NULL, PAIRED, UNPAIRED = -1, 0, 1
+"""where a sample's text comes from"""
+
+
+def none(u: Array) -> Array:
+    return np.zeros_like(u)
+
+
+def exponential(u: Array, rate: float = 5.0) -> Array:
+    """exp(-lambda (1 - t/T)); lambda = 5 is in the authors' code only."""
+    return np.exp(-rate * (1 - u))
+
+
+def mirrored_exponential(u: Array, rate: float = 5.0) -> Array:
+    """exp(-lambda (1 - t/T)) for t > T/2, exp(-lambda t/T) below."""
+    return np.exp(-rate * np.where(u > 0.5, 1 - u, u))
+
+
+def linear(u: Array) -> Array:
+    """t/T."""
+    return u
+
+
+def sigmoid(u: Array, steepness: float = 20.0, centre: float = 0.7) -> Array:
+    """1 / (1 + exp(-20 (t/T - 0.7))): channel students."""
+    return 1 / (1 + np.exp(-steepness * (u - centre)))
+
+
+def constant(u: Array, p: float = 0.5) -> Array:
+    """p, whatever t."""
+    return np.full_like(u, p)
+
+
+def probability(
+    name: str, *, rate: float = 5.0, steepness: float = 20.0, centre: float = 0.7, p: float = 0.5
+) -> Probability:
+    """p(t) by its name in a recipe. Raises KeyError for a name that is not in Table C."""
+    table: dict[str, Probability] = {
+        "none": none,
+        "exponential": lambda u: exponential(u, rate),
+        "mirrored-exponential": lambda u: mirrored_exponential(u, rate),
+        "linear": linear,
+        "sigmoid": lambda u: sigmoid(u, steepness, centre),
+        "constant": lambda u: constant(u, p),
+    }
+    return table[name]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one training sample is made of: a row of the latent cache, its timestep, its text, its noise."""
+
+    row: int
+    timestep: int
+    text: int
+    """NULL, PAIRED (the row's own prompt), or UNPAIRED"""
+    prompt: int
+    """index into the prompt pool, when UNPAIRED"""
+    noise: NDArray[np.float32]
+    """[c, h, w]"""
+
+
+@dataclass(frozen=True)
+class RandomConditioning:
+    """Draws samples. Sample i of step s is a function of (seed, s, i) alone: Philox is a counter-based generator.
+
+    p: of t / num_train_timesteps. rows: latents in the cache. pool_size: prompts in C.
+    """
+
+    p: Probability
+    rows: int
+    pool_size: int
+    num_train_timesteps: int = 1000
+    null_probability: float = 0.1
+    seed: int = 0
+
+    def draw(self, step: int, sample: int, latent_shape: tuple[int, ...]) -> Draw:
+        """Equation 3, and after it the null condition; row and t uniform."""
+        rng = generator(self.seed, TRAINING, step, sample)
+        row = int(rng.integers(self.rows))
+        timestep = int(rng.integers(self.num_train_timesteps))
+        prompt = int(rng.integers(self.pool_size))
+        replace, drop = rng.random(2)
+        text = UNPAIRED if replace < self.p(np.float64(timestep / self.num_train_timesteps)) else PAIRED  # type: ignore[arg-type]
+        if drop < self.null_probability:
+            text = NULL
+        return Draw(row, timestep, text, prompt, rng.standard_normal(latent_shape, np.float32))
+
+
+TRAINING, CACHE, GRID, VALIDATION, SHUFFLE = range(5)
+"""streams of random numbers that share a seed and never meet"""
+
+
+def generator(seed: int, stream: int, a: int = 0, b: int = 0) -> np.random.Generator:
+    """The generator of (seed, stream, a, b), whatever was drawn before."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, a, b]))

@@ -1,0 +1,79 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped. safetensors and JSON."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import new_folder, read_json, write_json
+from torch import Tensor, nn
+
+from ..tensors import load_tensors, save_tensors
+
+
+def steps_of(folder: Path) -> list[int]:
+    """Steps of the whole checkpoints under folder/checkpoints, in order."""
+    found = (folder / "checkpoints").glob("step-*/state.json")
+    return sorted(int(state.parent.name.removeprefix("step-")) for state in found)
+
+
+def place(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:08}"
+
+
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, scaler: Any, state: dict[str, Any]
+) -> None:
+    """Writes folder/checkpoints/step-N. Raises RcdeployError, and writes nothing, when a weight is not finite."""
+    named = dict(model.named_parameters())
+    for name, value in named.items():
+        if not value.isfinite().all():
+            raise RcdeployError(f"{name} is not finite at step {state['step']}")
+    moments: dict[str, Tensor] = {}
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            moments[f"{name}/{key}"] = torch.as_tensor(value)
+    with new_folder(place(folder, state["step"])) as beside:
+        save_tensors(beside / "model.safetensors", dict(model.state_dict()))
+        save_tensors(beside / "optimizer.safetensors", moments)
+        save_tensors(beside / "ema.safetensors", dict(zip(trained_names(model), ema.shadow_params, strict=True)))
+        scaling = scaler.state_dict() if scaler is not None else None
+        write_json(beside / "state.json", {**state, "ema_steps": ema.optimization_step, "scaler": scaling})
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """The parameters that EMA follows: the student's, without the projectors."""
+    return [name for name, _ in model.named_parameters() if name.startswith("unet.")]
+
+
+def load(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, scaler: Any
+) -> dict[str, Any]:
+    """Brings everything back to step N and returns its state. Raises RcdeployError, naming the file, if one is broken."""
+    where = place(folder, step)
+    state: dict[str, Any] = read_json(where / "state.json")
+    model.load_state_dict(load_tensors(where / "model.safetensors"))
+    moments = load_tensors(where / "optimizer.safetensors")
+    for name, parameter in model.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments]
+        # the step count stays on the CPU, as AdamW keeps it
+        at = {key: "cpu" if key == "step" else parameter.device for key in keys}
+        optimizer.state[parameter] = {key: moments[f"{name}/{key}"].to(at[key]) for key in keys}
+    averages = load_tensors(where / "ema.safetensors")
+    for name, shadow in zip(trained_names(model), ema.shadow_params, strict=True):
+        shadow.copy_(averages[name])
+    ema.optimization_step = state["ema_steps"]
+    if scaler is not None and state["scaler"] is not None:
+        scaler.load_state_dict(state["scaler"])
+    return state
+
+
+def prune(folder: Path, keep: int, best: int | None) -> None:
+    """Leaves the last `keep` checkpoints and the best."""
+    for step in steps_of(folder)[:-keep]:
+        if step != best:
+            shutil.rmtree(place(folder, step), ignore_errors=True)

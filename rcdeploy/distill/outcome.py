@@ -1,0 +1,171 @@
+"""What a run leaves behind beside its checkpoints: manifest, metrics, grids, curves, and the student's pipeline."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import new_folder, write_json
+from rcdeploy_runtime.manifest import Manifest
+from torch import Tensor
+
+from ..conditioning import GRID, VALIDATION, generator
+from ..report.pictures import grid, loss_curves
+from ..sampling import pictures
+from ..teacher import predict
+from .losses import output_loss
+from .run import Run
+from .run_folder import Metrics
+from .step import Batches
+
+COLUMNS = 8
+"""pictures in a row of the grid"""
+DIVERGED = 20.0
+"""a mean loss so many times the lowest one seen is a run gone wrong"""
+
+
+def begin(run: Run) -> None:
+    """Writes the manifest and the resolved recipe; drops metrics of steps that will be done again."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "recipe.json", run.recipe.resolved())
+    _manifest(run).write(run.folder)
+    run.metrics = Metrics(run.folder / "metrics.jsonl", run.step)
+
+
+def _manifest(run: Run) -> Manifest:
+    made_from = [{"kind": k, "sha256": v} for k, v in run.sources.items() if k != "teacher"]
+    return Manifest(
+        kind="run",
+        recipe=run.recipe.resolved(),
+        teacher=run.teacher.identity,
+        noise_schedule=run.cache.manifest.noise_schedule,
+        latents=run.cache.manifest.latents,
+        made_from=made_from,
+        facts={"student": run.recipe.student.name, "init": run.recipe.student.first_weights, "steps": run.step},
+    )
+
+
+def log(run: Run, figures: dict[str, float]) -> None:
+    """One line of metrics.jsonl. Raises RcdeployError when the loss is not finite or has run away."""
+    run.latest = figures
+    loss = figures["loss"]
+    if not loss < DIVERGED * run.lowest_loss:  # also true of NaN
+        raise RcdeployError(
+            f"the loss is {loss:.4g} at step {run.step:,}, and was {run.lowest_loss:.4g} at its lowest: the run diverged",
+            fix="The last good checkpoint is kept. Try a smaller train.learning_rate, a longer train.warmup_steps, or "
+            "mixed_precision = 'bf16' instead of 'fp16'.",
+        )
+    run.lowest_loss = min(run.lowest_loss, loss)
+    if run.metrics:
+        run.metrics.add({"step": run.step, **figures})
+
+
+@contextmanager
+def _ema_weights(run: Run) -> Iterator[torch.nn.Module]:
+    """The student with its EMA weights, in evaluation mode, for as long as the block runs."""
+    parameters = list(run.model.unet.parameters())
+    run.ema.store(parameters)
+    run.ema.copy_to(parameters)
+    run.model.eval()
+    try:
+        yield run.model.unet
+    finally:
+        run.ema.restore(parameters)
+        run.model.train()
+
+
+def look(run: Run, batches: Batches) -> None:
+    """Validation loss of the EMA weights, a grid of pictures, the loss curve; remembers the best step."""
+    with _ema_weights(run) as unet:
+        loss = validation_loss(run, unet, batches)
+        if run.best is None or loss < run.best[0]:
+            run.best = (loss, run.step)
+        _draw_grid(run, unet)
+    if run.metrics:
+        run.metrics.add({"step": run.step, "validation": loss})
+        loss_curves(run.metrics.lines, run.folder / "loss.png", title=f"{run.recipe.name}: distillation losses")
+    run.latest = {**run.latest, "validation": loss}
+
+
+@torch.no_grad()
+def validation_loss(run: Run, unet: torch.nn.Module, batches: Batches) -> float:
+    """Equation 1 on noised latents that never change, each with a random text of the pool: the harder half of the task."""
+    if "validation" not in run.drawn:
+        run.drawn["validation"] = _validation_batch(run)
+    total, count = 0.0, 0
+    for noisy, timesteps, prompts in run.drawn["validation"]:
+        condition = run.teacher.encode_prompts(prompts)
+        said = predict(run.teacher.unet, noisy.to(run.teacher.dtype), timesteps, condition)
+        answer = predict(unet, noisy, timesteps, condition.to(noisy.device, torch.float32))
+        total, count = total + output_loss(said, answer).item() * len(prompts), count + len(prompts)
+    return float(f"{total / count:.6g}")
+
+
+def _validation_batch(run: Run) -> list[tuple[Tensor, Tensor, list[str]]]:
+    size, T = run.recipe.evaluate.validation_size, int(run.teacher.schedule.config.num_train_timesteps)
+    rng, device = generator(run.recipe.evaluate.seed, VALIDATION), run.teacher.device
+    rows, prompts = rng.integers(len(run.cache), size=size).tolist(), run.pool.draw(rng, size)
+    timesteps = torch.arange(size) * T // size  # evenly over all of them
+    x_0 = run.cache.latents(rows)
+    noise = torch.from_numpy(rng.standard_normal(x_0.shape, "float32"))
+    noisy = run.teacher.schedule.add_noise(x_0, noise, timesteps)
+    return [
+        (noisy[i : i + 16].to(device), timesteps[i : i + 16].to(device), prompts[i : i + 16])
+        for i in range(0, size, 16)
+    ]
+
+
+def _draw_grid(run: Run, unet: torch.nn.Module) -> None:
+    evaluate = run.recipe.evaluate
+    prompts = evaluate.prompts or run.pool.draw(generator(evaluate.seed, GRID), COLUMNS)
+    settings: dict[str, Any] = {
+        "seed": evaluate.seed,
+        "stream": GRID,
+        "resolution": run.recipe.cache.resolution,
+        "num_inference_steps": evaluate.num_inference_steps,
+        "guidance_scale": evaluate.guidance_scale,
+    }
+    if "teacher" not in run.drawn:
+        run.drawn["teacher"] = pictures(run.teacher, prompts, **settings)
+    drawn = pictures(run.teacher, prompts, unet=_as_teacher(run, unet), **settings)
+    rows = [("teacher", run.drawn["teacher"]), (f"student, step {run.step:,}", drawn)]
+    path = run.folder / "samples" / f"step-{run.step:08}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid(rows, prompts, path)
+    shutil.copyfile(path, run.folder / "samples" / "latest.png")
+
+
+def _as_teacher(run: Run, unet: torch.nn.Module) -> torch.nn.Module:
+    """The student's weights in the teacher's precision, in which conditions are made."""
+    if run.teacher.dtype == torch.float32:
+        return unet
+    return _student(run, unet).to(run.teacher.device, run.teacher.dtype)
+
+
+def _student(run: Run, unet: torch.nn.Module) -> UNet2DConditionModel:
+    """A copy of the student by itself, without hooks or wrappers."""
+    copy = UNet2DConditionModel.from_config(run.student_config)
+    copy.load_state_dict(unet.state_dict())
+    return copy.eval()
+
+
+def finish(run: Run) -> None:
+    """pipeline/: the EMA student with the teacher's text encoder, VAE and schedule, as diffusers reads it."""
+    with _ema_weights(run) as unet:
+        student = _student(run, unet)
+    with new_folder(run.folder / "pipeline") as beside:
+        for name in ("text_encoder", "tokenizer", "vae", "scheduler"):
+            shutil.copytree(run.teacher.folder / name, beside / name)
+        shutil.copyfile(run.teacher.folder / "model_index.json", beside / "model_index.json")
+        student.half().save_pretrained(beside / "unet")
+    manifest = _manifest(run)
+    manifest.facts |= {"best_step": run.best[1] if run.best else None, "finished": True}
+    for file in sorted((run.folder / "pipeline").rglob("*")):
+        if file.is_file():
+            manifest.add_file(run.folder, str(file.relative_to(run.folder)))
+    manifest.write(run.folder)

@@ -1,0 +1,152 @@
+"""Parameters and multiply-accumulates (MACs) of a UNet, counted from shapes alone on the meta device.
+
+Two totals, because both are quoted. THOP 0.1.1, which the paper's Table A uses, counts what it sees as modules:
+convolutions, linears and norms, and so misses the products QK^T and AV inside attention, which are functions. The other
+total has every matrix product and nothing else: what torch.utils.flop_counter counts, halved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from rcdeploy_runtime.errors import RcdeployError
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rcdeploy.student.build import build_on_meta
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one UNet call on a batch of one (guidance doubles them).
+
+    thop: THOP 0.1.1's figure. norms: the part of it that is norms and pooling, not matrix products. attention: QK^T
+    and AV.
+    """
+
+    thop: int
+    norms: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """Every matrix product: convolutions, linears, QK^T and AV."""
+        return self.thop - self.norms + self.attention
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters, a shared tensor counted once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def unet_macs(
+    unet_or_config: UNet2DConditionModel | Mapping[str, Any],
+    latent_size: int | tuple[int, int] | None = None,
+    text_length: int = 77,
+) -> Macs:
+    """MACs of one call on latents (1, in_channels, height, width) and text (1, text_length, width of the text).
+
+    latent_size: height and width of the latents in latent pixels (one number: square), by default the config's
+    sample_size. text_length: tokens. A UNet with weights is left alone: its config is built again on the meta device.
+    Raises RcdeployError if no size is known, or for an added condition that is not known here.
+    """
+    unet = unet_or_config
+    if isinstance(unet, Mapping) or unet.device.type != "meta":
+        unet = build_on_meta(unet if isinstance(unet, Mapping) else unet.config)
+    height, width = _latent_size(unet, latent_size)
+    counts = {"products": 0, "norms": 0}
+    handles = [module.register_forward_hook(_count_into(counts)) for module in unet.modules() if type(module) in _RULES]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as flops:
+            unet(**_inputs(unet, height, width, text_length))
+    finally:
+        for handle in handles:
+            handle.remove()
+    every_product = flops.get_total_flops() // 2
+    return Macs(
+        thop=counts["products"] + counts["norms"],
+        norms=counts["norms"],
+        attention=every_product - counts["products"],
+    )
+
+
+def _conv_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+    kernel: int = module.weight[0, 0].numel()
+    return int(result.numel() * (module.in_channels // module.groups) * kernel)
+
+
+def _linear_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+    return int(module.in_features * result.numel())
+
+
+def _norm_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+    # THOP: subtract and divide, twice as much with scale and shift
+    return int(given.numel() * (4 if module.elementwise_affine else 2))
+
+
+def _pool_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+    return int(result.numel())
+
+
+# THOP 0.1.1's rules (kind, rule) for the modules a diffusers UNet may hold. Like THOP's they ask for the exact class,
+# and like THOP's they pass over GroupNorm, SiLU, GELU and embeddings.
+_RULES: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.Conv1d: ("products", _conv_macs),
+    nn.Conv2d: ("products", _conv_macs),
+    nn.Linear: ("products", _linear_macs),
+    nn.LayerNorm: ("norms", _norm_macs),
+    nn.AvgPool2d: ("norms", _pool_macs),
+}
+
+
+def _count_into(counts: dict[str, int]) -> Any:
+    """A forward hook that adds each call's MACs to counts['products'] or counts['norms']."""
+
+    def hook(module: nn.Module, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+        kind, rule = _RULES[type(module)]
+        counts[kind] += rule(module, given[0], result)
+
+    return hook
+
+
+def _latent_size(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) in latent pixels. Any size will do: diffusers rounds halves up and crops on the way back."""
+    size = unet.config.sample_size if latent_size is None else latent_size
+    if size is None:
+        raise RcdeployError("the UNet's config names no sample_size.", fix="Give the latents' size, such as 64.")
+    height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if height < 1 or width < 1:
+        raise RcdeployError(f"there are no latents of {height} x {width}.", fix="Give a size such as 64.")
+    return height, width
+
+
+def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: int) -> dict[str, Any]:
+    """What the UNet's forward wants, on the meta device; SDXL's pooled text and sizes included."""
+    config = unet.config
+    text_width = config.encoder_hid_dim or config.cross_attention_dim
+    if isinstance(text_width, list | tuple):
+        text_width = text_width[0]
+    inputs: dict[str, Any] = {
+        "sample": torch.empty(1, config.in_channels, height, width, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
+    }
+    if config.addition_embed_type == "text_time":
+        pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.empty(1, pooled_width, device="meta"),
+            "time_ids": torch.empty(1, 6, device="meta"),
+        }
+    elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
+        raise RcdeployError(
+            f"MACs of a UNet with addition_embed_type {config.addition_embed_type!r} and encoder_hid_dim_type "
+            f"{config.encoder_hid_dim_type!r} cannot be counted.",
+            fix="Text-conditioned UNets can: SD-1.x, SD-2.x, SDXL and their kin.",
+        )
+    if config.num_class_embeds is not None and config.class_embed_type is None:
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
+    return inputs

@@ -1,0 +1,46 @@
+"""Real pictures as the second source of a latent cache: for the BK-SDM baseline and the paper's 'real image' rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import inside
+from torch import Tensor
+
+from .teacher import Teacher
+
+
+def captioned_images(folder: Path) -> list[tuple[Path, str]]:
+    """A folder with metadata.csv (file_name, text: the layout of Hugging Face's imagefolder) -> (picture, caption)."""
+    table = folder / "metadata.csv"
+    if not table.is_file():
+        raise RcdeployError(f"{folder} has no metadata.csv", fix="Write one with the columns file_name and text.")
+    with table.open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    if not rows or not {"file_name", "text"} <= set(rows[0]):
+        raise RcdeployError(f"{table} needs the columns file_name and text, and at least one row")
+    pairs = [(inside(folder, row["file_name"]), " ".join(row["text"].split())) for row in rows]
+    missing = [str(p) for p, _ in pairs if not p.is_file()]
+    if missing:
+        raise RcdeployError(f"{table} names {len(missing)} pictures that are not there, the first is {missing[0]}")
+    return pairs
+
+
+@torch.no_grad()
+def encode_images(teacher: Teacher, files: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
+    """Pictures, cropped to the middle square and resized -> scaled latents [n, c, h, w] (the posterior's mode)."""
+    edge = shape[1] * teacher.pixels_per_latent
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            square = ImageOps.fit(image.convert("RGB"), (edge, edge), Image.Resampling.BICUBIC)
+        images.append(torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1)
+    posterior = teacher.vae.encode(torch.stack(images).to(teacher.device)).latent_dist
+    latents: Tensor = posterior.mode() * teacher.scaling_factor
+    return latents

@@ -1,0 +1,84 @@
+"""What no single key of a recipe can tell: contradictions between keys, missing files, a student that does not fit."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+
+from .student.spec import STUDENTS, StudentSpec, student_config
+
+
+def cross_errors(sections: dict[str, Any], check_files: bool) -> list[str]:
+    """sections: those that are right in themselves, by name. Returns a sentence for each error."""
+    errors: list[str] = []
+    student, cache, train = (sections.get(name) for name in ("student", "cache", "train"))
+    conditioning, loss, prompts = (sections.get(name) for name in ("conditioning", "loss", "prompts"))
+    if student:
+        errors += _student_errors(student)
+    if cache and cache.source == "real" and not cache.images:
+        errors.append("cache.images: source = 'real' needs a folder of pictures")
+    if cache and cache.source == "teacher" and cache.images:
+        errors.append("cache.images: only with source = 'real'; the teacher's own latents need no pictures")
+    if train and train.micro_batch_size and train.global_batch_size % train.micro_batch_size:
+        errors.append(
+            f"train.micro_batch_size: {train.micro_batch_size} does not divide global_batch_size = "
+            f"{train.global_batch_size}"
+        )
+    if conditioning and loss and loss.task and conditioning.probability == "constant" and conditioning.constant == 1:
+        errors.append("loss.task: needs true pairs, but conditioning.constant = 1 replaces every text")
+    if check_files:
+        if prompts:
+            for key in ("paired", "pool"):
+                errors += [f"prompts.{key}: {p} is not there" for p in getattr(prompts, key) if not Path(p).exists()]
+        if cache and cache.images and not Path(cache.images).is_dir():
+            errors.append(f"cache.images: {cache.images} is no folder")
+        if "teacher" in sections:
+            errors += _teacher_errors(sections["teacher"].path, student)
+    return errors
+
+
+def _student_errors(student: Any) -> list[str]:
+    if student.width is None and student.name not in STUDENTS:
+        near = difflib.get_close_matches(student.name, STUDENTS, 1, 0.4)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return [f"student.name: {student.name!r} is none of {', '.join(STUDENTS)}{hint}"]
+    channels = student.width is not None or student.name.startswith("c-")
+    if channels and student.init == "teacher":
+        return ["student.init: 'teacher' copies whole tensors, which no channel student has; use 'random' or 'sliced'"]
+    if not channels and student.init == "sliced":
+        return ["student.init: 'sliced' is for channel students; use 'teacher' or 'random'"]
+    return []
+
+
+def _teacher_errors(path: str, student: Any) -> list[str]:
+    folder = Path(path)
+    if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/")):
+        return []  # a name on the hub: known only when it is fetched
+    try:
+        config = teacher_unet_config(folder)
+        if student:
+            student_config(StudentSpec(width=student.width) if student.width else student.name, config)
+    except RcdeployError as error:
+        return [f"teacher.path: {error.message}" if "teacher" in error.message else f"student.name: {error.message}"]
+    return []
+
+
+def teacher_unet_config(folder: Path) -> dict[str, Any]:
+    """The UNet's config of a diffusers folder. Raises RcdeployError when it is none, or its UNet is of another class."""
+    if not folder.is_dir():
+        raise RcdeployError(f"there is no teacher folder {folder}")
+    if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
+        raise RcdeployError(
+            f"{folder} is no teacher in diffusers' layout: it has no model_index.json and unet/config.json",
+            fix="Save it with StableDiffusionPipeline.save_pretrained; a single .safetensors opens with from_single_file.",
+        )
+    config: dict[str, Any] = read_json(folder / "unet" / "config.json")
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise RcdeployError(
+            f"the teacher's UNet in {folder} is a {config.get('_class_name')}; only UNet2DConditionModel can be distilled"
+        )
+    return config

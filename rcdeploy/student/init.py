@@ -1,0 +1,188 @@
+"""The student's first weights: drawn, copied from the teacher, or sliced out of it (paper section 4; KOALA: section H).
+
+'teacher' is the paper's choice for block and KOALA students, 'random' its choice for channel students, and 'sliced' is
+this project's alternative for the latter. Which teacher tensor goes where is a rule on parameter names.
+
+Why slicing keeps channels aligned
+----------------------------------
+A dimension of W_t teacher channels that shrinks to W_s keeps the channels floor(i W_t / W_s), i = 0 .. W_s-1, as they
+are. This depends on (W_t, W_s) alone, so everything that reads or writes one residual stream keeps the same channels.
+Let P divide both widths, and let the P parts be contiguous: norm groups, attention heads (q, k, v are heads x
+head_dim), the halves [value; gate] of a GEGLU, [scale; shift], [cos; sin] of the time embedding. With w = W / P,
+channel i = p w_s + r lies in part p and goes to floor((p w_s + r) w_t / w_s) = p w_t + floor(r w_t / w_s): part p
+again, at the place that slicing each part by itself gives. So one rule serves all of them, and a student's group g,
+head h or gate c holds channels of the teacher's group g, head h, or the gate of value c; spec's widths are multiples
+of groups and heads for this reason.
+
+One input is not a single stream: in up blocks each resnet reads [hidden; skip], whose parts may shrink by different
+ratios after rounding. Its parts are sliced one by one. With equal ratios its norm groups stay aligned as above; with
+unequal ratios a group there may straddle the two parts elsewhere than in the teacher.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel
+from rcdeploy_runtime.errors import RcdeployError
+
+from rcdeploy.student.build import build_student
+
+InitMethod = Literal["random", "teacher", "sliced"]
+
+_UP_LAYER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<kind>resnets|attentions)\.(?P<layer>\d+)\.(?P<rest>.+)")
+_UP_OTHER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<rest>.+)")
+# the tensors that read [hidden; skip], with the dimension along which they do
+_READS_SKIP = {"norm1.weight": 0, "norm1.bias": 0, "conv1.weight": 1, "conv_shortcut.weight": 1}
+
+
+def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, method: InitMethod, seed: int) -> None:
+    """Set every weight of the student, in place.
+
+    'random': a function of the student's config and `seed` alone. 'teacher': copies (block and KOALA students), see
+    teacher_name. 'sliced': every (teacher width / student width)-th channel (channel students), see this file's head.
+    The last two do not use the seed. Raises RcdeployError if the method is not for this student, and naming the tensor
+    if one has no teacher tensor, or one of another shape: no weight is ever left as it was.
+    """
+    if method == "random":
+        student.load_state_dict(build_student(student.config, seed).state_dict())
+    elif method == "teacher":
+        _require_equal_widths(student, teacher)
+        _copy(student, dict(_copied(student, teacher)))
+    elif method == "sliced":
+        _require_equal_blocks(student, teacher)
+        _copy(student, dict(_sliced(student, teacher)))
+    else:
+        raise RcdeployError(f"there is no initialisation '{method}'.", fix="Choose random, teacher or sliced.")
+
+
+def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> str:
+    """The teacher's name of the student tensor `name`: the same, but for the up blocks (paper section 4, as in BK-SDM).
+
+    Up blocks are counted from the innermost stage, which b-tiny lacks: its block i is the teacher's i + 1. And a
+    block's last layer is the teacher's last, not the one of its index: it alone reads the skip from the stage above.
+    """
+    shift = len(teacher.up_blocks) - len(student.up_blocks)
+    if layer := _UP_LAYER.fullmatch(name):
+        block, index = int(layer["block"]), int(layer["layer"])
+        if index == len(student.up_blocks[block].resnets) - 1:
+            index = len(teacher.up_blocks[block + shift].resnets) - 1
+        return f"up_blocks.{block + shift}.{layer['kind']}.{index}.{layer['rest']}"
+    if other := _UP_OTHER.fullmatch(name):
+        return f"up_blocks.{int(other['block']) + shift}.{other['rest']}"
+    return name
+
+
+def slice_channels(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """Channels floor(i W / size), i = 0 .. size-1, of the W along `dim`; size <= W."""
+    width = tensor.shape[dim]
+    kept = torch.arange(size, device=tensor.device) * width // size
+    return tensor.index_select(dim, kept)
+
+
+def _copied(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """(student's name, teacher's tensor) for every student tensor."""
+    source = teacher.state_dict()
+    for name, old in student.state_dict().items():
+        from_name = teacher_name(name, student, teacher)
+        if from_name not in source:
+            raise _untouched(name, f"the teacher has no {from_name}")
+        if source[from_name].shape != old.shape:
+            shapes = f"{tuple(old.shape)}, the teacher's {from_name} is {tuple(source[from_name].shape)}"
+            raise _untouched(name, f"it is {shapes}")
+        yield name, source[from_name]
+
+
+def _sliced(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """(student's name, slice of the teacher's tensor) for every student tensor."""
+    source = teacher.state_dict()
+    for name, old in student.state_dict().items():
+        tensor = source[name]
+        if tensor.ndim != old.ndim or any(new > had for new, had in zip(old.shape, tensor.shape, strict=True)):
+            raise _untouched(name, f"{tuple(old.shape)} cannot be sliced out of the teacher's {tuple(tensor.shape)}")
+        for dim, size in enumerate(old.shape):
+            if dim != _skip_dim(name):
+                tensor = slice_channels(tensor, dim, size)
+                continue
+            parts, sizes = _skip_parts(name, teacher), _skip_parts(name, student)
+            if (sum(parts), sum(sizes)) != (tensor.shape[dim], size):
+                raise _untouched(name, f"its {size} inputs are not {sizes[0]} hidden and {sizes[1]} skip channels")
+            tensor = _slice_parts(tensor, dim, parts, sizes)
+        yield name, tensor
+
+
+def _skip_dim(name: str) -> int | None:
+    """The dimension of the tensor along which it reads [hidden; skip], if it does."""
+    layer = _UP_LAYER.fullmatch(name)
+    return _READS_SKIP.get(layer["rest"]) if layer and layer["kind"] == "resnets" else None
+
+
+def _skip_parts(name: str, unet: UNet2DConditionModel) -> tuple[int, int]:
+    """(hidden, skip): channels of what the up-block resnet that `name` belongs to reads.
+
+    The first resnet's hidden channels come from the block before, the last one's skip from the stage above; see
+    diffusers' UNet2DConditionModel and UpBlock2D.
+    """
+    layer = _UP_LAYER.fullmatch(name)
+    assert layer is not None
+    block, index = int(layer["block"]), int(layer["layer"])
+    outward = list(reversed(unet.config.block_out_channels))
+    own, before, above = outward[block], outward[max(block - 1, 0)], outward[min(block + 1, len(outward) - 1)]
+    is_last = index == len(unet.up_blocks[block].resnets) - 1
+    return (before if index == 0 else own), (above if is_last else own)
+
+
+def _slice_parts(tensor: torch.Tensor, dim: int, parts: tuple[int, int], sizes: tuple[int, int]) -> torch.Tensor:
+    """Slice each of two parts that lie behind one another along `dim`: from `parts` channels to `sizes` channels."""
+    pieces = tensor.split(list(parts), dim)
+    return torch.cat([slice_channels(piece, dim, size) for piece, size in zip(pieces, sizes, strict=True)], dim)
+
+
+def _copy(student: UNet2DConditionModel, tensors: dict[str, torch.Tensor]) -> None:
+    """Into the student, whatever its device and precision. All or nothing: the tensors were all found before."""
+    with torch.no_grad():
+        for name, target in student.state_dict().items():
+            target.copy_(tensors[name])
+
+
+def _untouched(name: str, why: str) -> RcdeployError:
+    return RcdeployError(
+        f"the student's {name} cannot be taken from the teacher: {why}.",
+        fix="Give the teacher that this student was made for, or start from random weights (initialisation 'random').",
+    )
+
+
+def _widths(unet: UNet2DConditionModel) -> list[int]:
+    return list(unet.config.block_out_channels)
+
+
+def _require_equal_widths(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    widths, teacher_widths = _widths(student), _widths(teacher)
+    if widths != teacher_widths[: len(widths)]:
+        raise RcdeployError(
+            f"a student of width {widths} cannot copy the weights of a teacher of width {teacher_widths}.",
+            fix="Channel students start from 'random' or 'sliced' weights.",
+        )
+
+
+def _require_equal_blocks(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    """'sliced' is for students with every layer of the teacher, and with its heads and norm groups."""
+    if missing := sorted(set(teacher.state_dict()) ^ set(student.state_dict())):
+        raise RcdeployError(
+            f"the student has not the same layers as the teacher (for one, {missing[0]}), so it cannot be sliced out.",
+            fix="Start from 'random' weights, or a block or KOALA student from 'teacher' weights.",
+        )
+    for key in ("attention_head_dim", "num_attention_heads", "norm_num_groups"):
+        mine, theirs = _plain(student.config.get(key)), _plain(teacher.config.get(key))
+        if mine != theirs:
+            raise RcdeployError(
+                f"the student's {key} is {mine}, the teacher's {theirs}: a slice would mix heads or norm groups.",
+                fix="Keep the teacher's heads and groups, or start from 'random' weights.",
+            )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

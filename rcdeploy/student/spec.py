@@ -1,0 +1,298 @@
+"""The students: which parts of a teacher's UNet each one keeps (paper section 4 and Table A; KOALA: paper section H).
+
+A student is a rule over the *teacher's* UNet2DConditionModel config, not a list of numbers, so it holds for SD-1.x,
+SD-2.x, SDXL and toy teachers alike. Nothing here imports torch: recipes are checked, and help is printed, without it.
+
+    block students   b-base, b-small, b-tiny    whole layers, the mid block, the innermost stage go (BK-SDM's rule)
+    channel students c-base ... c-micro         every layer stays, every width shrinks
+    KOALA            koala-700m, koala-1b       layers and transformer layers of an SDXL teacher go
+
+diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count that it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rcdeploy_runtime.errors import RcdeployError
+
+Config = dict[str, Any]
+
+SD14_UNET_CONFIG: Config = {
+    "_class_name": "UNet2DConditionModel",
+    "attention_head_dim": 8,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 768,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "in_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 4,
+    "sample_size": 64,
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+"""The UNet of CompVis/stable-diffusion-v1-4, so that its students can be listed without any download. What is not named
+here (activation, epsilons, scale factors) is diffusers' default, as in the original file."""
+
+# diffusers' own defaults for the keys that the rules read and a config may leave out
+_DEFAULTS: Config = {
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": SD14_UNET_CONFIG["down_block_types"],
+    "up_block_types": SD14_UNET_CONFIG["up_block_types"],
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "layers_per_block": 2,
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+}
+
+# lists with one entry a stage: these run from the outermost stage inwards, so the innermost stage comes last ...
+_INWARD_LISTS = (
+    "block_out_channels",
+    "down_block_types",
+    "layers_per_block",
+    "attention_head_dim",
+    "num_attention_heads",
+    "cross_attention_dim",
+    "only_cross_attention",
+    "transformer_layers_per_block",
+)
+# ... and these from the innermost stage outwards, so it is the first
+_OUTWARD_LISTS = ("up_block_types", "reverse_transformer_layers_per_block")
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """What to take from a teacher; the fields may be combined, and StudentSpec(width=0.55) is a student of one's own.
+
+    width: factor in (0, 1] on every stage's channels. single_layer: layers_per_block becomes 1. drop_mid_block,
+    drop_innermost_stage: what they say. transformer_layers: transformer layers of each stage, outermost first (KOALA;
+    wants an SDXL teacher). Raises RcdeployError if the width is out of range or nothing at all is removed.
+    """
+
+    width: float = 1.0
+    single_layer: bool = False
+    drop_mid_block: bool = False
+    drop_innermost_stage: bool = False
+    transformer_layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width <= 1:
+            raise RcdeployError(
+                f"student width {self.width:g} is out of range.", fix="Give a factor above 0 and below 1, such as 0.7."
+            )
+        if self.width == 1 and not self._removes_blocks and self.transformer_layers is None:
+            raise RcdeployError(
+                "this student removes nothing from its teacher.", fix="Give a width below 1, or name layers to remove."
+            )
+
+    @property
+    def family(self) -> Literal["block", "channel", "koala"]:
+        """'koala' if transformer layers go, else 'block' if whole layers or blocks go, else 'channel'."""
+        return "koala" if self.transformer_layers else "block" if self._removes_blocks else "channel"
+
+    @property
+    def _removes_blocks(self) -> bool:
+        return self.single_layer or self.drop_mid_block or self.drop_innermost_stage
+
+
+STUDENTS: dict[str, StudentSpec] = {
+    "b-base": StudentSpec(single_layer=True),
+    "b-small": StudentSpec(single_layer=True, drop_mid_block=True),
+    "b-tiny": StudentSpec(single_layer=True, drop_mid_block=True, drop_innermost_stage=True),
+    "c-base": StudentSpec(width=0.8),
+    "c-small": StudentSpec(width=0.7),
+    "c-tiny": StudentSpec(width=0.6),
+    "c-micro": StudentSpec(width=0.5),
+    "koala-700m": StudentSpec(single_layer=True, drop_mid_block=True, transformer_layers=(1, 2, 5)),
+    "koala-1b": StudentSpec(single_layer=True, transformer_layers=(1, 2, 6)),
+}
+
+
+class _Misfit(Exception):
+    """Why a rule cannot be applied to a teacher; student_config turns it into an RcdeployError with a way out."""
+
+
+def find_student(name: str) -> StudentSpec:
+    """The student of that name; RcdeployError with the nearest right name if there is none."""
+    if name in STUDENTS:
+        return STUDENTS[name]
+    near = difflib.get_close_matches(name.lower(), STUDENTS, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]}? " if near else ""
+    raise RcdeployError(f"there is no student named '{name}'.", fix=f"{hint}Students: {', '.join(STUDENTS)}.")
+
+
+def student_config(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The student's UNet2DConditionModel config, and notes for a person on what does not go as the rule says.
+
+    teacher_config: the teacher's UNet config (unet/config.json, or unet.config). Its keys with a leading underscore
+    (class, version, folder) do not hold for the student and are dropped; tuples come back as lists. Raises
+    RcdeployError if the rule does not fit this teacher: it says why, and which students do fit.
+    """
+    spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
+    try:
+        return _apply(spec, teacher_config)
+    except _Misfit as misfit:
+        label = f"student {spec_or_name}" if isinstance(spec_or_name, str) else "this student"
+        fits = fitting_students(teacher_config)
+        fix = f"Students that fit this teacher: {', '.join(fits)}." if fits else "No student fits this teacher."
+        raise RcdeployError(f"{label} does not fit the teacher: {misfit}", fix=fix) from None
+
+
+def fitting_students(teacher_config: Mapping[str, Any]) -> list[str]:
+    """Names of the students that fit this teacher."""
+    return [name for name, spec in STUDENTS.items() if _fits(spec, teacher_config)]
+
+
+def _fits(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> bool:
+    try:
+        _apply(spec, teacher_config)
+    except _Misfit:
+        return False
+    return True
+
+
+def removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> str:
+    """What the student lacks, in a few words for a table; raises RcdeployError as student_config does."""
+    spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
+    config, _ = student_config(spec_or_name, teacher_config)
+    teacher, words = _read(teacher_config), []
+    if spec.single_layer:
+        layers = teacher["layers_per_block"]
+        words.append(
+            f"{layers - 1} of {layers} layers per block" if isinstance(layers, int) else "all but 1 layer per block"
+        )
+    if spec.transformer_layers is not None:
+        old, new = _slashed(teacher["transformer_layers_per_block"]), _slashed(spec.transformer_layers)
+        words.append(f"transformer layers {old} -> {new}")
+    if spec.drop_mid_block:
+        words.append("mid block")
+    if spec.drop_innermost_stage:
+        words.append("innermost stage")
+    if spec.width < 1:
+        old, new = (_slashed(side["block_out_channels"]) for side in (teacher, config))
+        words.append(f"width x {spec.width:g}: {old} -> {new}")
+    return ", ".join(words)
+
+
+def _slashed(values: Any) -> str:
+    """[1, 2, 10] -> '1/2/10', and a single value as it is."""
+    return "/".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
+
+
+def _read(teacher_config: Mapping[str, Any]) -> Config:
+    """A private copy of the teacher's config, defaults filled in, tuples as lists; _Misfit if it is no such UNet."""
+    class_name = teacher_config.get("_class_name", "UNet2DConditionModel")
+    if class_name != "UNet2DConditionModel":
+        raise _Misfit(f"its denoiser is a {class_name}; the rules are for UNet2DConditionModel.")
+    config = _DEFAULTS | {key: value for key, value in teacher_config.items() if not key.startswith("_")}
+    config = {key: list(value) if isinstance(value, list | tuple) else value for key, value in config.items()}
+    stages = len(config["block_out_channels"])
+    for key in ("down_block_types", "up_block_types"):
+        if len(config[key]) != stages:
+            raise _Misfit(f"its config is broken: {stages} block_out_channels, {len(config[key])} {key}.")
+    return config
+
+
+def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The rules, one after another; raises _Misfit."""
+    config = _read(teacher_config)
+    notes: list[str] = []
+    # KOALA first: it asks what the teacher is, and the other rules change that
+    if spec.transformer_layers is not None:
+        _shorten_transformers(config, spec.transformer_layers)
+    if spec.single_layer:
+        _keep_single_layer(config)
+    if spec.drop_mid_block:
+        _drop_mid_block(config)
+    if spec.drop_innermost_stage:
+        _drop_innermost_stage(config, notes)
+    if spec.width < 1:
+        _narrow(config, spec.width, notes)
+    return config, notes
+
+
+def _shorten_transformers(config: Config, layers: tuple[int, ...]) -> None:
+    """transformer_layers_per_block becomes `layers` (KOALA, paper section H)."""
+    have = config["transformer_layers_per_block"]
+    if config.get("addition_embed_type") != "text_time" or len(config["block_out_channels"]) != len(layers):
+        raise _Misfit(f"KOALA is for SDXL teachers (pooled text and sizes as added embedding, {len(layers)} stages).")
+    if not isinstance(have, list) or any(not isinstance(entry, int) for entry in have):
+        raise _Misfit(f"KOALA needs a number of transformer layers for each stage, the teacher has {have!r}.")
+    if any(new > old for new, old in zip(layers, have, strict=True)):
+        raise _Misfit(f"it has {_slashed(have)} transformer layers a stage, the student wants {_slashed(layers)}.")
+    config["transformer_layers_per_block"] = list(layers)
+
+
+def _keep_single_layer(config: Config) -> None:
+    """layers_per_block n -> 1. Up blocks, which have one layer more, keep their first and their last."""
+    layers = config["layers_per_block"]
+    counts = layers if isinstance(layers, list) else [layers]
+    if max(counts) < 2:
+        raise _Misfit("its blocks have one layer each already, there is none to remove.")
+    config["layers_per_block"] = [1] * len(layers) if isinstance(layers, list) else 1
+    # entries that are lists themselves count the transformer layers of each attention of the block (SSD-1B)
+    for key, keep in (("transformer_layers_per_block", (0,)), ("reverse_transformer_layers_per_block", (0, -1))):
+        if isinstance(config.get(key), list):
+            config[key] = [[e[k] for k in keep] if isinstance(e, list | tuple) else e for e in config[key]]
+
+
+def _drop_mid_block(config: Config) -> None:
+    """diffusers' way to say 'no mid block' is mid_block_type None."""
+    if config["mid_block_type"] is None:
+        raise _Misfit("it has no mid block to remove.")
+    config["mid_block_type"] = None
+
+
+def _drop_innermost_stage(config: Config, notes: list[str]) -> None:
+    """Every list with an entry a stage loses the innermost; the stage that is now innermost loses its downsampler."""
+    widths = config["block_out_channels"]
+    if len(widths) < 3:
+        raise _Misfit(f"it has {len(widths)} stages; one can be removed from three or more.")
+    if widths[-1] != widths[-2]:
+        notes.append(
+            f"the two innermost stages differ in width ({widths[-2]} and {widths[-1]}): "
+            "the teacher's weights do not fit, start from random ones"
+        )
+    for key in _INWARD_LISTS:
+        if isinstance(config.get(key), list):
+            config[key] = config[key][:-1]
+    for key in _OUTWARD_LISTS:
+        if isinstance(config.get(key), list):
+            config[key] = config[key][1:]
+
+
+def _narrow(config: Config, factor: float, notes: list[str]) -> None:
+    """block_out_channels x factor, each to the nearest width that norm groups and attention heads divide."""
+    widths = config["block_out_channels"]
+    groups = config.get("norm_num_groups") or 1
+    narrowed = []
+    for stage, width in enumerate(widths):
+        heads = _heads(config, stage)
+        step = math.lcm(groups, heads)
+        wanted = factor * width
+        got = max(1, math.floor(wanted / step + 0.5)) * step
+        if abs(got - wanted) > 1e-6:
+            must = f"{groups} groups and {heads} heads" if heads > 1 else f"{groups} groups"
+            notes.append(f"block {stage}: {wanted:g} rounded to {got}: must divide by {must}")
+        narrowed.append(min(got, width))
+    if narrowed == widths:
+        raise _Misfit(f"width x {factor:g} rounds to the teacher's own {_slashed(widths)}, nothing would be removed.")
+    config["block_out_channels"] = narrowed
+
+
+def _heads(config: Config, stage: int) -> int:
+    """Number of attention heads of a stage (reads down block, up block and mid block), 1 where it has no attention."""
+    stages = len(config["block_out_channels"])
+    blocks = [config["down_block_types"][stage], config["up_block_types"][stages - 1 - stage]]
+    if stage == stages - 1:
+        blocks.append(config["mid_block_type"] or "")
+    if not any("Attn" in block for block in blocks):
+        return 1
+    heads = config.get("num_attention_heads") or config["attention_head_dim"]
+    count = heads[stage] if isinstance(heads, list) else heads
+    return int(count or 1)

@@ -1,0 +1,59 @@
+"""The table of students for one teacher: what each lacks, and what it weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from rcdeploy.measure.macs import parameters, unet_macs
+from rcdeploy.student.build import build_on_meta
+from rcdeploy.student.spec import STUDENTS, removed, student_config
+
+
+def student_table(
+    teacher_config: Mapping[str, Any], latent_size: int | tuple[int, int] | None = None, text_length: int = 77
+) -> list[dict[str, Any]]:
+    """One row for the teacher and one for every student, in the order of STUDENTS.
+
+    Keys: name, removed (words), parameters, macs_thop, macs_total (of one UNet call, batch of one), notes (list of
+    sentences), error. latent_size is in latent pixels, by default the config's sample_size; text_length in tokens.
+    A student that does not fit has its reason under error, and None for figures; otherwise error is None. Raises
+    RcdeployError if the teacher itself cannot be counted.
+    """
+    rows = [_row("teacher", "-", teacher_config, [], latent_size, text_length)]
+    for name in STUDENTS:
+        try:
+            config, notes = student_config(name, teacher_config)
+        except RcdeployError as error:
+            rows.append(_error_row(name, error.message))
+            continue
+        rows.append(_row(name, removed(name, teacher_config), config, notes, latent_size, text_length))
+    return rows
+
+
+def _row(
+    name: str,
+    words: str,
+    config: Mapping[str, Any],
+    notes: list[str],
+    latent_size: int | tuple[int, int] | None,
+    text_length: int,
+) -> dict[str, Any]:
+    unet = build_on_meta(config)
+    macs = unet_macs(unet, latent_size, text_length)
+    return {
+        "name": name,
+        "removed": words,
+        "parameters": parameters(unet),
+        "macs_thop": macs.thop,
+        "macs_total": macs.total,
+        "notes": notes,
+        "error": None,
+    }
+
+
+def _error_row(name: str, message: str) -> dict[str, Any]:
+    figures = dict.fromkeys(("removed", "parameters", "macs_thop", "macs_total"))
+    return {"name": name, **figures, "notes": [], "error": message}

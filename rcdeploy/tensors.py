@@ -1,0 +1,30 @@
+"""Tensors on disk: safetensors only, written beside their place and renamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import replacing
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Views are saved as what they show, not as what they are part of. Raises RcdeployError when the disk is full."""
+    try:
+        with replacing(path) as beside:
+            save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, beside)
+    except SafetensorError as error:
+        raise RcdeployError(
+            f"cannot write {path}: {error}", fix="Free some room and run the same command again: finished parts are kept."
+        ) from error
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Raises RcdeployError, naming the file, when it is missing or truncated."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise RcdeployError(f"{path} cannot be read: {error}") from error

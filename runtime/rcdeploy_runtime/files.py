@@ -1,0 +1,85 @@
+"""Files and folders that are whole or not there at all: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import RcdeployError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a path beside `path`; what is written there takes its place when the block ends well, else it is removed.
+
+    Several processes may do so at once: the name carries the process id. A full disk becomes an RcdeployError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        os.replace(beside, path)
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, renamed to `path` when the block ends well; a folder there is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir()
+        yield beside
+        if path.exists():
+            os.replace(path, old)
+        os.replace(beside, path)
+    except OSError as error:
+        raise _disk_error(path, error) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _disk_error(path: Path, error: OSError) -> RcdeployError:
+    return RcdeployError(
+        f"cannot write {path}: {error.strerror or error}",
+        fix="Free some room (or mend the permissions) and run the same command again: finished parts are kept.",
+    )
+
+
+def write_json(path: Path, data: Any) -> None:
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Raises RcdeployError when the file is missing or is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RcdeployError(f"{path} is missing") from None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RcdeployError(f"{path} is not JSON: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """folder / relative. Raises RcdeployError when that would leave the folder (.., an absolute path, a link)."""
+    path = folder / relative
+    if Path(relative).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise RcdeployError(f"{relative!r} points outside {folder}")
+    return path

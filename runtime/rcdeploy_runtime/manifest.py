@@ -1,0 +1,72 @@
+"""manifest.json: every folder that a stage writes says in it what it is and where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .errors import RcdeployError
+from .files import inside, read_json, sha256, write_json
+
+SCHEMA_VERSION = 1
+KINDS = ("prompt_pool", "latent_cache", "run", "package")
+NAME = "manifest.json"
+
+
+@dataclass
+class Manifest:
+    """What a folder is.
+
+    kind: one of KINDS. recipe: the resolved recipe it was made with. teacher: {"id", "revision"} (revision: a digest of
+    its configuration and weights). noise_schedule: diffusers' scheduler config. latents: {"shape": [c, h, w],
+    "scaling_factor"}. files: relative path -> {"sha256", "size"}. onnx: component -> inputs and outputs. made_from: the
+    manifests it came from, {"kind", "sha256"}. facts: what only this kind knows.
+    """
+
+    kind: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    teacher: dict[str, str] = field(default_factory=dict)
+    noise_schedule: dict[str, Any] = field(default_factory=dict)
+    latents: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    onnx: dict[str, Any] = field(default_factory=dict)
+    made_from: list[dict[str, str]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def add_file(self, folder: Path, relative: str) -> None:
+        path = inside(folder, relative)
+        self.files[relative] = {"sha256": sha256(path), "size": path.stat().st_size}
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / NAME, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, kind: str) -> Manifest:
+        """Raises RcdeployError when the folder has no manifest, is of another kind, or of a newer schema."""
+        if not (folder / NAME).is_file():
+            raise RcdeployError(f"{folder} is no {kind} folder: it has no {NAME}")
+        data = read_json(folder / NAME)
+        if not isinstance(data, dict) or data.get("kind") not in KINDS:
+            raise RcdeployError(f"{folder / NAME} is no manifest of ours")
+        version = data.get("schema_version")
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise RcdeployError(
+                f"{folder / NAME} has schema version {version}; this rcdeploy reads up to {SCHEMA_VERSION}",
+                fix="Upgrade rcdeploy.",
+            )
+        if data["kind"] != kind:
+            raise RcdeployError(f"{folder} is a {data['kind']}, not a {kind}")
+        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+
+    def wrong_files(self, folder: Path, *, contents: bool = True) -> list[str]:
+        """Files that are missing, of another size or, with `contents`, of another digest."""
+        wrong = []
+        for name, expected in self.files.items():
+            path = inside(folder, name)
+            if not path.is_file() or path.stat().st_size != expected["size"]:
+                wrong.append(name)
+            elif contents and sha256(path) != expected["sha256"]:
+                wrong.append(name)
+        return wrong
