@@ -94,7 +94,9 @@ def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Ten
     size = torch.tensor([list(SIZES.values())[s.size] for s in chosen]) * (
         0.95 + 0.1 * torch.rand(n, generator=generator)
     )
-    shift = torch.tensor([list(PLACES.values())[s.place] for s in chosen]) + 3 * torch.rand(n, generator=generator) - 1.5
+    shift = (
+        torch.tensor([list(PLACES.values())[s.place] for s in chosen]) + 3 * torch.rand(n, generator=generator) - 1.5
+    )
     drop = 3 * torch.rand(n, generator=generator) - 1.5
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = IMAGE_SIZE / size

@@ -88,7 +88,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE, its merges learnt from our captions; ids in CLIP's order: bytes, word ends, merges, ends."""
+    """CLIP's byte-level BPE, its merges learnt from our captions; ids in CLIP's order."""
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -213,7 +213,7 @@ def train_unet(
     params = [*unet.parameters(), *text_encoder.parameters()]
     ema = EMAModel(params, decay=0.999, use_ema_warmup=True, power=0.75)
     generator = torch.Generator().manual_seed(args.seed + 2)
-    print(f"unet {sum(p.numel() for p in unet.parameters()):,}, text {sum(p.numel() for p in text_encoder.parameters()):,}")
+    print(f"{sum(p.numel() for p in params):,} parameters in UNet and text encoder", flush=True)
 
     def step(i: int) -> torch.Tensor:
         rows = torch.randint(0, len(means), (args.batch,), generator=generator)

@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
-from safetensors import safe_open
-from torch import Tensor
 
 from .claims import Claim
 from .conditioning import SHUFFLE, generator
 from .prompts.pool import PromptPool, build_pool
-from .recipe import Recipe, digest
 from .real_images import captioned_images, encode_images
+from .recipe import Recipe, digest
 from .sampling import sample_latents, starting_noise
 from .teacher import Teacher
 from .tensors import save_tensors
@@ -114,7 +115,12 @@ def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
     sources = [[Path(p).name, sha256(Path(p))] for p in recipe.prompts.paired if Path(p).is_file()]
     prompts = recipe.prompts.model_dump(include={"column", "paired_count", "paired_exclude"})
     schedule = {k: v for k, v in teacher.schedule.config.items() if not k.startswith("_")}
-    return {"teacher": teacher.revision, "cache": cache, "prompts": {**prompts, "paired": sources}, "schedule": schedule}
+    return {
+        "teacher": teacher.revision,
+        "cache": cache,
+        "prompts": {**prompts, "paired": sources},
+        "schedule": schedule,
+    }
 
 
 def folder_of(recipe: Recipe, teacher: Teacher) -> Path:
@@ -212,7 +218,7 @@ def fill(
     """
     folder, manifest = prepare(recipe, teacher)
     if left := unfinished(folder, manifest):
-        tell(f"the teacher makes {len(left)} of {_shard_count(manifest)} shards of the latent cache {folder}: {_names(left)}")
+        tell(f"the teacher makes {len(left)} of {_shard_count(manifest)} shards of the cache {folder}: {_names(left)}")
     prompts = PromptPool.open(folder / "prompts")
     first, worked = int(os.environ.get("RANK", 0)), False
     while left := unfinished(folder, manifest):
@@ -248,7 +254,11 @@ def _shard_latents(
 ) -> Tensor:
     """[rows of the shard, c, h, w], fp16, scaled."""
     cache, rows, parts = recipe.cache, _shard_rows(manifest, shard), []
-    images, shape, null = manifest.facts["images"], teacher.latent_shape(recipe.cache.resolution), teacher.encode_prompts([""])
+    images, shape, null = (
+        manifest.facts["images"],
+        teacher.latent_shape(recipe.cache.resolution),
+        teacher.encode_prompts([""]),
+    )
     for start in range(rows.start, rows.stop, cache.batch_size):
         batch = range(start, min(start + cache.batch_size, rows.stop))
         if cache.source == "real":

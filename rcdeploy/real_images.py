@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import inside
-from torch import Tensor
 
 from .teacher import Teacher
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from rcdeploy_runtime.errors import RcdeployError
 
 from .recipe_checks import cross_errors
@@ -56,12 +57,16 @@ class Prompts(Section):
 
 
 class Cache(Section):
-    source: Literal["teacher", "real"] = Field("teacher", description="latents sampled by the teacher, or real pictures")
+    source: Literal["teacher", "real"] = Field(
+        "teacher", description="latents sampled by the teacher, or real pictures"
+    )
     images: str | None = Field(None, description="folder of real pictures with metadata.csv (source = 'real')")
     folder: str | None = Field(None, description="where the latents are kept; by default caches/NAME-DIGEST")
     num_inference_steps: int = Field(25, gt=0, description="DDIM steps of the teacher")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of the teacher")
-    resolution: int | None = Field(None, gt=0, description="edge of the pictures in pixels; the teacher's own by default")
+    resolution: int | None = Field(
+        None, gt=0, description="edge of the pictures in pixels; the teacher's own by default"
+    )
     batch_size: int = Field(16, gt=0, description="pictures sampled at once")
     shard_size: int = Field(1024, gt=0, description="latents a file")
     seed: int = Field(0, ge=0)

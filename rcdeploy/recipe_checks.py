@@ -68,17 +68,18 @@ def _teacher_errors(path: str, student: Any) -> list[str]:
 
 
 def teacher_unet_config(folder: Path) -> dict[str, Any]:
-    """The UNet's config of a diffusers folder. Raises RcdeployError when it is none, or its UNet is of another class."""
+    """The UNet's config of a diffusers folder. Raises RcdeployError when it is none, or of another class."""
     if not folder.is_dir():
         raise RcdeployError(f"there is no teacher folder {folder}")
     if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
         raise RcdeployError(
             f"{folder} is no teacher in diffusers' layout: it has no model_index.json and unet/config.json",
-            fix="Save it with StableDiffusionPipeline.save_pretrained; a single .safetensors opens with from_single_file.",
+            fix="Save it with StableDiffusionPipeline.save_pretrained (a single file opens with from_single_file).",
         )
     config: dict[str, Any] = read_json(folder / "unet" / "config.json")
     if config.get("_class_name") != "UNet2DConditionModel":
         raise RcdeployError(
-            f"the teacher's UNet in {folder} is a {config.get('_class_name')}; only UNet2DConditionModel can be distilled"
+            f"the teacher's UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
+            fix="Only teachers with a UNet2DConditionModel can be distilled: SD-1.x, SD-2.x and models built like them.",
         )
     return config

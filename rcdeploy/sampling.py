@@ -1,4 +1,4 @@
-"""From noise to latents with DDIM and classifier-free guidance: how the teacher fills the cache and pictures are made."""
+"""From noise to latents with DDIM and classifier-free guidance: how the cache is filled and pictures are made."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pictures(
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
 ) -> Tensor:
-    """Pictures [n, 3, H, W] in [0, 1] of n prompts by the teacher, or by `unet` with the teacher's text encoder and VAE.
+    """Pictures [n, 3, H, W] in [0, 1] of n prompts by the teacher, or by `unet` with the teacher's other parts.
 
     Picture i starts from the noise of (seed, indices[i]), so two UNets can be compared picture by picture.
     """

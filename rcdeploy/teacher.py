@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import read_json, sha256
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json, sha256
 
 from .recipe_checks import teacher_unet_config
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import replacing
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import replacing
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -18,7 +19,8 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, beside)
     except SafetensorError as error:
         raise RcdeployError(
-            f"cannot write {path}: {error}", fix="Free some room and run the same command again: finished parts are kept."
+            f"cannot write {path}: {error}",
+            fix="Free some room and run the same command again: finished parts are kept.",
         ) from error
 
 

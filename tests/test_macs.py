@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from rcdeploy_runtime.errors import RcdeployError
 
 from rcdeploy.measure.macs import parameters, unet_macs
 from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, student_config
 from rcdeploy.student.table import student_table
+from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
 

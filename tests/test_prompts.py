@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rcdeploy_runtime.errors import RcdeployError
 from typer.testing import CliRunner
 
 from rcdeploy.cli.prompts import app
 from rcdeploy.prompts import pool as pool_module
 from rcdeploy.prompts import readers
 from rcdeploy.prompts.pool import PromptPool, build_pool
+from rcdeploy_runtime.errors import RcdeployError
 
 CAPTIONS = ["a cat", "ein Bär im Wald", "猫が眠っている", "a rocket 🚀 at dawn", 'he said "hi", twice']
 

@@ -14,7 +14,7 @@ from .distill import QUIET, RECIPE, SET
 def cache_command(
     recipe: Path = RECIPE,
     override: list[str] = SET,
-    verify: bool = typer.Option(False, "--verify", help="Compare every file with its digest; broken shards are remade."),
+    verify: bool = typer.Option(False, "--verify", help="Compare every file with its digest; remake broken ones."),
     as_json: bool = typer.Option(False, "--json", help="Say what the cache holds as JSON."),
     quiet: bool = QUIET,
 ) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rcdeploy_runtime.errors import RcdeployError
 from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from rcdeploy_runtime.errors import RcdeployError
 
 out, err = Console(), Console(stderr=True)
 
@@ -33,11 +34,15 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for column in columns:
-        numbers = all(isinstance(row.get(column), (int, float, type(None))) for row in rows)
+        numbers = all(_is_number(row.get(column)) for row in rows)
         table.add_column(column, justify="right" if numbers and rows else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in columns))
     out.print(table)
+
+
+def _is_number(value: Any) -> bool:
+    return value in (None, "") or isinstance(value, (int, float)) or str(value).replace(".", "", 1).isdigit()
 
 
 def _cell(value: Any) -> str:

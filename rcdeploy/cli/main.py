@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+
 from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -17,8 +18,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Make a large text-to-image diffusion model small, without real pictures.\n\n"
-    "Begin with [bold]rcdeploy distill recipes/quickstart.toml[/bold]: a teacher fills a cache of latents, a student of "
-    "half its width learns from it with random conditioning, and its pictures lie in [bold]runs/quickstart/samples[/bold].",
+    "Begin with [bold]rcdeploy distill recipes/quickstart.toml[/bold]: a teacher fills a cache of latents, a student "
+    "of half its width learns from it with random conditioning; pictures lie in [bold]runs/quickstart/samples[/bold].",
 )
 app.command("distill")(distill.distill_command)
 app.command("cache")(cache.cache_command)

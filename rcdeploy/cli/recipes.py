@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -52,7 +53,7 @@ def plot_command(
     if recipe:
         c = load_recipe(recipe, override, check_files=False).conditioning
         p = probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
-        curves = {c.probability: p}
+        curves: dict[str, Any] = {c.probability: p}
     else:
         names = ("exponential", "mirrored-exponential", "linear", "sigmoid", "constant")
         curves = {name: probability(name) for name in names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -27,7 +28,7 @@ def students_command(
         from rcdeploy_runtime.files import read_json
 
         length = int(read_json(teacher / "text_encoder" / "config.json").get("max_position_embeddings", 77))
-    from ..measure.table import student_table
+    from ..student.table import student_table
 
     rows = student_table(config, None, length)
     if as_json:
@@ -36,11 +37,24 @@ def students_command(
     shown = [
         {
             "student": row["name"],
-            "removed": row.get("error") or "; ".join([row["removed"], *row["notes"]]),
-            "parameters": row.get("parameters"),
-            "GMACs (THOP)": row["macs_thop"] / 1e9 if "macs_thop" in row else None,
-            "GMACs, all": row["macs_total"] / 1e9 if "macs_total" in row else None,
+            "removed": _removed(row),
+            "parameters": row["parameters"],
+            "GMACs (THOP)": _giga(row["macs_thop"]),
+            "GMACs, all": _giga(row["macs_total"]),
         }
         for row in rows
     ]
     show_table(f"students of {teacher or 'SD-1.4'}", list(shown[0]), shown, as_json=False)
+
+
+def _giga(macs: int | None) -> str:
+    """Two digits after the point, as in Table A; more for toys."""
+    if macs is None:
+        return ""
+    return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
+
+
+def _removed(row: dict[str, Any]) -> str:
+    if row["error"]:
+        return f"does not fit: {row['error'].split(': ', 1)[-1]}"
+    return "; ".join([row["removed"], *row["notes"]])

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, read_json, write_json
-from torch import Tensor, nn
 
 from ..tensors import load_tensors, save_tensors
 
@@ -53,7 +54,7 @@ def trained_names(model: nn.Module) -> list[str]:
 def load(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, scaler: Any
 ) -> dict[str, Any]:
-    """Brings everything back to step N and returns its state. Raises RcdeployError, naming the file, if one is broken."""
+    """Brings everything back to step N and returns its state. Raises RcdeployError, naming a file that is broken."""
     where = place(folder, step)
     state: dict[str, Any] = read_json(where / "state.json")
     model.load_state_dict(load_tensors(where / "model.safetensors"))

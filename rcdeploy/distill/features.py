@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rcdeploy_runtime.errors import RcdeployError
 from torch import Tensor, nn
+
+from rcdeploy_runtime.errors import RcdeployError
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,7 @@ def taps(teacher_config: dict[str, Any], student_config: dict[str, Any]) -> list
     same_layers = teacher_config["layers_per_block"] == student_config["layers_per_block"]
     if same_layers and not gone and student_config.get("mid_block_type", "") is not None:
         pairs.append(("mid_block", "mid_block", wide[-1], narrow[-1]))
-    pairs += [
-        (f"up_blocks.{i + gone}", f"up_blocks.{i}", wide[::-1][i + gone], narrow[::-1][i]) for i in range(kept)
-    ]
+    pairs += [(f"up_blocks.{i + gone}", f"up_blocks.{i}", wide[::-1][i + gone], narrow[::-1][i]) for i in range(kept)]
     return [Tap(*pair) for pair in pairs]
 
 

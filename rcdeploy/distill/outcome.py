@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, write_json
 from rcdeploy_runtime.manifest import Manifest
-from torch import Tensor
 
 from ..conditioning import GRID, VALIDATION, generator
 from ..report.pictures import grid, loss_curves
@@ -56,7 +57,7 @@ def log(run: Run, figures: dict[str, float]) -> None:
     loss = figures["loss"]
     if not loss < DIVERGED * run.lowest_loss:  # also true of NaN
         raise RcdeployError(
-            f"the loss is {loss:.4g} at step {run.step:,}, and was {run.lowest_loss:.4g} at its lowest: the run diverged",
+            f"the run diverged: the loss is {loss:.4g} at step {run.step:,}, and was {run.lowest_loss:.4g} before",
             fix="The last good checkpoint is kept. Try a smaller train.learning_rate, a longer train.warmup_steps, or "
             "mixed_precision = 'bf16' instead of 'fp16'.",
         )
@@ -94,7 +95,7 @@ def look(run: Run, batches: Batches) -> None:
 
 @torch.no_grad()
 def validation_loss(run: Run, unet: torch.nn.Module, batches: Batches) -> float:
-    """Equation 1 on noised latents that never change, each with a random text of the pool: the harder half of the task."""
+    """Equation 1 on noised latents that never change, each with a random text of the pool: the harder half."""
     if "validation" not in run.drawn:
         run.drawn["validation"] = _validation_batch(run)
     total, count = 0.0, 0

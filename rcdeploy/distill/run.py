@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
+
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import latent_cache
@@ -86,7 +87,7 @@ class Run:
             self.folder, steps[-1], self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler
         )
         self.step, self.lowest_loss = state["step"], state["lowest_loss"]
-        self.best = tuple(state["best"]) if state["best"] else None  # type: ignore[assignment]
+        self.best = tuple(state["best"]) if state["best"] else None
         return True
 
 
@@ -154,7 +155,9 @@ def make_teacher(recipe: Recipe, accelerator: Accelerator) -> Teacher:
 def make_student(recipe: Recipe, teacher: Teacher) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
     """-> student UNet with its first weights (fp32), its config, notes for a person."""
     wanted = recipe.student
-    config, notes = student_config(StudentSpec(width=wanted.width) if wanted.width else wanted.name, teacher.unet_config)
+    config, notes = student_config(
+        StudentSpec(width=wanted.width) if wanted.width else wanted.name, teacher.unet_config
+    )
     unet = build_student(config, wanted.seed)
     if wanted.first_weights != "random":
         initialise(unet, teacher.unet, wanted.first_weights, wanted.seed)

@@ -28,7 +28,9 @@ class StudentWithProjectors(nn.Module):
         super().__init__()
         self.unet = unet
         self.projectors = nn.ModuleList(
-            nn.Identity() if t.student_channels == t.teacher_channels else nn.Conv2d(t.student_channels, t.teacher_channels, 1)
+            nn.Identity()
+            if t.student_channels == t.teacher_channels
+            else nn.Conv2d(t.student_channels, t.teacher_channels, 1)
             for t in taps
         )
         self._taps = FeatureTaps(unet, [t.student for t in taps])
@@ -93,7 +95,10 @@ class Batches:
         timesteps = torch.tensor([d.timestep for d in draws], device=device)
         texts = torch.tensor([d.text for d in draws])
         paired, unpaired = ([i for i in range(n) if draws[i].text == kind] for kind in (PAIRED, UNPAIRED))
-        parts, order = [self.null.take([0] * int((texts == NULL).sum()))], [i for i in range(n) if draws[i].text == NULL]
+        parts, order = (
+            [self.null.take([0] * int((texts == NULL).sum()))],
+            [i for i in range(n) if draws[i].text == NULL],
+        )
         if paired:
             rows = [draws[i].row for i in paired]
             parts.append(self.paired.take(rows).to(device) if self.paired else self._encode(rows))
@@ -107,7 +112,7 @@ class Batches:
 def losses(
     model: nn.Module, teacher: Teacher, teacher_taps: FeatureTaps, batch: Batch, weights: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by itself (detached, on the device): output, feature, task where it has a weight."""
+    """The weighted sum, and each loss by itself (detached, on the device): those with a weight."""
     dtype = teacher.dtype
     # no_grad, not inference_mode: what the teacher says is kept for the student's backward pass
     with torch.no_grad(), teacher_taps.watching() as wanted:

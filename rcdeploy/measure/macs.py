@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from rcdeploy_runtime.errors import RcdeployError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcdeploy.student.build import build_on_meta
+from rcdeploy_runtime.errors import RcdeployError
 
 
 @dataclass(frozen=True)

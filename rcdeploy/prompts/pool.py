@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder
 from rcdeploy_runtime.manifest import Manifest

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
 from rcdeploy_runtime.files import replacing
 
 INK, PAPER = (30, 30, 30), (255, 255, 255)
@@ -26,7 +27,9 @@ def grid(rows: Sequence[tuple[str, Any]], captions: Sequence[str], path: Path, *
         pen.multiline_text((label_width + column * (edge + gap), head - 2), "\n".join(lines), INK, small, anchor="ld")
     for i, (label, images) in enumerate(rows):
         top = head + i * (edge + gap)
-        pen.multiline_text((4, top + edge // 2), "\n".join(_wrapped(label, font, label_width - 8, pen)), INK, font, "lm")
+        pen.multiline_text(
+            (4, top + edge // 2), "\n".join(_wrapped(label, font, label_width - 8, pen)), INK, font, "lm"
+        )
         for column, image in enumerate(images):
             pixels = (np.asarray(image).transpose(1, 2, 0) * 255).round().astype(np.uint8)
             picture = Image.fromarray(pixels).resize((edge, edge), Image.Resampling.BICUBIC)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+
 from rcdeploy_runtime.errors import RcdeployError
 
 

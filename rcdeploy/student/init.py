@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from rcdeploy_runtime.errors import RcdeployError
 
 from rcdeploy.student.build import build_student
+from rcdeploy_runtime.errors import RcdeployError
 
 InitMethod = Literal["random", "teacher", "sliced"]
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rcdeploy_runtime.errors import RcdeployError
-
 from rcdeploy.measure.macs import parameters, unet_macs
 from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import STUDENTS, removed, student_config
+from rcdeploy_runtime.errors import RcdeployError
 
 
 def student_table(

@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
-        os.replace(beside, path)
+        beside.replace(path)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
@@ -41,8 +41,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         beside.mkdir()
         yield beside
         if path.exists():
-            os.replace(path, old)
-        os.replace(beside, path)
+            path.replace(old)
+        beside.replace(path)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:

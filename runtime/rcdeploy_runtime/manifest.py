@@ -65,8 +65,11 @@ class Manifest:
         wrong = []
         for name, expected in self.files.items():
             path = inside(folder, name)
-            if not path.is_file() or path.stat().st_size != expected["size"]:
-                wrong.append(name)
-            elif contents and sha256(path) != expected["sha256"]:
+            if (
+                not path.is_file()
+                or path.stat().st_size != expected["size"]
+                or contents
+                and sha256(path) != expected["sha256"]
+            ):
                 wrong.append(name)
         return wrong
