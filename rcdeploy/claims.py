@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import read_json
+from rcdeploy_runtime.files import is_running, read_json
 
 STALE_SECONDS = 900
 """a claim that was not touched for so long belongs to a machine that died"""
@@ -30,7 +30,7 @@ class Claim:
         me = {"host": socket.gethostname(), "pid": os.getpid()}
         with suppress(FileNotFoundError, RcdeployError):
             owner = read_json(self.path)
-            gone = owner.get("host") == me["host"] and not _alive(int(owner.get("pid", 0)))
+            gone = owner.get("host") == me["host"] and not is_running(int(owner.get("pid", 0)))
             if gone or time.time() - self.path.stat().st_mtime > STALE_SECONDS:
                 self.path.unlink(missing_ok=True)
         try:
@@ -50,13 +50,3 @@ class Claim:
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -60,7 +60,7 @@ def _teacher_errors(path: str, student: Any) -> list[str]:
         return []  # a name on the hub: known only when it is fetched
     try:
         config = teacher_unet_config(folder)
-        if student:
+        if student and (student.width or student.name in STUDENTS):
             student_config(StudentSpec(width=student.width) if student.width else student.name, config)
     except RcdeployError as error:
         return [f"teacher.path: {error.message}" if "teacher" in error.message else f"student.name: {error.message}"]
@@ -68,7 +68,7 @@ def _teacher_errors(path: str, student: Any) -> list[str]:
 
 
 def teacher_unet_config(folder: Path) -> dict[str, Any]:
-    """The UNet's config of a diffusers folder. Raises RcdeployError when it is none, or of another class."""
+    """A diffusers folder's UNet config. RcdeployError when it is none, or of another class."""
     if not folder.is_dir():
         raise RcdeployError(f"there is no teacher folder {folder}")
     if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
@@ -80,6 +80,6 @@ def teacher_unet_config(folder: Path) -> dict[str, Any]:
     if config.get("_class_name") != "UNet2DConditionModel":
         raise RcdeployError(
             f"the teacher's UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
-            fix="Only teachers with a UNet2DConditionModel can be distilled: SD-1.x, SD-2.x and models built like them.",
+            fix="Only teachers with a UNet2DConditionModel can be distilled: SD-1.x, SD-2.x and their like.",
         )
     return config

@@ -28,11 +28,19 @@ class Judge(nn.Module):
     def __init__(self, attributes: Attributes, width: int = 32) -> None:
         super().__init__()
         self.attributes, self.width = attributes, width
-        stages: list[nn.Module] = [nn.AvgPool2d(2)]
-        for c_in, c_out in ((3, width), (width, 2 * width), (2 * width, 3 * width), (3 * width, 4 * width)):
-            stages += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-            stages += [nn.MaxPool2d(2)] if c_out < 4 * width else [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        self.trunk = nn.Sequential(*stages)
+        stages: list[nn.Module] = []
+        # (channels in and out, kernel, stride): three times half the edge
+        for c_in, c_out, kernel, stride in (
+            (3, width, 5, 2),
+            (width, 2 * width, 3, 2),
+            (2 * width, 2 * width, 3, 1),
+            (2 * width, 3 * width, 3, 2),
+            (3 * width, 4 * width, 3, 1),
+            (4 * width, 4 * width, 3, 1),
+        ):
+            convolution = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+            stages += [convolution, nn.BatchNorm2d(c_out), nn.ReLU()]
+        self.trunk = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.heads = nn.ModuleDict({name: nn.Linear(4 * width, len(a["labels"])) for name, a in attributes.items()})
 
     def features(self, images: Tensor) -> Tensor:

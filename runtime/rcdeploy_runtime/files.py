@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -35,8 +36,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, renamed to `path` when the block ends well; a folder there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_up(path)
     beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    shutil.rmtree(beside, ignore_errors=True)
     try:
         beside.mkdir()
         yield beside
@@ -48,6 +49,31 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Removes what processes that were killed left beside `path`; brings back a folder that was moved away last."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        _, pid, end = left.name.rsplit(".", 2)
+        if end not in ("part", "old") or not pid.isdigit() or is_running(int(pid)):
+            continue
+        if end == "old" and not path.exists():
+            left.replace(path)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def is_running(pid: int) -> bool:
+    """Is there a process of this number on this machine, ourselves left out?"""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _disk_error(path: Path, error: OSError) -> RcdeployError:

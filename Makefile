@@ -1,0 +1,32 @@
+# Four verbs; each makes .venv when it is not there. PYTHON: 3.11 or newer.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: demo test lint bench slow
+
+demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
+	$(BIN)/rcdeploy distill recipes/quickstart.toml
+
+test: $(VENV)/installed-dev  ## everything but what is marked slow
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
+	$(BIN)/python -m pytest -q -m slow -s
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/prompt_pool.py
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@

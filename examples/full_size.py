@@ -1,0 +1,114 @@
+"""Does it hold at full size? An SD-1.4-shaped teacher with random weights, its cache, and two steps of a student.
+
+    python examples/full_size.py                        # c-micro and b-tiny; about 15 GB of memory, some minutes
+
+The weights are random, so nothing is learnt: what is measured is memory and seconds a step on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from train_teacher import build_tokenizer, noise_schedule
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from rcdeploy.student.spec import SD14_UNET_CONFIG
+
+CAPTIONS = [f"a photo of number {i}" for i in range(8)]
+
+
+def build_teacher(folder: Path) -> None:
+    """UNet of 859.5M, CLIP ViT-L/14's text encoder, SD's VAE; fp16 on disk (2.1 GB)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(CAPTIONS, folder / "tokenizer")
+    tokenizer.model_max_length = 77
+    text = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        projection_dim=768,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+    )
+    schedule: DDIMScheduler = noise_schedule()
+    StableDiffusionPipeline(
+        vae=vae.half(),
+        text_encoder=CLIPTextModel(text).half(),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel.from_config(SD14_UNET_CONFIG).half(),
+        scheduler=schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    (folder / "captions.txt").write_text("".join(c + "\n" for c in CAPTIONS))
+
+
+def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
+    """Cache (two latents, two DDIM steps, shared by the students) and `steps` steps of one sample each."""
+    settings = {
+        "teacher.path": folder / "teacher",
+        "prompts.paired": json.dumps([str(folder / "teacher/captions.txt")]),
+        "prompts.pool": "[]",
+        "prompts.paired_count": 2,
+        "cache.num_inference_steps": 2,
+        "cache.batch_size": 1,
+        "cache.folder": folder / "cache",
+        "train.max_steps": steps,
+        "train.global_batch_size": 1,
+        "train.micro_batch_size": 1,
+        "train.checkpoint_every": steps,
+        "train.log_every": 1,
+        "train.trackers": "[]",
+        "evaluate.every": 0,
+    }
+    recipe = Path(__file__).parent.parent / "recipes" / f"{student.replace('-', '_')}.toml"
+    command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe), "--out", str(folder / student)]
+    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.monotonic()
+    subprocess.run(command, check=True, cwd=folder)
+    lines = [json.loads(line) for line in (folder / student / "metrics.jsonl").read_text().splitlines()]
+    peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return {
+        "student": student,
+        "seconds in all": round(time.monotonic() - start),
+        "seconds a step": min(line["seconds_per_step"] for line in lines),
+        "loss": lines[-1]["loss"],
+        "peak memory so far, GB": round(peak * 1024 / 1e9, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("build/full_size"))
+    parser.add_argument("--students", nargs="+", default=["c-micro", "b-tiny"])
+    parser.add_argument("--steps", type=int, default=2)
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    if not (folder / "teacher" / "captions.txt").is_file():
+        build_teacher(folder / "teacher")
+    for student in args.students:
+        print(json.dumps(run(student, folder, args.steps)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Does a student learn to draw what it never saw? The paper's Fig. 2 and Table 2 in miniature.
+
+    python examples/unseen_concepts.py                  # three seeds, both recipes: about an hour on two cores
+
+Three items (sandal, sneaker, boot) have no cached latent. One student is distilled without random conditioning, one
+with it: it meets those items' captions in the prompt pool, and nothing else of them. The judge then reads fresh
+pictures of seen and unseen items. Writes results/unseen_concepts.{json,md,png}; --readme puts the table and the picture
+between the markers of README.md. Stopped or killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import random
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+
+from rcdeploy.evaluate.judge import Judge
+from rcdeploy.recipe import load_recipe
+from rcdeploy.report.pictures import grid
+from rcdeploy.sampling import pictures
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.files import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = ("without", "with")
+UNSEEN = ("sandal", "sneaker", "boot")
+SHOWN = [
+    "a photo of a red sandal on a white background",
+    "a photo of a white sneaker on a blue background",
+    "a photo of a purple boot on a yellow background",
+    "a photo of a large green sneaker on a pink background",
+    "a photo of a blue boot on a pink background",
+    "a photo of a yellow dress on a purple background",
+    "a photo of a teal pullover on a white background",
+    "a photo of a pair of blue trousers on a yellow background",
+]
+
+
+def distill(kind: str, seed: int, args: argparse.Namespace, threads: int) -> Path:
+    """In a process of its own: its threads are its own, and a defect stops one run, not all."""
+    run = args.runs / f"fashion_unseen_{kind}-{seed}"
+    settings = [f"train.seed={seed}", f"student.seed={seed}", *args.set]
+    command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe_file(kind)), "--out", str(run), "-q"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+    print(f"{kind} random conditioning, seed {seed}: done", flush=True)
+    return run
+
+
+def recipe_file(kind: str) -> Path:
+    return ROOT / "recipes" / f"fashion_unseen_{kind}.toml"
+
+
+def test_prompts(captions: list[str], count: int) -> dict[str, list[str]]:
+    rng = random.Random(1234)
+    unseen = [c for c in captions if any(item in c for item in UNSEEN)]
+    seen = [c for c in captions if not any(item in c for item in UNSEEN)]
+    return {"seen": rng.sample(seen, count), "unseen": rng.sample(unseen, count)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=300, help="read by the judge, of seen and of unseen items each")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=ROOT / "results")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each when there are more")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
+    parser.add_argument("--readme", action="store_true", help="put table and picture into README.md")
+    args = parser.parse_args()
+
+    recipe = load_recipe(recipe_file("with"), args.set)
+    # the cache is shared: fill it once, with every core
+    command = [sys.executable, "-m", "rcdeploy.cli.main", "cache", str(recipe_file("without"))]
+    subprocess.run(command + [w for s in args.set for w in ("--set", s)], check=True)
+    work = [(kind, seed) for seed in range(args.seeds) for kind in KINDS]
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = dict(zip(work, pool.map(lambda w: distill(*w, args, threads), work), strict=True))
+
+    teacher, judge = Teacher(recipe.teacher.path), Judge.load(Path(recipe.teacher.path) / "judge")
+    captions = all_captions(Path(recipe.prompts.paired[0]))
+    prompts = test_prompts(captions, args.pictures)
+    models = {("teacher", 0): None} | {
+        work: UNet2DConditionModel.from_pretrained(run / "pipeline", subfolder="unet").eval()
+        for work, run in runs.items()
+    }
+    scale = recipe.cache.guidance_scale
+    scores: dict[str, list[dict[str, float]]] = {}
+    for (kind, seed), unet in models.items():
+        row = {}
+        for which, asked in prompts.items():
+            images = pictures(teacher, asked, unet=unet, seed=99, batch_size=50, guidance_scale=scale)
+            verdicts = judge.verdicts(images, asked)
+            row |= {f"{which} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
+        scores.setdefault(kind, []).append(row)
+        print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
+    drawn = [
+        ("teacher", pictures(teacher, SHOWN, seed=7, guidance_scale=scale)),
+        (
+            "without random conditioning",
+            pictures(teacher, SHOWN, unet=models["without", 0], seed=7, guidance_scale=scale),
+        ),
+        ("with random conditioning", pictures(teacher, SHOWN, unet=models["with", 0], seed=7, guidance_scale=scale)),
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    grid(drawn, SHOWN, args.out / "unseen_concepts.png", edge=110)
+    write_json(args.out / "unseen_concepts.json", {"recipe": recipe.resolved()["train"], "scores": scores})
+    text = table(scores)
+    (args.out / "unseen_concepts.md").write_text(text)
+    print(text)
+    if args.readme:
+        into_readme(
+            ROOT / "README.md", text + "\n![teacher, student without, student with](results/unseen_concepts.png)\n"
+        )
+
+
+def all_captions(path: Path) -> list[str]:
+    return gzip.decompress(path.read_bytes()).decode().splitlines()
+
+
+def table(scores: dict[str, list[dict[str, float]]]) -> str:
+    """Means over seeds in per cent, and from lowest to highest."""
+    names = {"teacher": "teacher", "without": "student without random conditioning", "with": "student with it"}
+    columns = ("unseen item", "unseen colour", "seen item", "seen colour", "seen background")
+    lines = ["| judged right, % | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for kind, rows in scores.items():
+        cells = []
+        for column in columns:
+            values = [100 * row[column] for row in rows]
+            spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {names[kind]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def into_readme(readme: Path, text: str) -> None:
+    begin, end = "<!-- unseen concepts: begin -->\n", "<!-- unseen concepts: end -->"
+    page = readme.read_text()
+    head, rest = page.split(begin)
+    readme.write_text(head + begin + text + end + rest.split(end)[1])
+
+
+if __name__ == "__main__":
+    main()
