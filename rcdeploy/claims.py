@@ -28,10 +28,8 @@ class Claim:
 
     def take(self) -> bool:
         me = {"host": socket.gethostname(), "pid": os.getpid()}
-        with suppress(FileNotFoundError, RcdeployError):
-            owner = read_json(self.path)
-            gone = owner.get("host") == me["host"] and not is_running(int(owner.get("pid", 0)))
-            if gone or time.time() - self.path.stat().st_mtime > STALE_SECONDS:
+        with suppress(FileNotFoundError):
+            if self._owner_is_gone(me["host"]) or time.time() - self.path.stat().st_mtime > STALE_SECONDS:
                 self.path.unlink(missing_ok=True)
         try:
             with self.path.open("x") as f:
@@ -43,6 +41,13 @@ class Claim:
                 f"cannot write {self.path}: {error.strerror}", fix="Mend that and run the same command again."
             ) from error
         return True
+
+    def _owner_is_gone(self, host: object) -> bool:
+        try:
+            owner = read_json(self.path)
+            return bool(owner["host"] == host and not is_running(int(owner["pid"])))
+        except (RcdeployError, KeyError, TypeError, ValueError):
+            return False  # not written yet: only its age tells
 
     def touch(self) -> None:
         with suppress(FileNotFoundError):

@@ -28,6 +28,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from .claims import Claim
 from .conditioning import SHUFFLE, generator
 from .prompts.pool import PromptPool, build_pool
+from .prompts.readers import files_of
 from .real_images import captioned_images, encode_images
 from .recipe import Recipe, digest
 from .sampling import sample_latents, starting_noise
@@ -112,7 +113,7 @@ def unfinished(folder: Path, manifest: Manifest) -> list[int]:
 def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
     """What a cache's latents depend on; its folder is named after the digest of this."""
     cache = recipe.cache.model_dump(mode="json", exclude={"folder", "batch_size"})
-    sources = [[Path(p).name, sha256(Path(p))] for p in recipe.prompts.paired if Path(p).is_file()]
+    sources = [[f.name, sha256(f)] for p in recipe.prompts.paired for f in files_of(Path(p))]
     prompts = recipe.prompts.model_dump(include={"column", "paired_count", "paired_exclude"})
     schedule = {k: v for k, v in teacher.schedule.config.items() if not k.startswith("_")}
     return {

@@ -82,7 +82,9 @@ class Teacher:
                 f"{path}: its UNet wants added conditioning ({self.unet_config['addition_embed_type']}, as SDXL has)",
                 fix="This version distils teachers with one text encoder: SD-1.x, SD-2.x and models built like them.",
             )
-        self.schedule: DDIMScheduler = DDIMScheduler.from_pretrained(self.folder, subfolder="scheduler")
+        schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        # DDIM clips to [-1, 1] unless told otherwise, as pictures want it and latents do not
+        self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})
         self._parts: dict[str, Any] = {}
         self._revision: str | None = None
 
@@ -135,9 +137,12 @@ class Teacher:
     def _part(self, name: str, load: Any, dtype: torch.dtype) -> Any:
         if name not in self._parts:
             try:
-                part = load(self.folder, subfolder=name, torch_dtype=dtype, use_safetensors=True)
+                part = load(self.folder, subfolder=name, use_safetensors=True).to(dtype)
             except (OSError, ValueError, KeyError) as error:
-                raise RcdeployError(f"the teacher's {name} cannot be loaded from {self.folder}: {error}") from error
+                raise RcdeployError(
+                    f"the teacher's {name} cannot be loaded from {self.folder}: {error}",
+                    fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",
+                ) from error
             for tensor_name, tensor in part.state_dict().items():
                 if not tensor.isfinite().all():
                     raise RcdeployError(f"the teacher's {name} has NaN or infinite weights: {tensor_name}")

@@ -61,8 +61,8 @@ def _loop(run: Run, progress: Progress) -> None:
                 batch = batches.make(run.step, range(first, first + micro))
                 last = part == accumulation - 1
                 with nullcontext() if last else accelerator.no_sync(run.wrapped):
-                    with accelerator.autocast():
-                        total, each = losses(run.wrapped, run.teacher, teacher_taps, batch, run.recipe.loss)
+                    # the prepared model casts by itself; the teacher's weights are in their own precision already
+                    total, each = losses(run.wrapped, run.teacher, teacher_taps, batch, run.recipe.loss)
                     accelerator.backward(total / accumulation)
                 for name, value in each.items():  # sums stay on the device: no step waits for a number
                     sums[name] = sums.get(name, torch.zeros_like(value)) + value / accumulation

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import new_folder, write_json
+from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from ..conditioning import GRID, VALIDATION, generator
@@ -160,13 +160,21 @@ def finish(run: Run) -> None:
     with _ema_weights(run) as unet:
         student = _student(run, unet)
     with new_folder(run.folder / "pipeline") as beside:
-        for name in ("text_encoder", "tokenizer", "vae", "scheduler"):
+        for name in ("text_encoder", "tokenizer", "vae"):
             shutil.copytree(run.teacher.folder / name, beside / name)
-        shutil.copyfile(run.teacher.folder / "model_index.json", beside / "model_index.json")
+        run.teacher.schedule.save_pretrained(beside / "scheduler")
         student.half().save_pretrained(beside / "unet")
+        write_json(beside / "model_index.json", _model_index(read_json(run.teacher.folder / "model_index.json")))
     manifest = _manifest(run)
     manifest.facts |= {"best_step": run.best[1] if run.best else None, "finished": True}
     for file in sorted((run.folder / "pipeline").rglob("*")):
         if file.is_file():
             manifest.add_file(run.folder, str(file.relative_to(run.folder)))
     manifest.write(run.folder)
+
+
+def _model_index(teacher: dict[str, Any]) -> dict[str, Any]:
+    """The teacher's, less what a student does not carry (safety checker, feature extractor), and with DDIM."""
+    kept = ("text_encoder", "tokenizer", "unet", "vae")
+    index = {k: v if k.startswith("_") or k in kept else [None, None] for k, v in teacher.items()}
+    return {**index, "scheduler": ["diffusers", "DDIMScheduler"], "requires_safety_checker": False}

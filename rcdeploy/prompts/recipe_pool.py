@@ -11,6 +11,7 @@ from rcdeploy_runtime.manifest import NAME
 from ..claims import Claim
 from ..recipe import Recipe, digest
 from .pool import PromptPool, build_pool
+from .readers import files_of
 
 
 def open_pool(recipe: Recipe, tell: Callable[[str], None] = lambda _text: None) -> PromptPool:
@@ -26,7 +27,7 @@ def open_pool(recipe: Recipe, tell: Callable[[str], None] = lambda _text: None) 
     for file in files:
         if (file / NAME).is_file():
             raise RcdeployError(f"{file} is a built pool: it must be the only entry of prompts.pool")
-    known = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    known = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for source in files for f in files_of(source)]
     # without extra text, C is what the paired prompts are after their filter
     exclude = [] if extra else recipe.prompts.paired_exclude
     folder = Path("pools") / f"{files[0].name.split('.')[0]}-{digest([known, recipe.prompts.column, exclude])[:8]}"

@@ -1,0 +1,190 @@
+"""A teacher of a few thousand weights, with every part that a real one has, and recipes around it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# tests fork processes and compare bytes: one thread, here and in every process that a test starts
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[variable] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from tokenizers import pre_tokenizers  # noqa: E402
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
+
+from rcdeploy.recipe import Recipe, load_recipe  # noqa: E402
+
+torch.set_num_threads(1)
+
+CONTEXT = 16
+COLOURS, THINGS = ("red", "blue", "green", "black"), ("shirt", "shoe", "bag", "coat", "dress")
+PAIRED = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS]
+FURTHER = [f"two {thing}s on a {colour} table" for colour in COLOURS for thing in THINGS]
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "student": {"name": "c-micro"},
+    "prompts": {"paired_count": 12},
+    "cache": {"num_inference_steps": 2, "batch_size": 4, "shard_size": 5},
+    "train": {
+        "max_steps": 6,
+        "global_batch_size": 4,
+        "learning_rate": 1e-3,
+        "mixed_precision": "no",
+        "checkpoint_every": 2,
+        "log_every": 1,
+        "trackers": [],
+    },
+    "evaluate": {"every": 0, "num_inference_steps": 2, "validation_size": 4},
+}
+
+
+def unet_config(**changes: Any) -> dict[str, Any]:
+    return {
+        "sample_size": 8,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        "block_out_channels": (8, 8, 16, 16),
+        "layers_per_block": 2,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+        "cross_attention_dim": 16,
+        **changes,
+    }
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Bytes and the letters of few words: CLIP's order of ids, ends last."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("r", "e"), ("s", "h"), ("b", "l"), ("a", "g</w>"), ("re", "d</w>")]
+    tokens = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+
+
+def save_teacher(folder: Path, *, seed: int = 0, **unet: Any) -> Path:
+    """A diffusers folder with random weights; `unet`: what its UNet's config has otherwise."""
+    words = tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(words),
+                hidden_size=16,
+                intermediate_size=32,
+                projection_dim=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=CONTEXT,
+                bos_token_id=words.bos_token_id,
+                eos_token_id=words.eos_token_id,
+                pad_token_id=words.pad_token_id,
+            )
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=64,
+            scaling_factor=0.5,
+        )
+        model = UNet2DConditionModel(**unet_config(**unet))
+    schedule = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=words,
+        unet=model,
+        scheduler=schedule,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_teacher(tmp_path_factory.mktemp("teacher") / "other", seed=1)
+
+
+def toml(data: dict[str, Any]) -> str:
+    """A dict of sections as TOML; JSON's strings, numbers, booleans and lists are TOML's."""
+    lines = []
+    for section, keys in data.items():
+        lines += [
+            "",
+            f"[{section}]",
+            *(f"{key} = {json.dumps(value)}" for key, value in keys.items() if value is not None),
+        ]
+    text = "\n".join(lines) + "\n"
+    tomllib.loads(text)
+    return text
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path, tiny_teacher: Path) -> Callable[..., Path]:
+    """Writes tmp_path/tiny.toml, and the captions that it names. Overrides: train={"max_steps": 2}."""
+
+    def write(name: str = "tiny", **overrides: dict[str, Any]) -> Path:
+        (tmp_path / "paired.txt").write_text("".join(f"{p}\n" for p in PAIRED))
+        (tmp_path / "further.txt").write_text("".join(f"{p}\n" for p in FURTHER))
+        data: dict[str, dict[str, Any]] = {
+            "teacher": {"path": str(tiny_teacher)},
+            **{section: dict(keys) for section, keys in DEFAULTS.items()},
+        }
+        data["prompts"] |= {"paired": ["paired.txt"], "pool": ["further.txt"]}
+        data["cache"] |= {"folder": "cache"}
+        for section, keys in overrides.items():
+            data.setdefault(section, {}).update(keys)
+        file = tmp_path / f"{name}.toml"
+        file.write_text(toml(data))
+        return file
+
+    return write
+
+
+@pytest.fixture
+def tiny_recipe(recipe_file: Callable[..., Path]) -> Callable[..., Recipe]:
+    """The loaded recipe of recipe_file(**overrides)."""
+    return lambda **overrides: load_recipe(recipe_file(**overrides))
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Caches, pools and runs go to the current folder by default: a test that has a folder of its own works there."""
+    if "tmp_path" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+    yield
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file and folder below: size and time of the last change."""
+    return {
+        str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) if p.is_file() else (0, 0)
+        for p in sorted(folder.rglob("*"))
+    }

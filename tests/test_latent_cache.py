@@ -1,0 +1,342 @@
+"""The latent cache: the same bytes however it is filled, refused when it is another's, mended when it is broken."""
+
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import PAIRED, save_teacher
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from rcdeploy import latent_cache
+from rcdeploy.claims import STALE_SECONDS, Claim
+from rcdeploy.latent_cache import LatentCache, fill
+from rcdeploy.recipe import Recipe
+from rcdeploy.sampling import sample_latents, starting_noise
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
+
+RecipeOf = Callable[..., Recipe]
+FORK = multiprocessing.get_context("fork")
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("latents-*"))}
+
+
+def filled(recipe: Recipe) -> Path:
+    return fill(recipe, Teacher(recipe.teacher.path)).folder
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Every shard of the tiny recipe's cache, as one process makes them four latents at a time."""
+    from conftest import DEFAULTS
+
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "paired.txt").write_text("".join(f"{p}\n" for p in PAIRED))
+    recipe = Recipe.model_validate(
+        {
+            "name": "reference",
+            "teacher": {"path": str(tiny_teacher)},
+            "prompts": {"paired": [str(folder / "paired.txt")], **DEFAULTS["prompts"]},
+            "cache": {"folder": str(folder / "cache"), **DEFAULTS["cache"]},
+        }
+    )
+    return shards(filled(recipe))
+
+
+def test_what_is_stored(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
+    """fp16, scaled, a whole latent a row, in shards of shard_size; no larger than it must be."""
+    recipe = tiny_recipe()
+    folder = filled(recipe)
+    assert shards(folder) == reference
+    assert [load_file(p)["latents"].shape for p in sorted(folder.glob("latents-*"))] == [
+        (5, 4, 8, 8),
+        (5, 4, 8, 8),
+        (2, 4, 8, 8),
+    ]
+    assert all(load_file(p)["latents"].dtype == torch.float16 for p in folder.glob("latents-*"))
+    assert max(len(b) for b in reference.values()) < 5 * 4 * 8 * 8 * 2 + 200
+
+    cache, teacher = LatentCache.open(folder), Teacher(recipe.teacher.path)
+    assert len(cache) == 12 and len(cache.prompts) == 12
+    assert len(set(cache.prompts)) == 12 and set(cache.prompts) <= set(PAIRED)
+    by_hand = sample_latents(
+        teacher.unet,
+        teacher.schedule,
+        starting_noise(0, [7], cache.shape),
+        teacher.encode_prompts([cache.prompts[7]]),
+        teacher.encode_prompts([""]),
+        num_inference_steps=2,
+        guidance_scale=7.5,
+    )
+    row = cache.latents([11, 7])
+    assert row.shape == (2, 4, 8, 8) and row.dtype == torch.float32
+    assert torch.allclose(row[1], by_hand[0], rtol=2e-3, atol=2e-3), "UNet latents are scaled already: no second time"
+    assert cache.manifest.latents == {"shape": [4, 8, 8], "scaling_factor": 0.5}
+    assert Manifest.read(folder, "latent_cache").wrong_files(folder) == []
+    assert json.loads((folder / "index.json").read_text())["latents-00002.safetensors"] == [10, 12]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 16])
+def test_batch_size_does_not_change_a_byte(
+    tiny_recipe: RecipeOf, reference: dict[str, bytes], batch_size: int
+) -> None:
+    assert shards(filled(tiny_recipe(cache={"batch_size": batch_size}))) == reference
+
+
+def test_shard_size_does_not_change_a_latent(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
+    cache = fill(recipe := tiny_recipe(cache={"shard_size": 7}), Teacher(recipe.teacher.path))
+    first = np.concatenate([np.frombuffer(b[-len(b) // 512 * 512 :], np.uint8)[-5 * 512 :] for b in reference.values()])
+    assert len(cache) == 12 and first.size
+    five = tiny_recipe(cache={"shard_size": 5, "folder": "five"})
+    assert torch.equal(cache.latents(range(12)), fill(five, Teacher(five.teacher.path)).latents(range(12)))
+
+
+def _fill_as(rank: int, recipe: Recipe) -> None:
+    os.environ["RANK"] = str(rank)
+    fill(recipe, Teacher(recipe.teacher.path))
+
+
+def test_two_processes_fill_one_folder(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
+    recipe = tiny_recipe()
+    workers = [FORK.Process(target=_fill_as, args=(rank, recipe)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(60)
+    assert [w.exitcode for w in workers] == [0, 0]
+    folder = Path(str(recipe.cache.folder))
+    assert shards(folder) == reference
+    assert LatentCache.open(folder).manifest.wrong_files(folder) == []
+    assert not list(folder.rglob("*.claim")) and not list(folder.rglob("*.part"))
+
+
+def _fill_and_stop(recipe: Recipe, at: int) -> None:
+    def progress(done: int, _of: int) -> None:
+        if done >= at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fill(recipe, Teacher(recipe.teacher.path), progress)
+
+
+@pytest.mark.parametrize("at", [1, 4, 9, 12])
+def test_a_killed_process_changes_nothing(tiny_recipe: RecipeOf, reference: dict[str, bytes], at: int) -> None:
+    recipe = tiny_recipe()
+    folder = Path(str(recipe.cache.folder))
+    worker = FORK.Process(target=_fill_and_stop, args=(recipe, at))
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == -signal.SIGKILL
+    assert list(folder.glob("*.claim")), "it was killed while it held a shard"
+    whole = {p.name: p.stat().st_mtime_ns for p in folder.glob("latents-*")}
+    assert len(whole) == (at - 1) // 5
+    with pytest.raises(RcdeployError, match="lacks"):
+        LatentCache.open(folder)
+    filled(recipe)
+    assert shards(folder) == reference
+    assert {name: (folder / name).stat().st_mtime_ns for name in whole} == whole, "whole shards are kept"
+    assert not list(folder.rglob("*.claim"))
+
+
+@pytest.mark.parametrize("cut", [0, 4, 60, -1])
+def test_a_truncated_shard_is_named_and_only_it_is_made_anew(
+    tiny_recipe: RecipeOf, reference: dict[str, bytes], cut: int
+) -> None:
+    recipe = tiny_recipe()
+    folder = filled(recipe)
+    broken = folder / "latents-00001.safetensors"
+    broken.write_bytes(broken.read_bytes()[:cut])
+    before = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("latents-*") if p != broken}
+    with pytest.raises(RcdeployError, match=r"lacks 1 of 3 shards: latents-00001\.safetensors$") as caught:
+        LatentCache.open(folder)
+    assert "rcdeploy cache" in str(caught.value.fix)
+    said: list[str] = []
+    fill(recipe, Teacher(recipe.teacher.path), tell=said.append)
+    assert len(said) == 1 and "latents-00001.safetensors" in said[0]
+    assert shards(folder) == reference
+    after = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.glob("latents-*") if p != broken}
+    assert after == before
+
+
+def test_a_full_cache_is_opened_without_asking_the_teacher(
+    tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe()
+    folder = filled(recipe)
+    before = {p.name: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    monkeypatch.setattr(latent_cache, "sample_latents", lambda *_a, **_k: pytest.fail("sampled again"))
+    filled(recipe)
+    assert {p.name: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_a_cache_of_another_teacher_is_refused(tiny_recipe: RecipeOf, other_teacher: Path) -> None:
+    filled(tiny_recipe())
+    recipe = tiny_recipe(teacher={"path": str(other_teacher)})
+    with pytest.raises(RcdeployError, match=r"made with the teacher tiny \(\w{16}\), not other \(\w{16}\)"):
+        filled(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cache": {"num_inference_steps": 3}}, "cache.num_inference_steps: 2 there, 3 here"),
+        ({"cache": {"guidance_scale": 2.0}}, "cache.guidance_scale: 7.5 there, 2.0 here"),
+        ({"cache": {"seed": 4}}, "cache.seed: 0 there, 4 here"),
+        ({"prompts": {"paired_count": 5}}, "prompts.paired_count: 12 there, 5 here"),
+        ({"prompts": {"paired": ["further.txt"]}}, "prompts.paired"),
+    ],
+)
+def test_a_cache_of_other_settings_is_refused(tiny_recipe: RecipeOf, change: dict[str, Any], said: str) -> None:
+    folder = filled(tiny_recipe())
+    before = shards(folder)
+    with pytest.raises(RcdeployError, match="made with other settings") as caught:
+        filled(tiny_recipe(**change))
+    assert said in caught.value.message
+    assert shards(folder) == before
+
+
+def test_each_set_of_settings_gets_a_folder_of_its_own(tiny_recipe: RecipeOf) -> None:
+    folders = {
+        filled(tiny_recipe(cache={"folder": None, **change})).resolve()
+        for change in ({}, {"seed": 1}, {"guidance_scale": 1.0}, {"batch_size": 3})
+    }
+    assert len(folders) == 3, "batch_size is not among what the latents depend on"
+    assert {f.parent for f in folders} == {Path("caches").resolve()}
+
+
+def test_the_vae_is_never_loaded(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Teacher, "decode", lambda *_a: pytest.fail("decoded"))
+    monkeypatch.setattr(Teacher, "vae", property(lambda _self: pytest.fail("the VAE was loaded")))
+    filled(tiny_recipe())
+
+
+def _claim(path: Path, host: str, pid: int) -> Path:
+    file = path.with_name(path.name + ".claim")
+    file.write_text(json.dumps({"host": host, "pid": pid}))
+    return file
+
+
+def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    dead = FORK.Process(target=int)
+    dead.start()
+    dead.join()
+    file = _claim(tmp_path / "x", socket.gethostname(), int(dead.pid or 0))
+    claim = Claim(tmp_path / "x")
+    assert claim.take()
+    assert json.loads(file.read_text())["pid"] == os.getpid()
+    claim.release()
+    assert not file.exists()
+
+
+def test_the_claim_of_a_living_process_holds(tmp_path: Path) -> None:
+    _claim(tmp_path / "x", socket.gethostname(), os.getppid())
+    assert not Claim(tmp_path / "x").take()
+    _claim(tmp_path / "x", "another-machine", 1)
+    assert not Claim(tmp_path / "x").take(), "whether it lives cannot be seen from here"
+
+
+@pytest.mark.parametrize("content", ['{"host": "another-machine", "pid": 1}', "", "[]", '{"host": null, "pid": "x"}'])
+def test_a_claim_that_nobody_touches_grows_stale(tmp_path: Path, content: str) -> None:
+    """Also one whose process was killed before it had written its name."""
+    file = tmp_path / "x.claim"
+    file.write_text(content)
+    assert not Claim(tmp_path / "x").take()
+    Claim(tmp_path / "x").touch()
+    assert not Claim(tmp_path / "x").take()
+    old = time.time() - STALE_SECONDS - 1
+    os.utime(file, (old, old))
+    assert Claim(tmp_path / "x").take()
+
+
+def _pictures(folder: Path, captions: list[str]) -> None:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    with (folder / "metadata.csv").open("w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["file_name", "text"])
+        for i, caption in enumerate(captions):
+            Image.fromarray(rng.integers(0, 256, (70 + i, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            table.writerow([f"{i}.png", caption])
+
+
+def test_real_pictures_give_the_scaled_mode_of_the_posterior(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
+    _pictures(tmp_path / "images", [*PAIRED[:3], "a caption that is not among the paired"])
+    recipe = tiny_recipe(cache={"source": "real", "images": "images"}, prompts={"paired_count": None})
+    teacher = Teacher(recipe.teacher.path)
+    cache = fill(recipe, teacher)
+    assert sorted(cache.prompts) == sorted(PAIRED[:3]), "a picture belongs to it if its caption is a paired prompt"
+    for row, caption in enumerate(cache.prompts):
+        number = PAIRED.index(caption)
+        with Image.open(tmp_path / "images" / f"{number}.png") as image:
+            pixels = np.asarray(image).astype(np.float32)
+        if number == 0:  # 70 x 64 is cut to 64 x 64: nothing is resized, so the encoder's input is known
+            square = torch.from_numpy(pixels[3:67]).permute(2, 0, 1)[None] / 127.5 - 1
+            expected = teacher.vae.encode(square).latent_dist.mode() * 0.5
+            assert torch.allclose(cache.latents([row]), expected, rtol=2e-3, atol=2e-3)
+    assert cache.latents(range(3)).std() > 0
+
+
+def test_real_pictures_that_are_not_there(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
+    _pictures(tmp_path / "images", PAIRED[:2])
+    (tmp_path / "images" / "1.png").unlink()
+    recipe = tiny_recipe(cache={"source": "real", "images": "images"})
+    with pytest.raises(RcdeployError, match="names 1 pictures that are not there"):
+        filled(recipe)
+    with (tmp_path / "images" / "metadata.csv").open("a") as f:
+        f.write("../paired.txt,a red shirt\n")
+    with pytest.raises(RcdeployError, match="points outside"):
+        filled(recipe)
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_a_teacher_with_nan_weights_is_refused(
+    tiny_recipe: RecipeOf, tiny_teacher: Path, tmp_path: Path, part: str
+) -> None:
+    shutil.copytree(tiny_teacher, tmp_path / "nan")
+    (file,) = (tmp_path / "nan" / part).glob("*.safetensors")
+    weights = load_file(file)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(RcdeployError, match=f"teacher's {part} has NaN or infinite weights: "):
+        filled(tiny_recipe(teacher={"path": str(tmp_path / "nan")}))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_nan_latents_are_not_kept(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(latent_cache, "sample_latents", lambda _u, _s, noise, *_a, **_k: noise * float("nan"))
+    with pytest.raises(RcdeployError, match="made NaN of 'a "):
+        filled(tiny_recipe())
+    assert not list((tmp_path / "cache").glob("latents-*")) and not list((tmp_path / "cache").glob("*.claim"))
+
+
+def test_another_resolution(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
+    cache = fill(recipe := tiny_recipe(cache={"resolution": 32}), Teacher(recipe.teacher.path))
+    assert cache.shape == (4, 4, 4)
+    with pytest.raises(RcdeployError, match="no multiple of 8 pixels"):
+        filled(tiny_recipe(cache={"resolution": 36, "folder": "odd"}))
+    assert not (tmp_path / "odd").exists()
+
+
+def test_a_teacher_of_another_kind(tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path / "teacher")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "addition_embed_type": "text_time"}))
+    with pytest.raises(RcdeployError, match="added conditioning"):
+        Teacher(str(folder))
