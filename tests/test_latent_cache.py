@@ -94,9 +94,7 @@ def test_what_is_stored(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> N
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 16])
-def test_batch_size_does_not_change_a_byte(
-    tiny_recipe: RecipeOf, reference: dict[str, bytes], batch_size: int
-) -> None:
+def test_batch_size_does_not_change_a_byte(tiny_recipe: RecipeOf, reference: dict[str, bytes], batch_size: int) -> None:
     assert shards(filled(tiny_recipe(cache={"batch_size": batch_size}))) == reference
 
 
