@@ -9,9 +9,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from rcdeploy.measure.macs import parameters, unet_macs
+from rcdeploy.measure.table import student_table
 from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, student_config
-from rcdeploy.student.table import student_table
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)

@@ -28,7 +28,7 @@ def students_command(
         from rcdeploy_runtime.files import read_json
 
         length = int(read_json(teacher / "text_encoder" / "config.json").get("max_position_embeddings", 77))
-    from ..student.table import student_table
+    from ..measure.table import student_table
 
     rows = student_table(config, None, length)
     if as_json:
