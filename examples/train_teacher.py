@@ -134,6 +134,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
     photos, labels = photographs(data, "train")
     generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+    torch.manual_seed(args.seed)  # each stage by itself: one that is skipped changes no other
     vae = build_vae()
 
     def step(i: int) -> torch.Tensor:
@@ -151,6 +152,7 @@ def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
 def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
     photos, labels = photographs(data, "train")
     generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+    torch.manual_seed(args.seed)
     judge = Judge(ATTRIBUTES)
 
     def loss(photos: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -214,6 +216,7 @@ def train_unet(
     )
     ids = ids.input_ids.view(len(chosen), 5, CONTEXT)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    torch.manual_seed(args.seed)
     unet, text_encoder, noises = build_unet(), build_text_encoder(tokenizer), noise_schedule()
     params = [*unet.parameters(), *text_encoder.parameters()]
     ema = EMAModel(params, decay=0.999, use_ema_warmup=True, power=0.75)
@@ -250,7 +253,6 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
     parser.add_argument("--unet-steps", type=int, default=4500)
     args = parser.parse_args()
-    torch.manual_seed(args.seed)
     args.work.mkdir(parents=True, exist_ok=True)
 
     vae_file, unet_file, text_file = (args.work / f"{n}.safetensors" for n in ("vae", "unet", "text_encoder"))

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import replacing, sha256, write_json
+from rcdeploy_runtime.files import remove_new, replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .claims import Claim
@@ -136,7 +136,7 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
     Raises RcdeployError for a cache of another teacher, resolution or set of prompts.
     """
     folder, wanted = folder_of(recipe, teacher), identity(recipe, teacher)
-    claim = Claim(folder / "prepare")
+    claim, new = Claim(folder / "prepare"), [p for p in (folder, *folder.parents) if not p.exists()]
     while not (folder / NAME).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if not claim.take():
@@ -144,6 +144,9 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
             continue
         try:
             _prepare(recipe, teacher, folder, wanted)
+        except BaseException:
+            remove_new(new)
+            raise
         finally:
             claim.release()
     manifest = Manifest.read(folder, "latent_cache")
@@ -153,6 +156,7 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
 
 def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, Any]) -> None:
     cache, shape = recipe.cache, teacher.latent_shape(recipe.cache.resolution)
+    teacher.load("text_encoder", "vae" if cache.source == "real" else "unet")
     paired = build_pool(
         [Path(p) for p in recipe.prompts.paired],
         folder / "all_prompts",

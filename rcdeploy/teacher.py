@@ -149,6 +149,11 @@ class Teacher:
             self._parts[name] = part.requires_grad_(False).eval().to(self.device)
         return self._parts[name]
 
+    def load(self, *names: str) -> None:
+        """Loads components now, so that what is wrong with them is said before anything is made with them."""
+        for name in names:
+            getattr(self, name)
+
     @property
     def unet(self) -> UNet2DConditionModel:
         return self._part("unet", UNet2DConditionModel.from_pretrained, self.dtype)

@@ -49,8 +49,7 @@ def _loop(run: Run, progress: Progress) -> None:
     micro = train.global_batch_size // (accumulation * accelerator.num_processes)
     batches = make_batches(run)
     teacher_taps = FeatureTaps(run.teacher.unet, [t.teacher for t in run.taps])
-    sums: dict[str, torch.Tensor] = {}
-    since, started = run.step, time.monotonic()
+    timed, started = run.step, time.monotonic()
 
     with _asked_to_stop(accelerator.num_processes == 1) as stop:
         while run.step < train.max_steps:
@@ -65,9 +64,9 @@ def _loop(run: Run, progress: Progress) -> None:
                     total, each = losses(run.wrapped, run.teacher, teacher_taps, batch, run.recipe.loss)
                     accelerator.backward(total / accumulation)
                 for name, value in each.items():  # sums stay on the device: no step waits for a number
-                    sums[name] = sums.get(name, torch.zeros_like(value)) + value / accumulation
+                    run.sums[name] = run.sums.get(name, torch.zeros_like(value)) + value / accumulation
             norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), train.max_grad_norm)
-            sums["grad_norm"] = sums.get("grad_norm", torch.zeros_like(norm)) + norm
+            run.sums["grad_norm"] = run.sums.get("grad_norm", torch.zeros_like(norm)) + norm
             run.optimizer.step()
             run.optimizer.zero_grad()
             run.ema.step(run.model.unet.parameters())
@@ -75,9 +74,10 @@ def _loop(run: Run, progress: Progress) -> None:
 
             end = run.step == train.max_steps
             if run.step % train.log_every == 0 or end:
-                figures = _means(run, sums, run.step - since)
-                seconds = (time.monotonic() - started) / (run.step - since)
-                sums, since, started = {}, run.step, time.monotonic()
+                means = {name: value / (run.step - run.since) for name, value in run.mean_sums().items()}
+                figures = {name: float(f"{value:.6g}") for name, value in means.items()}
+                seconds = (time.monotonic() - started) / (run.step - timed)
+                run.sums, run.since, timed, started = {}, run.step, run.step, time.monotonic()
                 accelerator.log(figures, step=run.step)
                 outcome.log(run, {**figures, "lr": rate(run.step - 1), "seconds_per_step": round(seconds, 4)})
             progress("distill", run.step, train.max_steps, run.latest)
@@ -118,12 +118,6 @@ def _asked_to_stop(catch: bool) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _means(run: Run, sums: dict[str, torch.Tensor], steps: int) -> dict[str, float]:
-    """Over the steps since the last time, and over processes."""
-    stacked = run.accelerator.reduce(torch.stack([v.float() for v in sums.values()]), "mean") / steps
-    return {name: float(f"{v:.6g}") for name, v in zip(sums, stacked.tolist(), strict=True)}
 
 
 def _learning_rate(recipe: Recipe) -> Callable[[int], float]:

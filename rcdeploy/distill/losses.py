@@ -18,6 +18,9 @@ def feature_loss(teacher: list[Tensor], student: list[Tensor]) -> Tensor:
 
 
 def task_loss(target: Tensor, student: Tensor, true_pair: Tensor) -> Tensor:
-    """Denoising loss over the samples whose text belongs to them (or is null); true_pair [n] booleans. Scalar."""
+    """Denoising loss of the samples whose text belongs to them (or is null); true_pair [n] booleans. Scalar.
+
+    Others count as 0 in the mean over all n, so that a batch cut into parts has the same loss as the whole.
+    """
     each = (student.float() - target.float()).square().mean((1, 2, 3))
-    return (each * true_pair).sum() / true_pair.sum().clamp(min=1)
+    return (each * true_pair).mean()

@@ -57,6 +57,9 @@ class Run:
     """the last logged figures"""
     metrics: Metrics | None = None
     """on the main process"""
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """of the losses and the gradient norm over the steps after `since`, the last logged one"""
+    since: int = 0
     drawn: dict[str, Any] = field(default_factory=dict)
     """the teacher's pictures and the validation batch, made once"""
 
@@ -70,11 +73,20 @@ class Run:
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 
+    def mean_sums(self) -> dict[str, float]:
+        """The sums, as means over processes; every process must ask."""
+        if not self.sums:
+            return {}
+        stacked = self.accelerator.reduce(torch.stack([v.float() for v in self.sums.values()]), "mean")
+        return dict(zip(self.sums, stacked.tolist(), strict=True))
+
     def save_checkpoint(self) -> None:
         """On the main process; the others wait. Keeps the last ones and the best."""
         self.accelerator.wait_for_everyone()
+        sums = self.mean_sums()
         if self.is_main:
             state = {"step": self.step, "best": self.best, "lowest_loss": self.lowest_loss}
+            state |= {"since": self.since, "sums": sums}
             checkpoint.save(self.folder, self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler, state)
             checkpoint.prune(self.folder, self.recipe.train.keep_checkpoints, self.best[1] if self.best else None)
 
@@ -88,6 +100,8 @@ class Run:
         )
         self.step, self.lowest_loss = state["step"], state["lowest_loss"]
         self.best = tuple(state["best"]) if state["best"] else None
+        self.since = state["since"]
+        self.sums = {name: torch.tensor(v, device=self.accelerator.device) for name, v in state["sums"].items()}
         return True
 
 
@@ -100,9 +114,14 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, say: Callable[[s
     if recipe.train.mixed_precision == "fp16" and accelerator.mixed_precision == "no":
         tell("no GPU here: training in fp32 instead of fp16")
     teacher = make_teacher(recipe, accelerator)
-    cache = latent_cache.fill(recipe, teacher, lambda done, of: progress("latent cache", done, of, {}), tell)
-    pool = open_pool(recipe, tell)
+    if (folder / NAME).is_file():
+        check_sources(Manifest.read(folder, "run"), {"teacher": teacher.revision})
+    # what is quick comes first: the latents may take hours, and what is wrong should be said before
+    teacher.load("unet", "text_encoder")
     unet, config, notes = make_student(recipe, teacher)
+    latent_cache.prepare(recipe, teacher)
+    pool = open_pool(recipe, tell)
+    cache = latent_cache.fill(recipe, teacher, lambda done, of: progress("latent cache", done, of, {}), tell)
     for note in notes:
         tell(note)
     compared = taps(teacher.unet_config, config) if recipe.loss.feature else []

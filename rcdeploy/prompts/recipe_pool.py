@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import remove_new
 from rcdeploy_runtime.manifest import NAME
 
 from ..claims import Claim
@@ -31,13 +32,16 @@ def open_pool(recipe: Recipe, tell: Callable[[str], None] = lambda _text: None) 
     # without extra text, C is what the paired prompts are after their filter
     exclude = [] if extra else recipe.prompts.paired_exclude
     folder = Path("pools") / f"{files[0].name.split('.')[0]}-{digest([known, recipe.prompts.column, exclude])[:8]}"
-    claim = Claim(folder.with_name(folder.name + ".build"))
+    claim, new = Claim(folder.with_name(folder.name + ".build")), [p for p in (folder, folder.parent) if not p.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     while not (folder / NAME).is_file():
         if claim.take():
             try:
                 tell(f"building the prompt pool {folder}")
                 build_pool(files, folder, column=recipe.prompts.column, exclude=exclude)
-            finally:
+            except BaseException:
                 claim.release()
+                remove_new(new)
+                raise
+            claim.release()
     return PromptPool.open(folder)

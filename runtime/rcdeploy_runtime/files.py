@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,18 @@ def _clear_up(path: Path) -> None:
             left.replace(path)
         else:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_new(new: list[Path]) -> None:
+    """Removes a folder that failed to become whole, and the folders above it that were made for it and are empty.
+
+    new: those of [folder, its parent, ...] that were not there before.
+    """
+    for folder in new[:1]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for parent in new[1:]:
+        with suppress(OSError):
+            parent.rmdir()
 
 
 def is_running(pid: int) -> bool:

@@ -1,0 +1,154 @@
+"""Recipes: the paper's defaults, every error at once, overrides, paths."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rcdeploy.recipe import Recipe, load_recipe, shipped
+from rcdeploy_runtime.errors import RcdeployError
+
+RecipeFile = Callable[..., Path]
+ROOT = Path(__file__).parent.parent
+
+
+def errors_of(file: Path, *overrides: str) -> list[str]:
+    with pytest.raises(RcdeployError) as caught:
+        load_recipe(file, list(overrides))
+    return [line.removeprefix("  • ") for line in caught.value.message.splitlines()[1:]]
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe.model_validate({"name": "x", "teacher": {"path": "t"}, "prompts": {"paired": ["p"]}})
+    train, cache, conditioning, loss = recipe.train, recipe.cache, recipe.conditioning, recipe.loss
+    assert (train.global_batch_size, train.learning_rate, train.lr_schedule) == (256, 5e-5, "constant")
+    assert (train.adam_beta1, train.adam_beta2, train.adam_eps, train.weight_decay) == (0.9, 0.999, 1e-8, 1e-2)
+    assert (train.max_grad_norm, train.mixed_precision, train.ema_decay) == (1.0, "fp16", 0.9999)
+    assert (cache.source, cache.num_inference_steps, cache.guidance_scale) == ("teacher", 25, 7.5)
+    assert (conditioning.probability, conditioning.rate, conditioning.null_probability) == ("exponential", 5.0, 0.1)
+    assert (conditioning.steepness, conditioning.centre) == (20.0, 0.7)
+    assert (loss.output, loss.feature, loss.task) == (1.0, 1.0, 0.0)
+    assert recipe.evaluate.every == 25_000
+
+
+@pytest.mark.parametrize("file", shipped(), ids=lambda f: f.stem)
+def test_shipped_recipes_are_right(file: Path) -> None:
+    recipe = load_recipe(file, check_files=False)
+    assert recipe.name == file.stem
+    text = file.read_text()
+    assert text.startswith("# ") and "# Launch: " in text and "Cost: " in text
+
+
+@pytest.mark.parametrize("name", ["b-base", "b-small", "b-tiny", "c-base", "c-small", "c-tiny", "c-micro"])
+def test_the_papers_students_are_trained_as_in_the_paper(name: str) -> None:
+    recipe = load_recipe(ROOT / f"recipes/{name.replace('-', '_')}.toml", check_files=False)
+    block = name.startswith("b-")
+    assert recipe.student.name == name
+    assert recipe.student.first_weights == ("teacher" if block else "random")
+    assert recipe.conditioning.probability == ("exponential" if block else "sigmoid")
+    assert recipe.train.max_steps == (125_000 if block else 400_000)
+    assert recipe.train.accumulation(4) * 4 * 16 == 256
+
+
+def test_everything_wrong_is_said_at_once(recipe_file: RecipeFile) -> None:
+    file = recipe_file(
+        student={"name": "c-mikro"},
+        cache={"num_inference_step": 3},
+        conditioning={"probability": "exponental", "null_probability": 1.5},
+        train={"max_steps": "many"},
+        losses={"output": 1},
+    )
+    said = errors_of(file, "train.sede=1", "evaluat.every=2", "nonsense")
+    assert any("[losses]: no such section; did you mean 'loss'?" in e for e in said)
+    assert any("cache.num_inference_step: no such key; did you mean 'num_inference_steps'?" in e for e in said)
+    assert any("student.name: 'c-mikro' is none of b-base" in e and "did you mean 'c-micro'?" in e for e in said)
+    assert any("conditioning.probability: should be 'none'" in e and "'exponential'?" in e for e in said)
+    assert any("conditioning.null_probability: should be less than or equal to 1, not 1.5" in e for e in said)
+    assert any("train.max_steps: should be a valid integer" in e and "not 'many'" in e for e in said)
+    assert any("train.sede: no such key; did you mean 'seed'?" in e for e in said)
+    assert any("no section 'evaluat'; did you mean 'evaluate'?" in e for e in said)
+    assert any("--set nonsense: write it as section.key=value" in e for e in said)
+    assert len(said) == 9
+
+
+def test_needed_keys_and_sections(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("[teacher]\n")
+    said = errors_of(tmp_path / "r.toml")
+    assert any(e.startswith("teacher.path: this key is needed (diffusers folder") for e in said)
+    assert "[prompts]: this section is needed" in said
+    (tmp_path / "r.toml").write_text("[teacher\n")
+    with pytest.raises(RcdeployError, match="cannot be read as TOML"):
+        load_recipe(tmp_path / "r.toml")
+    with pytest.raises(RcdeployError, match=r"there is no recipe .*rr\.toml; did you mean .*r\.toml\?"):
+        load_recipe(tmp_path / "rr.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": {"init": "teacher"}}, "student.init: 'teacher' copies whole tensors"),
+        ({"student": {"name": "b-tiny", "init": "sliced"}}, "student.init: 'sliced' is for channel students"),
+        ({"train": {"micro_batch_size": 3}}, "train.micro_batch_size: 3 does not divide global_batch_size = 4"),
+        ({"cache": {"source": "real"}}, "cache.images: source = 'real' needs a folder"),
+        ({"cache": {"images": "further.txt"}}, "cache.images: only with source = 'real'"),
+        (
+            {"conditioning": {"probability": "constant", "constant": 1.0}, "loss": {"task": 1.0}},
+            "loss.task: needs true pairs",
+        ),
+        ({"loss": {"output": 0, "feature": 0}}, "loss: all three weights are 0"),
+        ({"prompts": {"paired": ["nowhere.txt"]}}, "nowhere.txt is not there"),
+        ({"prompts": {"paired": []}}, "prompts.paired: "),
+        ({"teacher": {"path": "nowhere"}}, "teacher.path: there is no teacher folder"),
+        ({"teacher": {"path": "."}}, "is no teacher in diffusers' layout"),
+        ({"student": {"name": "koala-1b"}}, "koala-1b does not fit the teacher"),
+    ],
+)
+def test_contradictions_and_missing_files(recipe_file: RecipeFile, changes: dict, said: str) -> None:
+    errors = errors_of(recipe_file(**changes))
+    assert any(said in e for e in errors), errors
+
+
+def test_a_teacher_of_another_class_is_named(recipe_file: RecipeFile, tmp_path: Path) -> None:
+    folder = tmp_path / "flux"
+    (folder / "unet").mkdir(parents=True)
+    (folder / "model_index.json").write_text("{}")
+    (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+    (said,) = errors_of(recipe_file(teacher={"path": str(folder)}))
+    assert "is a FluxTransformer2DModel, not a UNet2DConditionModel" in said
+
+
+def test_overrides_are_typed(recipe_file: RecipeFile) -> None:
+    overrides = ["train.max_steps=3", "train.learning_rate=1e-4", "student.name=b-tiny", "train.trackers=[]"]
+    recipe = load_recipe(
+        recipe_file(), [*overrides, "train.gradient_checkpointing=true", 'evaluate.prompts=["a", "b"]']
+    )
+    assert (recipe.train.max_steps, recipe.train.learning_rate, recipe.student.name) == (3, 1e-4, "b-tiny")
+    assert recipe.train.gradient_checkpointing and recipe.evaluate.prompts == ["a", "b"]
+
+
+def test_paths_start_at_the_recipe_and_overrides_at_the_current_folder(
+    recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = recipe_file()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    recipe = load_recipe(file, ["cache.folder=mine"])
+    assert recipe.prompts.paired == [str(tmp_path / "paired.txt")]
+    assert recipe.cache.folder == str(tmp_path / "elsewhere" / "mine")
+    hub = load_recipe(file, ["teacher.path=CompVis/stable-diffusion-v1-4"])
+    assert hub.teacher.path == "CompVis/stable-diffusion-v1-4"
+
+
+def test_recipes_are_frozen_and_resolve_to_json(recipe_file: RecipeFile) -> None:
+    recipe = load_recipe(recipe_file())
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.train.max_steps = 3  # type: ignore[misc]
+    assert Recipe.model_validate(json.loads(json.dumps(recipe.resolved()))) == recipe
+
+
+def test_batches_must_divide_over_processes(recipe_file: RecipeFile) -> None:
+    train = load_recipe(recipe_file(train={"global_batch_size": 8, "micro_batch_size": 2})).train
+    assert [train.accumulation(n) for n in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(RcdeployError, match="no multiple of micro_batch_size x processes = 2 x 3"):
+        train.accumulation(3)
