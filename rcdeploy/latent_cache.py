@@ -137,6 +137,9 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
     """
     folder, wanted = folder_of(recipe, teacher), identity(recipe, teacher)
     claim, new = Claim(folder / "prepare"), [p for p in (folder, *folder.parents) if not p.exists()]
+    if not (folder / NAME).is_file():
+        # weights that cannot be used are found before anything is made
+        _ = (teacher.text_encoder, teacher.unet if recipe.cache.source == "teacher" else teacher.vae)
     while not (folder / NAME).is_file():
         folder.mkdir(parents=True, exist_ok=True)
         if not claim.take():

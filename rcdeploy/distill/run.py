@@ -159,7 +159,7 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
         precision = "no"
     return Accelerator(
         mixed_precision=precision,
-        log_with=list(recipe.train.trackers),
+        log_with=list(recipe.train.trackers) or None,
         project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )

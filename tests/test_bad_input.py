@@ -1,0 +1,128 @@
+"""Bad input: one clear panel on stderr, exit code 2, and nothing on disk is changed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import listing
+from safetensors.torch import load_file, save_file
+
+from rcdeploy.cli import main as cli
+from rcdeploy_runtime.errors import RcdeployError
+
+RecipeFile = Callable[..., Path]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command that must be refused; returns what its panel says, on one line."""
+
+    def run(*arguments: object) -> str:
+        before = listing(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["rcdeploy", *map(str, arguments)])
+        monkeypatch.setattr("rcdeploy.cli.console.err.width", 200, raising=False)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        said = capsys.readouterr()
+        assert caught.value.code == 2, said
+        assert said.out == "" and said.err.count("╭─ rcdeploy") == 1 and "Traceback" not in said.err
+        assert listing(tmp_path) == before
+        return " ".join(said.err.replace("│", " ").split())
+
+    return run
+
+
+def test_missing_and_foreign_teachers(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
+    assert "there is no teacher folder" in refused("distill", recipe_file(teacher={"path": "nowhere"}))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no teacher in diffusers' layout" in refused("distill", recipe_file(teacher={"path": "empty"}))
+    assert "no teacher in diffusers' layout" in refused("students", "--teacher", empty)
+    (empty / "unet").mkdir()
+    (empty / "model_index.json").write_text("{}")
+    (empty / "unet/config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
+    assert "is a SD3Transformer2DModel" in refused("distill", recipe_file(teacher={"path": "empty"}))
+
+
+def test_a_student_that_does_not_fit(recipe_file: RecipeFile, refused: Callable[..., str]) -> None:
+    assert "KOALA is for SDXL teachers" in refused("distill", recipe_file(student={"name": "koala-700m"}))
+
+
+def test_an_empty_prompt_pool(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()  # the folder that the cache would get is there already, and stays empty
+    assert "empty" in refused("distill", recipe_file(prompts={"paired_exclude": ["a"]}))
+
+
+def test_the_run_of_another_recipe(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
+    file = recipe_file(train={"max_steps": 1})
+    run_quietly("distill", file, tmp_path)
+    said = refused("distill", file, "--set", "train.learning_rate=0.5", "--set", "student.init=sliced")
+    assert "train.learning_rate: 0.001 -> 0.5" in said and "student.init: None -> sliced" in said
+    assert "--restart" in said
+    assert "is a latent_cache, not a run" in refused("distill", file, "--restart", "--out", tmp_path / "cache")
+
+
+def run_quietly(command: str, file: Path, cwd: Path, *more: str) -> None:
+    arguments = [sys.executable, "-m", "rcdeploy.cli.main", command, str(file), "--quiet", *more]
+    subprocess.run(arguments, check=True, cwd=cwd, env=dict(os.environ))
+
+
+def test_nan_weights(recipe_file: RecipeFile, tiny_teacher: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    run_quietly("cache", recipe_file(), tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_teacher, broken)
+    weights = load_file(broken / "unet/diffusion_pytorch_model.safetensors")
+    weights["conv_in.weight"][0, 0, 0, 0] = torch.nan
+    save_file(weights, broken / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
+    file = recipe_file(teacher={"path": str(broken)}, cache={"folder": "cache2"})
+    assert "NaN or infinite weights: conv_in.weight" in refused("cache", file)
+
+
+def test_a_full_disk_leaves_nothing_half_done(
+    recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rcdeploy import tensors
+    from rcdeploy.latent_cache import fill, unfinished
+    from rcdeploy.recipe import load_recipe
+    from rcdeploy.teacher import Teacher
+    from rcdeploy_runtime.manifest import Manifest
+
+    real, calls = tensors.save_file, []
+
+    def disk_with_room_for_one(data: dict, path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 1:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(data, path)
+
+    monkeypatch.setattr(tensors, "save_file", disk_with_room_for_one)
+    recipe = load_recipe(recipe_file())
+    with pytest.raises(RcdeployError, match="No space left on device"):
+        fill(recipe, Teacher(recipe.teacher.path))
+    folder = tmp_path / "cache"
+    assert unfinished(folder, Manifest.read(folder, "latent_cache")) == [1, 2]
+    assert not [p for p in folder.rglob("*") if ".part" in p.name or p.name.endswith(".claim")]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert len(fill(recipe, Teacher(recipe.teacher.path))) == 12
+
+
+def test_options_that_are_not_there(refused: Callable[..., str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "rcdeploy.cli.main", "distil"], capture_output=True, text=True)
+    assert done.returncode == 2 and "No such command" in done.stderr
+    assert "there is no recipe" in refused("distill", "nowhere.toml")
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; sys.argv = ['rcdeploy', '--help']\nfrom rcdeploy.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
