@@ -85,7 +85,7 @@ class Run:
         self.accelerator.wait_for_everyone()
         sums = self.mean_sums()
         if self.is_main:
-            state = {"step": self.step, "best": self.best, "lowest_loss": self.lowest_loss}
+            state: dict[str, Any] = {"step": self.step, "best": self.best, "lowest_loss": self.lowest_loss}
             state |= {"since": self.since, "sums": sums}
             checkpoint.save(self.folder, self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler, state)
             checkpoint.prune(self.folder, self.recipe.train.keep_checkpoints, self.best[1] if self.best else None)
