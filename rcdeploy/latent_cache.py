@@ -172,6 +172,8 @@ def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, A
         allowed = set(paired)
         pairs = [pair for pair in captioned_images(Path(str(cache.images))) if pair[1] in allowed]
         images, prompts = [str(p[0]) for p in pairs], [p[1] for p in pairs]
+        if not images:
+            raise RcdeployError(f"no picture of {cache.images} has a caption that is among the paired prompts")
     total = len(images) if images else len(paired)
     count = min(recipe.prompts.paired_count or total, total)
     order = generator(cache.seed, SHUFFLE).permutation(total)[:count].tolist()
@@ -191,7 +193,7 @@ def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, A
             "identity": wanted,
             "count": count,
             "shard_size": cache.shard_size,
-            "seed": cache.seed,
+            "batch_size": cache.batch_size,
             "images": [images[i] for i in order] if images else [],
         },
     ).write(folder)
@@ -262,13 +264,13 @@ def _shard_latents(
 ) -> Tensor:
     """[rows of the shard, c, h, w], fp16, scaled."""
     cache, rows, parts = recipe.cache, _shard_rows(manifest, shard), []
-    images, shape, null = (
-        manifest.facts["images"],
-        teacher.latent_shape(recipe.cache.resolution),
-        teacher.encode_prompts([""]),
-    )
-    for start in range(rows.start, rows.stop, cache.batch_size):
-        batch = range(start, min(start + cache.batch_size, rows.stop))
+    images, shape = manifest.facts["images"], teacher.latent_shape(cache.resolution)
+    null = teacher.encode_prompts([""])
+    # the size the cache was begun with, whatever the recipe says now: kernels round by the shape of a batch, and no
+    # byte may depend on who went on with the cache
+    size = int(manifest.facts["batch_size"])
+    for start in range(rows.start, rows.stop, size):
+        batch = range(start, min(start + size, rows.stop))
         if cache.source == "real":
             latents = encode_images(teacher, [Path(images[i]) for i in batch], shape)
         else:

@@ -67,7 +67,7 @@ class Cache(Section):
     resolution: int | None = Field(
         None, gt=0, description="edge of the pictures in pixels; the teacher's own by default"
     )
-    batch_size: int = Field(16, gt=0, description="pictures sampled at once")
+    batch_size: int = Field(16, gt=0, description="pictures sampled at once; a cache begun with one goes on with it")
     shard_size: int = Field(1024, gt=0, description="latents a file")
     seed: int = Field(0, ge=0)
 

@@ -76,17 +76,19 @@ def _loop(run: Run, progress: Progress) -> None:
             if run.step % train.log_every == 0 or end:
                 means = {name: value / (run.step - run.since) for name, value in run.mean_sums().items()}
                 figures = {name: float(f"{value:.6g}") for name, value in means.items()}
-                seconds = (time.monotonic() - started) / (run.step - timed)
+                seconds = (time.monotonic() - started) / max(1, run.step - timed)
                 run.sums, run.since, timed, started = {}, run.step, run.step, time.monotonic()
                 accelerator.log(figures, step=run.step)
                 outcome.log(run, {**figures, "lr": rate(run.step - 1), "seconds_per_step": round(seconds, 4)})
             progress("distill", run.step, train.max_steps, run.latest)
-            if evaluate.every and (run.step % evaluate.every == 0 or end):
+            looked = evaluate.every and (run.step % evaluate.every == 0 or end)
+            if looked:
                 if run.is_main:
                     outcome.look(run, batches)
                 accelerator.wait_for_everyone()
-                started = time.monotonic()
-            if run.step % train.checkpoint_every == 0 or end or stop:
+                timed, started = run.step, time.monotonic()
+            # after a look too: the best step must have a checkpoint to keep
+            if run.step % train.checkpoint_every == 0 or looked or end or stop:
                 run.save_checkpoint()
             if stop:
                 raise Stopped(f"stopped after step {run.step:,}; the same command goes on from there")
