@@ -83,12 +83,12 @@ def loss_curves(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) ->
 
 def probability_curves(curves: dict[str, Any], path: Path) -> None:
     """name -> function of u = t/T: the paper's Fig. A."""
-    figure = _figure(6, 3.6)
+    figure = _figure(7.5, 3.6)
     axes = figure.add_subplot()
     u = np.linspace(0, 0.999, 1000)
     for name, p in curves.items():
         axes.plot(u, p(u), label=name)
     axes.set(xlabel="t / T", ylabel="p(t)", ylim=(-0.03, 1.03), title="probability that a text is replaced")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")  # inside, it would cover a curve
     _save_figure(figure, path)
