@@ -28,7 +28,7 @@ COLOURS = {
     "pink": (1.00, 0.56, 0.76),
     "white": (0.96, 0.96, 0.96),
 }
-SIZES = {"small": 30, "": 42, "large": 56}
+SIZES = {"small": 34, "": 44, "large": 56}
 """edge of the 28 x 28 photograph in the picture, in pixels; medium is not mentioned"""
 PLACES = {"on the left": -10, "": 0, "on the right": 10}
 """shift of the item in pixels; large items stand in the middle"""

@@ -73,7 +73,7 @@ def build_vae() -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 16, 48, 64),
+        block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
@@ -148,8 +148,9 @@ def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
         if i < args.vae_steps * 3 // 4:  # a quarter of the picture is a quarter of the work; whole ones in the end
             top, left = torch.randint(8, 25, (2,), generator=generator).tolist()
             images = images[:, :, top : top + 32, left : left + 32]
-        posterior = vae.encode(images).latent_dist
-        decoded = vae.decode(posterior.sample(generator)).sample
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            posterior = vae.encode(images).latent_dist
+            decoded = vae.decode(posterior.sample(generator)).sample.float()
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 1e-4 * kl
 
@@ -165,15 +166,15 @@ def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, 
 
     def loss(photos: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         chosen = some_scenes(labels, rng)
-        logits = judge(draw(photos, chosen, generator))
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            logits = judge(draw(photos, chosen, generator))
         return torch.stack(
-            [F.cross_entropy(logits[a], torch.tensor([getattr(s, a) for s in chosen])) for a in ATTRIBUTES]
+            [F.cross_entropy(logits[a].float(), torch.tensor([getattr(s, a) for s in chosen])) for a in ATTRIBUTES]
         ).sum()
 
     def step(i: int) -> torch.Tensor:
         rows = torch.randint(0, len(photos), (128,), generator=generator)
-        flip = photos[rows].flip(3) if i % 2 else photos[rows]
-        return loss(flip, labels[rows])
+        return loss(photos[rows], labels[rows])
 
     train("judge", list(judge.parameters()), step, args.judge_steps, 3e-3, lambda: None)
     judge.eval()
@@ -256,10 +257,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/teacher"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--vae-steps", type=int, default=3200)
-    parser.add_argument("--judge-steps", type=int, default=1500)
+    parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--judge-steps", type=int, default=4000)
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
-    parser.add_argument("--unet-steps", type=int, default=3500)
+    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 

@@ -1,0 +1,101 @@
+"""Every sampler of the runtime against diffusers' class of the same name, over whole schedules."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.noise_schedule import NoiseSchedule
+from rcdeploy_runtime.samplers import SAMPLERS, make_sampler
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+PEERS = {
+    "ddim": diffusers.DDIMScheduler,
+    "pndm": diffusers.PNDMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+    "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
+    "dpm++": diffusers.DPMSolverMultistepScheduler,
+    "lcm": diffusers.LCMScheduler,
+}
+SCHEDULES = [
+    {**SD, "timestep_spacing": spacing, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+    for spacing in ("leading", "trailing", "linspace")
+] + [
+    {**SD, "clip_sample": False},  # each class's own defaults
+    {**SD, "timestep_spacing": "leading", "set_alpha_to_one": True, "clip_sample": True, "clip_sample_range": 1.5},
+    {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False},
+    {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, "timestep_spacing": "leading"},
+    {**SD, "timestep_spacing": "trailing", "clip_sample": False, "rescale_betas_zero_snr": True},
+]
+
+
+def model(x: np.ndarray, t: float) -> np.ndarray:
+    """Any smooth function of x and t will do for a UNet."""
+    return np.tanh(0.7 * x + 0.3 * np.sin(t / 100)).astype(np.float32) + 0.2 * np.roll(x, 1, -1)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("schedule", range(len(SCHEDULES)))
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch):
+    config = {**SCHEDULES[schedule], "prediction_type": prediction}
+    if config.get("rescale_betas_zero_snr") and (prediction == "epsilon" or name in ("pndm", "lcm")):
+        pytest.skip("at a signal of nothing only v says anything, and diffusers' PNDM and LCM do not know of it")
+    peer = PEERS[name].from_config(config | ({"skip_prk_steps": True} if name == "pndm" else {}))
+    peer.set_timesteps(steps)
+
+    fresh = np.random.default_rng(1)
+    noises = [fresh.standard_normal((2, 4, 8, 8), np.float32) for _ in range(60)]
+    asked_by_peer, asked_by_us = iter(noises), iter(noises)
+    module = __import__(PEERS[name].__module__, fromlist=["x"])
+    if hasattr(module, "randn_tensor"):
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: torch.from_numpy(next(asked_by_peer)))
+    ours = make_sampler(name, NoiseSchedule.from_config(config), steps, lambda: next(asked_by_us))
+    assert np.allclose(ours.timesteps, peer.timesteps.numpy())
+    assert ours.init_noise_sigma == pytest.approx(float(peer.init_noise_sigma), rel=1e-6)
+
+    # where sigma begins at 4096, diffusers' own float32 has that much less left for x_0
+    tolerance = 1e-4 if config.get("rescale_betas_zero_snr") and "euler" in name else 1e-5
+
+    x = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32) * np.float32(ours.init_noise_sigma)
+    theirs = torch.from_numpy(x.copy())
+    for i, t in enumerate(peer.timesteps):
+        shown = peer.scale_model_input(theirs, t).numpy()
+        theirs = peer.step(torch.from_numpy(model(shown, float(t))), t, theirs).prev_sample
+        x = ours.step(model(ours.shown(x, i), float(t)), i, x).astype(np.float32)
+        assert np.abs(x - theirs.numpy()).max() <= tolerance * max(1.0, np.abs(x).max()), f"visit {i}"
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_img2img_begins_where_diffusers_does(name):
+    config = {**SCHEDULES[0], "prediction_type": "epsilon"}
+    peer = PEERS[name].from_config(config | ({"skip_prk_steps": True} if name == "pndm" else {}))
+    peer.set_timesteps(10)
+    ours = make_sampler(name, NoiseSchedule.from_config(config), 10, lambda: np.zeros(1))
+    x_0, noise = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)
+    for i in (0, 4, 8):
+        theirs = peer.add_noise(torch.from_numpy(x_0), torch.from_numpy(noise), peer.timesteps[i : i + 1])
+        assert np.abs(ours.noised(x_0, noise, i) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+
+
+def test_what_cannot_be_followed_is_refused():
+    for config, word in (
+        ({"beta_schedule": "sigmoid"}, "beta_schedule"),
+        ({"prediction_type": "flow"}, "prediction_type"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing"),
+        ({"thresholding": True}, "thresholding"),
+    ):
+        with pytest.raises(RcdeployError, match=word):
+            NoiseSchedule.from_config({**SD, **config})
+    schedule = NoiseSchedule.from_config(SD)
+    with pytest.raises(RcdeployError, match="euler_ancestral"):
+        make_sampler("heun", schedule, 10, lambda: np.zeros(1))
+    for steps in (0, 1001):
+        with pytest.raises(RcdeployError, match="1 to 1000"):
+            make_sampler("ddim", schedule, steps, lambda: np.zeros(1))
+    with pytest.raises(RcdeployError, match="at most 50"):
+        make_sampler("lcm", schedule, 51, lambda: np.zeros(1))
