@@ -75,11 +75,12 @@ def test_img2img_begins_where_diffusers_does(name):
     config = {**SCHEDULES[0], "prediction_type": "epsilon"}
     peer = PEERS[name].from_config(config | ({"skip_prk_steps": True} if name == "pndm" else {}))
     peer.set_timesteps(10)
-    ours = make_sampler(name, NoiseSchedule.from_config(config), 10, lambda: np.zeros(1))
     x_0, noise = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)
     for i in (0, 4, 8):
-        theirs = peer.add_noise(torch.from_numpy(x_0), torch.from_numpy(noise), peer.timesteps[i : i + 1])
-        assert np.abs(ours.noised(x_0, noise, i) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+        ours = make_sampler(name, NoiseSchedule.from_config(config), 10, lambda: np.zeros(1), skip=i)
+        at = i + (name == "pndm" and i > 0)  # its second timestep stands there twice
+        theirs = peer.add_noise(torch.from_numpy(x_0), torch.from_numpy(noise), peer.timesteps[at : at + 1])
+        assert np.abs(ours.noised(x_0, noise, 0) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
 
 
 def test_what_cannot_be_followed_is_refused():

@@ -9,7 +9,7 @@ import typer
 from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 
-from . import cache, distill, prompts, recipes, students
+from . import cache, distill, export, generate, prompts, recipes, students
 from .console import show_error
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 app.command("distill")(distill.distill_command)
 app.command("cache")(cache.cache_command)
+app.command("export")(export.export_command)
+app.command("generate")(generate.generate_command)
 app.command("students")(students.students_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")

@@ -22,19 +22,21 @@ class Sampler:
     """What the samplers share.
 
     timesteps [visits]: descending. init_noise_sigma: what standard normal noise is multiplied with to begin.
+    x_0: the last step's guess at the end of the way, for previews. skip: steps left out at the start (img2img).
     """
 
     spacing = "leading"
     """when the configuration does not name one; the same default as diffusers' class"""
 
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise) -> None:
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
         if not 1 <= num_inference_steps <= len(schedule):
             raise RcdeployError(f"num_inference_steps is {num_inference_steps}: 1 to {len(schedule)} are possible")
         self.schedule, self.steps, self.noise = schedule, num_inference_steps, noise
         self.spacing = schedule.config.get("timestep_spacing", self.spacing)
         self.offset = int(schedule.config.get("steps_offset", 0))
         self.init_noise_sigma = 1.0
-        self.timesteps = self._timesteps()
+        self.timesteps = self._timesteps()[skip:]
+        self.x_0: Array | None = None
 
     def _timesteps(self) -> Array:
         T, n = len(self.schedule), self.steps
@@ -57,11 +59,12 @@ class Sampler:
         return float(self.schedule.alphas_cumprod[0])
 
     def _split(self, output: Array, x: Array, alpha_bar: float) -> tuple[Array, Array]:
-        """(x_0, noise), x_0 clipped where the schedule says so (pixels; SD's latents are not)."""
+        """(x_0, noise), x_0 clipped where the schedule says so (pixels are; SD's latents are not)."""
         x_0, noise = self.schedule.split(output, x, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
         if self.schedule.config.get("clip_sample", False):
             edge = float(self.schedule.config.get("clip_sample_range", 1.0))
             x_0 = x_0.clip(-edge, edge)
+        self.x_0 = x_0
         return x_0, noise
 
     def shown(self, x: Array, i: int) -> Array:
@@ -91,8 +94,8 @@ class PNDM(Sampler):
 
     _ends_at_one = False
 
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise) -> None:
-        super().__init__(schedule, num_inference_steps, noise)
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
+        super().__init__(schedule, num_inference_steps, noise, skip)
         plain = self.timesteps
         self.timesteps = np.concatenate([plain[:1], plain[1:2], plain[1:2], plain[2:]]) if len(plain) > 1 else plain
         self._outputs: list[Array] = []
@@ -120,6 +123,7 @@ class PNDM(Sampler):
     def _moved(self, output: Array, t: int, before: int, x: Array) -> Array:
         """Equation 9 of the paper."""
         a, b = self._alpha_bar(t), self._alpha_bar(before)
+        self.x_0, _ = self.schedule.split(output, x, a**0.5, (1 - a) ** 0.5)
         if self.schedule.prediction_type == "v_prediction":
             output = a**0.5 * output + (1 - a) ** 0.5 * x
         elif self.schedule.prediction_type == "sample":
@@ -132,8 +136,8 @@ class Euler(Sampler):
 
     spacing = "linspace"
 
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise) -> None:
-        super().__init__(schedule, num_inference_steps, noise)
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
+        super().__init__(schedule, num_inference_steps, noise, skip)
         alphas = schedule.alphas_cumprod.copy()
         if schedule.config.get("rescale_betas_zero_snr"):
             alphas[-1] = 2.0**-24  # sigma must be finite
@@ -157,6 +161,7 @@ class Euler(Sampler):
         sigma = self.sigmas[i]
         norm = (sigma**2 + 1) ** 0.5
         x_0, _ = self.schedule.split(output, x / norm, 1 / norm, sigma / norm)
+        self.x_0 = x_0
         return (x - x_0) / sigma
 
     def step(self, output: Array, i: int, x: Array) -> Array:
@@ -182,8 +187,8 @@ class DPMSolver(Sampler):
 
     spacing = "linspace"
 
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise) -> None:
-        super().__init__(schedule, num_inference_steps, noise)
+    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
+        super().__init__(schedule, num_inference_steps, noise, skip)
         alphas = schedule.alphas_cumprod.copy()
         if schedule.config.get("rescale_betas_zero_snr"):
             alphas[-1] = 2.0**-24
@@ -214,7 +219,7 @@ class DPMSolver(Sampler):
         if self._last is not None and i + 1 < len(self.timesteps):
             r = (half_log - self._at(i - 1)[2]) / h
             moved = moved + 0.5 * gain / r * (x_0 - self._last)
-        self._last = x_0
+        self._last = self.x_0 = x_0
         return moved
 
     def noised(self, x_0: Array, noise: Array, i: int) -> Array:
@@ -254,8 +259,10 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
-def make_sampler(name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise) -> Sampler:
+def make_sampler(
+    name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0
+) -> Sampler:
     """Raises RcdeployError for a name that is none of SAMPLERS."""
     if name not in SAMPLERS:
         raise RcdeployError(f"there is no sampler {name!r}", fix=f"One of: {', '.join(SAMPLERS)}.")
-    return SAMPLERS[name](schedule, num_inference_steps, noise)
+    return SAMPLERS[name](schedule, num_inference_steps, noise, skip)

@@ -1,0 +1,73 @@
+"""An ONNX file to OpenVINO's IR, its weights compressed on request, readable by openvino-genai."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.noise_schedule import Array
+
+
+def require(precision: str) -> Any:
+    try:
+        import openvino
+
+        if precision in ("int8", "mixed"):
+            import nncf  # noqa: F401
+    except ImportError as error:
+        raise RcdeployError(
+            f"{error.name} is not installed", fix='pip install "rcdeploy[openvino]" (openvino and nncf)'
+        ) from None
+    return openvino
+
+
+def to_openvino(file: Path, folder: Path, precision: str, calibration: Sequence[dict[str, Array]]) -> None:
+    """Writes folder/openvino_model.{xml,bin} from an ONNX file of opset 20.
+
+    fp16, bf16: weights stored in half. mixed: weights in int8, arithmetic as it was. int8: both, calibrated.
+    """
+    openvino = require(precision)
+    model = onnx.load(file)
+    if any(i.name == "timestep" for i in model.graph.input):
+        _timestep_as_vector(model)
+    patched = folder / "patched.onnx"
+    big = file.with_name(file.name + ".data").exists()
+    onnx.save(model, patched, save_as_external_data=big, location="patched.onnx.data")
+    converted = openvino.Core().read_model(patched)
+    if precision == "int8" and calibration:
+        import nncf
+
+        rows = [{**row, "timestep": np.asarray(row["timestep"]).reshape(1)} for row in calibration]
+        converted = nncf.quantize(
+            converted,
+            nncf.Dataset(rows),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(rows),
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
+    elif precision in ("int8", "mixed"):
+        import nncf
+
+        converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    openvino.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=precision in ("fp16", "bf16"))
+    del converted
+    patched.unlink()
+    patched.with_name("patched.onnx.data").unlink(missing_ok=True)
+
+
+def _timestep_as_vector(model: Any) -> None:
+    """openvino-genai hands over a timestep of shape [1]; the ONNX graph takes a scalar, as Optimum does."""
+    graph = model.graph
+    given = next(i for i in graph.input if i.name == "timestep")
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            if name == "timestep":
+                node.input[k] = "timestep_scalar"
+    squeeze = onnx.helper.make_node("Squeeze", ["timestep"], ["timestep_scalar"], name="squeeze_timestep")
+    graph.node.insert(0, squeeze)
+    given.CopyFrom(onnx.helper.make_tensor_value_info("timestep", onnx.TensorProto.INT64, [1]))

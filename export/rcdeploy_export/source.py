@@ -1,0 +1,63 @@
+"""What is exported: a run, the newest run, or any diffusers text-to-image folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import sha256
+from rcdeploy_runtime.manifest import NAME, Manifest
+
+
+@dataclass(frozen=True)
+class Source:
+    """name: for the package's folder. folder: in diffusers' layout. run: the manifest of the run it came from, if one."""
+
+    name: str
+    folder: Path
+    path: Path
+    run: Manifest | None
+
+    @classmethod
+    def find(cls, path: Path | None) -> Source:
+        """None: the newest finished run under runs/. Raises RcdeployError when there is nothing to export."""
+        if path is None:
+            path = newest_run(Path("runs"))
+        if (path / NAME).is_file() and not (path / "model_index.json").is_file():
+            manifest = Manifest.read(path, "run")
+            if not (path / "pipeline" / "model_index.json").is_file():
+                raise RcdeployError(
+                    f"{path} has no pipeline/ yet: its training has not ended",
+                    fix="Run the same rcdeploy distill command again; it goes on where it stopped.",
+                )
+            return cls(path.resolve().name, path / "pipeline", path, manifest)
+        if (path / "model_index.json").is_file():
+            return cls(path.resolve().name, path, path, None)
+        raise RcdeployError(
+            f"{path} is neither a run nor a diffusers folder: it has no {NAME} of ours and no model_index.json",
+            fix="Give a folder under runs/, or one that StableDiffusionPipeline.save_pretrained wrote.",
+        )
+
+    def teacher(self) -> Teacher:
+        """Opened and checked: the networks are loaded when first used."""
+        return Teacher(str(self.folder))
+
+    def made_from(self) -> list[dict[str, str]]:
+        return [{"kind": "run", "sha256": sha256(self.path / NAME)}] if self.run else []
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.run.recipe if self.run else {}
+
+
+def newest_run(runs: Path) -> Path:
+    finished = [m.parent for m in runs.glob(f"*/{NAME}") if (m.parent / "pipeline" / "model_index.json").is_file()]
+    if not finished:
+        raise RcdeployError(
+            f"there is no finished run in {runs.resolve()}",
+            fix="Make one with: rcdeploy distill recipes/quickstart.toml. Or give the folder to export.",
+        )
+    return max(finished, key=lambda run: (run / "pipeline").stat().st_mtime)

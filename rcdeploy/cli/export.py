@@ -1,0 +1,100 @@
+"""rcdeploy export"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from .console import err, out, quieten_libraries, show_table, stages
+from .distill import QUIET
+
+
+def export_command(
+    source: Path | None = typer.Argument(None, help="A run, or any diffusers text-to-image folder; the newest run."),
+    folder: Path | None = typer.Option(None, "--out", "-o", help="The package; by default packages/NAME-FORMAT."),
+    format: str = typer.Option("onnx", "--format", "-f", help="onnx, openvino or trt."),
+    precision: str = typer.Option("fp32", help="Of UNet and text encoder: fp32, fp16, bf16, int8, mixed."),
+    vae_precision: str = typer.Option("fp32", help="Of the VAE: fp32, or fp16 (some models draw black pictures then)."),
+    opset: int | None = typer.Option(None, help="ONNX opset; by default 23 for onnx, 20 for openvino and trt."),
+    static: bool = typer.Option(False, "--static", help="Fixed shapes, for accelerators that need them."),
+    size: str | None = typer.Option(None, metavar="HxW", help="The fixed size in pixels; the model's own by default."),
+    external_data: bool = typer.Option(False, help="Weights in files of their own, also below 2 GB."),
+    compute_capability: str = typer.Option("", help="For trt: 8.6,8.9 builds engines here with TensorRT-RTX, no GPU."),
+    check: str | None = typer.Option(None, help="trt: let TensorRT-RTX's parser read every exported graph."),
+    as_zip: bool = typer.Option(False, "--zip", help="Also one .zip beside the folder; the runtime reads it as it is."),
+    as_json: bool = typer.Option(False, "--json", help="Say what was made as JSON."),
+    quiet: bool = QUIET,
+) -> None:
+    """Turn a student (or any Stable Diffusion folder) into a package that draws without torch.
+
+    Every network is compared with torch at several shapes before the package is written; one that does not agree leaves
+    nothing. Draw from it with `rcdeploy generate`, or on a device with `python -m rcdeploy_runtime generate`.
+    """
+    from rcdeploy_export.package import Settings, export_package, zip_package
+    from rcdeploy_export.source import Source
+
+    quieten_libraries()
+    settings = Settings(format, precision, vae_precision, opset, static, _size(size), external_data)
+    found = Source.find(source)
+    target = folder or Path("packages") / f"{found.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
+    with stages(quiet or as_json) as progress:
+        manifest = export_package(found, target, settings, progress)
+        if check is not None or format == "trt":
+            _check_or_build(target, check, format, compute_capability, quiet or as_json)
+        if as_zip:
+            zip_package(target, target.with_name(target.name + ".zip"))
+    facts: dict[str, Any] = manifest.facts
+    rows = [
+        {
+            "component": p["component"],
+            "precision": facts["precision"][p["component"]],
+            "MB": sum(f["size"] for n, f in manifest.files.items() if n.startswith(p["component"] + "/")) / 1e6,
+            "max_abs_error": f"{p['max_abs_error']:.1e}",
+            "relative_error": f"{p['relative_error']:.1e}",
+        }
+        for p in facts["parity"]
+    ]
+    if as_json:
+        out.print_json(json.dumps({"package": str(target), "components": rows, "facts": facts}))
+        return
+    if not quiet:
+        show_table(f"{target}: as torch says, at several shapes", list(rows[0]), rows, as_json=False)
+        if "verdict" in facts:
+            err.print(f"UNet in {precision}: {facts['verdict']}.")
+        out.print(f'Draw from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise RcdeployError(f"--size {text!r} is not of the form HxW", fix="For example: --size 512x512") from None
+    return height, width
+
+
+def _check_or_build(package: Path, check: str | None, format: str, capabilities: str, quiet: bool) -> None:
+    """TensorRT's part; where no builder works, the ONNX package stays and one command to run on the device is said."""
+    from rcdeploy_runtime.trt_engines import build_engines, check_graphs
+
+    say = (lambda _line: None) if quiet else (lambda line: err.print(line, style="dim"))
+    if check not in (None, "trt"):
+        raise RcdeployError(f"--check {check!r}: trt is the one that can be asked")
+    if check == "trt":
+        for name, verdict in check_graphs(package).items():
+            say(f"TensorRT-RTX reads {name}: {verdict}")
+    if format == "trt":
+        try:
+            wanted = [c for c in capabilities.split(",") if c]
+            built = build_engines(package, None, compute_capabilities=wanted, say=say)
+            err.print(f"Engines: {built}", soft_wrap=True)
+        except RcdeployError as error:
+            err.print(f"No engine was built here: {error.message}", style="yellow", soft_wrap=True)
+            command = f"python -m rcdeploy_runtime build-engine {package.name}"
+            err.print(f"The ONNX package is whole. Copy it to the device, and there: {command}", soft_wrap=True)

@@ -1,0 +1,79 @@
+"""rcdeploy generate"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import typer
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from .console import err, out, stages
+from .distill import QUIET
+
+
+def generate_command(
+    package: str = typer.Argument(help="A package (folder or .zip) that rcdeploy export wrote."),
+    prompt: str = typer.Argument(help="What to draw."),
+    file: Path = typer.Option(Path("out.png"), "--out", "-o", help="The picture; with --batch out-0.png, out-1.png, ..."),
+    negative_prompt: str = typer.Option("", help="What not to draw."),
+    seed: int | None = typer.Option(None, help="The same seed draws the same picture; random when not given."),
+    steps: int = typer.Option(25, help="Denoising steps."),
+    guidance_scale: float = typer.Option(7.5, help="How strictly to follow the prompt; 1 halves the work."),
+    height: int | None = typer.Option(None, help="In pixels; the model's own by default."),
+    width: int | None = typer.Option(None, help="In pixels; the model's own by default."),
+    batch: int = typer.Option(1, help="Pictures, with seeds that count up from --seed."),
+    sampler: str = typer.Option("ddim", help="ddim, pndm, euler, euler_ancestral, dpm++, lcm."),
+    image: Path | None = typer.Option(None, help="Begin from this picture."),
+    strength: float = typer.Option(0.8, help="How much of --image to change, 0 to 1."),
+    mask: Path | None = typer.Option(None, help="White where --image may be redrawn."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda, ..."),
+    threads: int | None = typer.Option(None, help="Of the processor; all of them by default."),
+    as_json: bool = typer.Option(False, "--json", help="Print the record: seeds, steps, seconds per stage."),
+    quiet: bool = QUIET,
+) -> None:
+    """Draw pictures from a package, without torch: what applications do with rcdeploy_runtime."""
+    from PIL import Image
+
+    from rcdeploy_runtime.text_to_image import TextToImage
+
+    def opened(path: Path | None) -> Image.Image | None:
+        try:
+            return None if path is None else Image.open(path)
+        except (OSError, ValueError) as error:
+            raise RcdeployError(f"{path} cannot be opened as a picture: {error}") from None
+
+    model = TextToImage.load(package, device=device, threads=threads)
+    with stages(quiet or as_json) as progress, warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        images, record = model.generate(
+            prompt,
+            callback=lambda step: progress("drawing", step.i, step.n, {}),
+            negative_prompt=negative_prompt,
+            seed=seed,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            batch=batch,
+            sampler=sampler,
+            image=opened(image),
+            strength=strength,
+            mask=opened(mask),
+        )
+    for remark in remarks:
+        err.print(str(remark.message), style="yellow", soft_wrap=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for k, picture in enumerate(images):
+        path = file if len(images) == 1 else file.with_stem(f"{file.stem}-{k}")
+        picture.save(path)
+        files.append(str(path))
+    if as_json:
+        out.print_json(json.dumps({"files": files, **record}))
+    else:
+        seeds, seconds = record["seeds"], record["seconds"]["all"]
+        for path, picked in zip(files, seeds, strict=True):
+            out.print(f"{path}  (seed {picked}, {seconds / len(files):.2f} s)", soft_wrap=True)
