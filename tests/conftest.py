@@ -132,6 +132,17 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_teacher(tmp_path_factory.mktemp("teacher") / "other", seed=1)
 
 
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    """The tiny teacher as an ONNX package. Shared: tests that change it copy it first."""
+    from rcdeploy_export.package import Settings, export_package
+    from rcdeploy_export.source import Source
+
+    folder = tmp_path_factory.mktemp("packages") / "tiny"
+    export_package(Source.find(tiny_teacher), folder, Settings(), lambda *_: None)
+    return folder
+
+
 def toml(data: dict[str, Any]) -> str:
     """A dict of sections as TOML; JSON's strings, numbers, booleans and lists are TOML's."""
     lines = []

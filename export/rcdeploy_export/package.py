@@ -208,7 +208,8 @@ def _manifest(
 ) -> Manifest:
     run = source.run
     facts: dict[str, Any] = {
-        "format": settings.format,
+        "format": "onnx" if settings.format == "trt" else settings.format,  # engines are built from it
+        "target": settings.format,
         "precision": {p.name: _precision(p.name, settings) for p in parts},
         "opset": settings.resolved_opset,
         "parity": [p.as_dict() for p in parities],

@@ -40,7 +40,7 @@ def _arguments() -> argparse.ArgumentParser:
 
     build = commands.add_parser("build-engine", help="build TensorRT engines from an ONNX package, on the device")
     build.add_argument("package")
-    build.add_argument("--out", type=Path, help="default: beside the package, with -trt at the end")
+    build.add_argument("--out", type=Path, help="default: beside the package, with -engines at the end")
     build.add_argument("--workspace-gb", type=float, default=4.0)
     build.add_argument("--max-batch", type=int, default=1, help="pictures at once")
     build.add_argument("--compute-capability", default="", help="8.6,8.9: build ahead of time with TensorRT-RTX")

@@ -1,0 +1,229 @@
+"""An ONNX package to a package of TensorRT engines: on the device that will draw, with nothing of torch.
+
+Two builders behind one interface. `tensorrt` builds for the GPU of this machine. TensorRT-RTX (`tensorrt_rtx`) builds
+ahead of time, without a GPU, for the compute capabilities it is told. Networks are strongly typed: the precision is
+that of the graph (export it with --precision fp16 or int8).
+"""
+
+from __future__ import annotations
+
+import importlib
+import platform
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import RcdeployError
+from .files import inside, new_folder
+from .manifest import NAME, Manifest
+from .package import COMPONENTS, Package
+
+ENGINE = "model.engine"
+MAX_SCALE = 2
+"""engines take edges from half the package's size to this many times it (its own only, when it was exported static)"""
+BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
+Say = Callable[[str], None]
+
+
+def load_builder(*, rtx: bool | None = None) -> Any:
+    """The tensorrt module, or TensorRT-RTX's. rtx: True or False asks for one of them, None takes what is there.
+
+    Raises RcdeployError when it is not installed.
+    """
+    wanted = {None: ("tensorrt", "tensorrt_rtx"), True: ("tensorrt_rtx",), False: ("tensorrt",)}[rtx]
+    for name in wanted:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError):  # OSError: the bindings are there, their libraries are not
+            continue
+        if hasattr(module, "Builder"):
+            return module
+    raise RcdeployError(
+        f"{' and '.join(wanted)} is not installed here",
+        fix="On a machine with a GPU: pip install tensorrt. To build ahead of time without one: pip install "
+        "tensorrt-rtx-cu13, and give the compute capabilities of the devices.",
+    )
+
+
+def check_graphs(package: str | Path) -> dict[str, str]:
+    """Lets TensorRT-RTX's parser read every graph of an ONNX package -> component: "accepted" or why not.
+
+    Raises RcdeployError when TensorRT-RTX is not installed, or a graph is refused.
+    """
+    trt, opened = load_builder(rtx=True), Package(package)
+    found = {}
+    for name in _present(opened):
+        _, network, parser = _parsed(trt, opened, name)
+        found[name] = f"accepted, {network.num_layers} layers"
+        del parser, network
+    return found
+
+
+def build_engines(
+    package: str | Path,
+    out: str | Path | None = None,
+    *,
+    workspace_gb: float = 4.0,
+    max_batch: int = 1,
+    compute_capabilities: Sequence[str] = (),
+    hardware_compatible: bool = False,
+    say: Say = lambda _line: None,
+) -> Path:
+    """Builds an engine for every network of the ONNX package; returns the folder of the new package.
+
+    out: default is beside the package, its name with "-engines" at its end. workspace_gb: cap on what a layer may use while
+    it is built and run. max_batch: pictures drawn at once (the UNet gets two rows each, for guidance).
+    compute_capabilities: such as 8.6, 8.9, for TensorRT-RTX. hardware_compatible: engines for every GPU from Ampere on,
+    somewhat slower. Raises RcdeployError when no builder is installed or a network cannot be built; nothing is left then.
+    """
+    opened = Package(package)
+    if opened.format != "onnx":
+        raise RcdeployError(f"{package} is a package for {opened.format}; engines are built from an ONNX one")
+    trt = load_builder(rtx=True if compute_capabilities else None)
+    rtx = trt.__name__ == "tensorrt_rtx"
+    base = Path(package).with_suffix("") if Path(package).suffix == ".zip" else Path(package)
+    target = Path(out) if out else base.with_name(base.name + "-engines")
+    with new_folder(target) as folder:
+        _copy_rest(opened, folder)
+        sizes = {}
+        for name in _present(opened):
+            say(f"building {name} with {trt.__name__} {trt.__version__}")
+            blob = _build(trt, opened, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible, target)
+            (folder / name / ENGINE).write_bytes(blob)
+            sizes[name] = len(blob)
+            say(f"  {len(blob) / 1e6:.1f} MB")
+        before = opened.manifest
+        facts = {**before.facts, "format": "trt", "engines": {"builder": trt.__name__, "version": trt.__version__}}
+        facts["engines"] |= {
+            "gpu": None if rtx else _gpu_name(),
+            "compute_capabilities": list(compute_capabilities),
+            "hardware_compatible": hardware_compatible,
+            "machine": platform.machine(),
+            "bytes": sizes,
+            "max_batch": max_batch,
+        }
+        manifest = Manifest(**{**before.__dict__, "files": {}, "onnx": {}, "facts": facts})
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                manifest.add_file(folder, file.relative_to(folder).as_posix())
+        manifest.write(folder)
+    return target
+
+
+def _present(package: Package) -> list[str]:
+    return [c for c in COMPONENTS if f"{c}/model.onnx" in package.manifest.files]
+
+
+def _copy_rest(package: Package, folder: Path) -> None:
+    for name in package.manifest.files:
+        if ".onnx" not in name and name != NAME:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(inside(package.folder, name), folder / name)
+
+
+def _parsed(trt: Any, package: Package, name: str) -> tuple[Any, Any, Any]:
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    # from the file, so that weights beside it are found
+    if not parser.parse_from_file(str(inside(package.folder, f"{name}/model.onnx"))):
+        why = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
+        raise RcdeployError(f"TensorRT refuses the {name}: {why}", fix="Export it with --format trt (opset 20).")
+    _decompose_attention(trt, network)
+    return builder, network, parser
+
+
+def _decompose_attention(trt: Any, network: Any) -> None:
+    """Lets TensorRT take attention apart where it has no kernel for the head's width (small models; opset 23)."""
+    if not hasattr(trt, "IAttentionInputLayer"):
+        return
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
+
+
+def _build(
+    trt: Any,
+    package: Package,
+    name: str,
+    workspace_gb: float,
+    max_batch: int,
+    capabilities: Sequence[str],
+    hardware_compatible: bool,
+    target: Path,
+) -> bytes:
+    builder, network, parser = _parsed(trt, package, name)
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
+    profile, dynamic = builder.create_optimization_profile(), False
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            dynamic = True
+            profile.set_shape(tensor.name, *_shapes(package, name, tensor.name, shape, max_batch))
+    if dynamic:
+        config.add_optimization_profile(profile)
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+        for i, capability in enumerate(capabilities):
+            level = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
+            if level is None:
+                known = [c for c in dir(trt.ComputeCapability) if c.startswith("SM")]
+                raise RcdeployError(f"compute capability {capability!r} is none of {', '.join(known)}")
+            config.set_compute_capability(level, i)
+    elif hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    timings = target.with_name(".trt-timings")
+    caching = not capabilities and hasattr(config, "create_timing_cache")
+    if caching:  # the second build of a like network is many times as fast
+        config.set_timing_cache(config.create_timing_cache(timings.read_bytes() if timings.is_file() else b""), False)
+    blob = builder.build_serialized_network(network, config)
+    if blob is None:
+        raise RcdeployError(
+            f"TensorRT cannot build the {name}",
+            fix="Its own lines above say why. Out of memory: try another --workspace-gb; no GPU: give --compute-capability.",
+        )
+    if caching:
+        timings.write_bytes(bytes(config.get_timing_cache().serialize()))
+    del parser
+    return bytes(blob)
+
+
+def _shapes(
+    package: Package, component: str, tensor: str, shape: tuple[int, ...], max_batch: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """(smallest, usual, largest) shape of an input: rows from 1, edges from half the package's size to twice it."""
+    _, h, w = package.manifest.latents["shape"]
+    if tensor == "sample" and component == "vae_encoder":
+        pixels = int(package.manifest.facts["pixels_per_latent"])
+        h, w = h * pixels, w * pixels
+    unit = max(1, int(package.manifest.facts["size_multiple"]) // int(package.manifest.facts["pixels_per_latent"]))
+    rows = (1, 2, 2 * max_batch) if component == "unet" else (1, 1, max_batch)
+    edges = {2: h, 3: w} if tensor in ("sample", "latent_sample") else {}
+
+    def at(k: int, scale: float) -> tuple[int, ...]:
+        made = []
+        for axis, size in enumerate(shape):
+            if size != -1:
+                made.append(size)
+            elif axis == 0:
+                made.append(rows[k])
+            else:
+                made.append(max(unit, int(edges[axis] * scale) // unit * unit))
+        return tuple(made)
+
+    return at(0, 0.5), at(1, 1), at(2, MAX_SCALE)
+
+
+def _gpu_name() -> str | None:
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError:
+        return None
+    error, properties = cudart.cudaGetDeviceProperties(0)
+    return properties.name.decode() if int(error) == 0 else None

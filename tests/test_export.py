@@ -1,0 +1,169 @@
+"""Export: what a package holds, that it answers as torch does, and what is refused before anything is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from typer.testing import CliRunner
+
+from conftest import listing, save_teacher, unet_config
+from rcdeploy.cli.main import app
+from rcdeploy.student.build import build_student
+from rcdeploy.student.spec import student_config
+from rcdeploy.teacher import Teacher
+from rcdeploy_export import package as package_module
+from rcdeploy_export.components import components
+from rcdeploy_export.onnx_graph import export_onnx
+from rcdeploy_export.package import Settings, export_package, zip_package
+from rcdeploy_export.parity import compare
+from rcdeploy_export.source import Source
+from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.sessions import OnnxSession
+
+run = CliRunner().invoke
+
+
+def test_a_package_says_what_it_is(package: Path) -> None:
+    manifest = Manifest.read(package, "package")
+    assert manifest.wrong_files(package) == []
+    assert {"model_index.json", "unet/model.onnx", "tokenizer/tokenizer.json", "vae_encoder/model.onnx"} <= set(
+        manifest.files
+    )
+    assert set(manifest.files) == {
+        f.relative_to(package).as_posix() for f in package.rglob("*") if f.is_file() and f.name != "manifest.json"
+    }
+    assert manifest.facts["format"] == "onnx" and manifest.facts["opset"] == 23
+    assert {p["component"] for p in manifest.facts["parity"]} == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert all(0 < p["relative_error"] < 1e-5 for p in manifest.facts["parity"])
+    inputs = manifest.onnx["unet"]["inputs"]
+    assert inputs["timestep"]["shape"] == [] and inputs["sample"]["shape"][1] == 4
+    assert isinstance(inputs["sample"]["shape"][0], str) and isinstance(inputs["sample"]["shape"][2], str)
+
+
+def test_the_graphs_are_clean(package: Path) -> None:
+    for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder"):
+        model = onnx.load(package / name / "model.onnx")
+        assert [o.version for o in model.opset_import if o.domain == ""] == [23]
+        assert not any("Random" in n.op_type for n in model.graph.node)
+        text = model.SerializeToString()
+        assert b"site-packages" not in text and b".py" not in text  # no traces of where it was made
+
+
+def test_the_package_draws_what_diffusers_draws(package: Path, tiny_teacher: Path) -> None:
+    """25 guided steps from the same noise: the pictures agree to one grey level."""
+    prompt, seed = "a red shirt", 5
+    images, record = TextToImage.load(package).generate(prompt, seed=seed, guidance_scale=4.0)
+    assert record["seeds"] == [seed]
+    noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal((1, 4, 8, 8), np.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.from_numpy(noise)
+    expected = pipeline(prompt, latents=latents, guidance_scale=4.0, num_inference_steps=25).images[0]
+    difference = np.abs(np.asarray(images[0], int) - np.asarray(expected, int))
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["b-tiny", "c-tiny"])
+def test_every_student_shape_exports(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+    """No mid block and one layer; narrow widths that are no integer ratio."""
+    config, _ = student_config(name, unet_config())
+    save_teacher(tmp_path / "student")
+    teacher = Teacher(str(tmp_path / "student"))
+    teacher._parts["unet"] = build_student(config, 0).requires_grad_(False).eval()
+    unet = components(teacher)[1]
+    export_onnx(unet, tmp_path / "unet.onnx", opset=20)
+    found = compare(unet, OnnxSession(tmp_path / "unet.onnx", "cpu"), [(1, 8, 8), (2, 8, 16), (3, 16, 16)], "fp32")
+    assert found.relative_error < 1e-5
+
+
+def test_static_external_and_fp16(tiny_teacher: Path, tmp_path: Path) -> None:
+    """The variants in one export: fixed shapes, weights beside the graph, half precision."""
+    settings = Settings(precision="fp16", static=True, external_data=True)
+    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    manifest = Manifest.read(tmp_path / "p", "package")
+    assert (tmp_path / "p/unet/model.onnx.data").is_file()
+    assert manifest.facts["static_size"] == [64, 64]
+    assert manifest.onnx["unet"]["inputs"]["sample"] == {"type": "float16", "shape": [2, 4, 8, 8]}
+    assert manifest.onnx["vae_decoder"]["inputs"]["latent_sample"]["type"] == "float"
+    assert "fp32 on this machine" in manifest.facts["verdict"]
+    model = TextToImage.load(tmp_path / "p")
+    three, _ = model.generate("a red shirt", seed=1, batch=3, num_inference_steps=2)
+    third, _ = model.generate("a red shirt", seed=3, num_inference_steps=2)
+    assert np.array_equal(np.asarray(three[2]), np.asarray(third[0]))
+    assert len(model.generate("a bag", seed=1, batch=3, num_inference_steps=2, guidance_scale=1.0)[0]) == 3
+    with pytest.raises(RcdeployError, match="64 x 64 pixels only"):
+        model.generate("a red shirt", width=128)
+
+
+def test_int8_is_measured(tiny_teacher: Path, tmp_path: Path) -> None:
+    result = run(app, ["export", str(tiny_teacher), "-o", str(tmp_path / "p"), "--precision", "int8", "--json"])
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)["facts"]
+    assert facts["precision"] == {"text_encoder": "int8", "unet": "int8", "vae_decoder": "fp32", "vae_encoder": "fp32"}
+    errors = facts["unet_error_by_timestep"]
+    assert len(errors) == 8 and all(0 < e["relative_error"] < 0.3 for e in errors)
+    assert [e["timestep"] for e in errors] == sorted(e["timestep"] for e in errors)
+    assert facts["seconds_per_step"].keys() == {"fp32", "int8"}
+
+
+def test_a_network_that_disagrees_leaves_no_package(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exported text encoder is not the one it is compared with: nothing is written, what was there stays."""
+    honest = package_module.export_onnx
+
+    def wrong(part, file, **settings):
+        with torch.no_grad():
+            for p in part.module.parameters():
+                p.mul_(1.5)
+        honest(part, file, **settings)
+        with torch.no_grad():
+            for p in part.module.parameters():
+                p.div_(1.5)
+
+    monkeypatch.setattr(package_module, "export_onnx", wrong)
+    before = listing(tmp_path)
+    with pytest.raises(RcdeployError, match="text_encoder does not answer as torch does"):
+        export_package(Source.find(tiny_teacher), tmp_path / "p", Settings(), lambda *_: None)
+    assert listing(tmp_path) == before
+
+
+def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
+    for arguments, words in (
+        (["export"], "there is no finished run"),
+        (["export", "nowhere"], "neither a run nor a diffusers folder"),
+        (["export", str(package), "--format", "tflite"], "none of onnx, openvino, trt"),
+        (["export", str(package), "--precision", "int4"], "none of fp32"),
+        (["export", str(package), "--precision", "bf16"], "no bf16 convolutions"),
+        (["export", str(package), "--size", "64x64"], "--static only"),
+        (["export", str(package), "--static", "--size", "big"], "HxW"),
+        (["generate", "nowhere", "a bag"], "no package"),
+    ):
+        result = run(app, arguments)
+        error = result.exception
+        assert isinstance(error, RcdeployError) and words in f"{error}", (arguments, result.output, error)
+    assert listing(tmp_path) == {}
+
+
+def test_export_does_not_replace_what_is_no_package(tiny_teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/diary.txt").write_text("dear diary")
+    with pytest.raises(RcdeployError, match="is there and is no package"):
+        export_package(Source.find(tiny_teacher), tmp_path / "mine", Settings(), lambda *_: None)
+    assert (tmp_path / "mine/diary.txt").read_text() == "dear diary"
+
+
+def test_zip_is_read_as_it_is(package: Path, tmp_path: Path) -> None:
+    zip_package(package, tmp_path / "p.zip")
+    prompt = {"prompt": "a bag", "seed": 1, "num_inference_steps": 2}
+    images, _ = TextToImage.load(tmp_path / "p.zip").generate(**prompt)
+    expected, _ = TextToImage.load(package).generate(**prompt)
+    assert np.array_equal(np.asarray(images[0]), np.asarray(expected[0]))

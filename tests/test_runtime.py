@@ -1,0 +1,218 @@
+"""The runtime as an application embeds it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoTokenizer
+
+from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.samplers import SAMPLERS
+from rcdeploy_runtime.sessions import Batched
+from rcdeploy_runtime.tokenizer import PromptTokenizer
+
+FEW = {"num_inference_steps": 3, "guidance_scale": 3.0}
+
+
+@pytest.fixture(scope="module")
+def model(package: Path) -> TextToImage:
+    return TextToImage.load(package, threads=1)
+
+
+def pixels(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(i) for i in images])
+
+
+def test_it_draws_where_torch_cannot_be_imported(package: Path, tmp_path: Path) -> None:
+    """In a process of its own in which torch, transformers and diffusers do not exist."""
+    program = f"""
+import sys, time
+for name in ("torch", "transformers", "diffusers", "onnx", "rcdeploy"):
+    sys.modules[name] = None
+begun = time.perf_counter()
+import rcdeploy_runtime
+from rcdeploy_runtime import TextToImage
+seconds = time.perf_counter() - begun
+images, record = TextToImage.load({str(package)!r}).generate("a red bag", seed=1, num_inference_steps=2)
+images[0].save({str(tmp_path / "bag.png")!r})
+print(seconds)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "bag.png").size == (64, 64)
+
+
+def test_command_of_a_device(package: Path, tmp_path: Path) -> None:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "rcdeploy_runtime", *words], capture_output=True, text=True)
+
+    done = call("generate", str(package), "a bag", "-o", "a/b.png", "--steps", "2", "--seed", "4", "--batch", "2", "--json")
+    record = json.loads(done.stdout)
+    assert done.returncode == 0 and record["seeds"] == [4, 5] and record["num_inference_steps"] == 2
+    assert [Path(f).is_file() for f in record["files"]] == [True, True]
+    wrong = call("generate", str(package), "a bag", "--sampler", "heun")
+    assert wrong.returncode == 2 and "euler_ancestral" in wrong.stderr and "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_is_the_same_picture_in_any_batch(model: TextToImage, sampler: str) -> None:
+    settings = {**FEW, "sampler": sampler}
+    three, record = model.generate(["a bag", "a red coat", "a shoe"], seed=10, **settings)
+    assert record["seeds"] == [10, 11, 12]
+    alone, _ = model.generate("a red coat", seed=11, **settings)
+    assert np.abs(pixels(alone)[0].astype(int) - pixels(three)[1]).max() <= 1
+    other, _ = model.generate("a red coat", seed=12, **settings)
+    assert not np.array_equal(pixels(alone), pixels(other))
+
+
+def test_a_random_seed_is_told(model: TextToImage) -> None:
+    images, record = model.generate("a bag", **FEW)
+    again, _ = model.generate("a bag", seed=record["seeds"][0], **FEW)
+    assert np.array_equal(pixels(images), pixels(again))
+    assert set(record["seconds"]) == {"text", "unet", "decode", "all"}
+
+
+def test_threads_share_one_model(model: TextToImage) -> None:
+    prompts = [f"a {c} bag" for c in ("red", "blue", "green", "black")]
+    expected = [pixels(model.generate(p, seed=i, **FEW)[0]) for i, p in enumerate(prompts)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda x: pixels(model.generate(x[1], seed=x[0], **FEW)[0]), enumerate(prompts)))
+    assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_stream_shows_progress_and_previews(model: TextToImage) -> None:
+    steps = list(model.stream("a bag", seed=1, preview="rgb", **FEW))
+    assert [s.i for s in steps] == [1, 2, 3, 3] and [s.done for s in steps] == [False, False, False, True]
+    assert [s.images[0].size for s in steps] == [(8, 8)] * 3 + [(64, 64)]
+    by_decoder = next(model.stream("a bag", seed=1, preview="decoder", **FEW))
+    assert by_decoder.images[0].size == (64, 64)
+    images, _ = model.generate("a bag", seed=1, **FEW)
+    assert np.array_equal(pixels(images), pixels(steps[-1].images))
+
+
+def test_the_cheap_preview_is_like_the_picture(model: TextToImage) -> None:
+    steps = list(model.stream("a bag", seed=1, preview="rgb", **FEW))
+    small = np.asarray(steps[-1].images[0].resize((8, 8), Image.Resampling.BOX), float)
+    error = np.abs(np.asarray(steps[-2].images[0], float) - small).mean()
+    assert error < np.abs(small - small.mean((0, 1))).mean() + 5  # no worse than its mean colour
+
+
+def test_callback_cancels(model: TextToImage) -> None:
+    seen = []
+    images, record = model.generate("a bag", callback=lambda s: seen.append(s.i) or s.i < 2, **FEW)
+    assert images == [] and record == {"cancelled": True} and seen == [1, 2]
+
+
+def test_guidance_of_one_skips_the_null_branch(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    unet = model._unet
+
+    def counted(**inputs: np.ndarray) -> np.ndarray:
+        rows.append(len(inputs["sample"]))
+        return unet(**inputs)
+
+    monkeypatch.setattr(model, "_unet", counted)
+    model.generate("a bag", num_inference_steps=2, guidance_scale=1.0)
+    model.generate("a bag", num_inference_steps=2, guidance_scale=2.0)
+    assert rows == [1, 1, 2, 2]
+
+
+def test_prompts_are_encoded_once(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    encoder = model._text_encoder
+
+    def counted(**inputs: np.ndarray) -> np.ndarray:
+        asked.append(len(inputs["input_ids"]))
+        return encoder(**inputs)
+
+    monkeypatch.setattr(model, "_text_encoder", counted)
+    model._embeds.clear()
+    for _ in range(2):
+        model.generate("a dress of black", batch=2, **FEW)
+    assert asked == [1, 1]  # the prompt and the null prompt
+
+
+def test_image_to_image_keeps_more_at_less_strength(model: TextToImage) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).resize((80, 50))
+    visits = {}
+    for strength in (0.2, 0.6, 1.0):
+        steps = list(model.stream("a bag", seed=1, image=picture, strength=strength, num_inference_steps=10))
+        visits[strength] = len(steps) - 1
+    assert visits == {0.2: 2, 0.6: 6, 1.0: 10}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_inpainting_leaves_the_rest_alone(model: TextToImage, sampler: str) -> None:
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    mask = Image.fromarray(np.repeat((np.arange(64)[None] >= 40) * np.uint8(255), 64, 0))
+    drawn = pixels(model.generate("a bag", seed=1, image=picture, mask=mask, sampler=sampler, **FEW)[0])[0]
+    assert np.array_equal(drawn[:, :40], np.asarray(picture)[:, :40])
+    assert not np.array_equal(drawn[:, 40:], np.asarray(picture)[:, 40:])
+
+
+def test_tokens_are_those_of_transformers(package: Path) -> None:
+    ours, theirs = PromptTokenizer(package / "tokenizer"), AutoTokenizer.from_pretrained(package / "tokenizer")
+    prompts = ["", "a red bag", "Ünïcode, émoji 🎉 & CAPS", "a  b\tc\n", "x" * 500, "<|endoftext|> a bag"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = ours(prompts)
+    expected = theirs(prompts, padding="max_length", truncation=True, max_length=ours.context).input_ids
+    assert found.tolist() == expected
+
+
+def test_a_prompt_that_is_too_long_is_cut_and_said(model: TextToImage) -> None:
+    with pytest.warns(UserWarning, match=r"more than 16 tokens.*zzz"):
+        model.generate("a bag " * 20 + "zzz", **FEW)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"height": 60}, "multiples of 64"),
+        ({"width": -64}, "multiples of 64"),
+        ({"num_inference_steps": 0}, "1 to 1000"),
+        ({"strength": 0.0}, "strength"),
+        ({"mask": Image.new("L", (8, 8))}, "no image"),
+        ({"preview": "ascii"}, "preview"),
+        ({"batch": 0}, "nothing to draw"),
+        ({"sampler": "heun"}, "no sampler"),
+    ],
+)
+def test_settings_out_of_range(model: TextToImage, settings: dict, words: str) -> None:
+    with pytest.raises(RcdeployError, match=words):
+        model.generate("a bag", **settings)
+
+
+def test_other_sizes(model: TextToImage) -> None:
+    images, record = model.generate("a bag", height=64, width=128, **FEW)
+    assert images[0].size == (128, 64) and (record["height"], record["width"]) == (64, 128)
+
+
+def test_an_unknown_device_is_said(package: Path) -> None:
+    with pytest.raises(RcdeployError, match="no device 'tpu'"):
+        TextToImage.load(package, device="tpu")
+    with pytest.raises(RcdeployError, match="no CUDAExecutionProvider"):
+        TextToImage.load(package, device="cuda")
+
+
+def test_rows_are_dealt_out_to_a_fixed_batch() -> None:
+    class Doubling:
+        rows, device = 2, "cpu"
+
+        def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+            assert len(inputs["x"]) == 2 and inputs["t"].shape == ()
+            return inputs["x"] * 2
+
+    batched = Batched(Doubling(), ("x",))
+    for n in (1, 2, 3, 5):
+        x = np.arange(n, dtype=np.float32)[:, None]
+        assert np.array_equal(batched(x=x, t=np.asarray(1)), x * 2)
