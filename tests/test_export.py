@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from conftest import listing, save_teacher, unet_config
 from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
-from conftest import listing, save_teacher, unet_config
 from rcdeploy.cli.main import app
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config

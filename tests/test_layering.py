@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = {"rcdeploy_runtime": ROOT / "runtime/rcdeploy_runtime", "rcdeploy": ROOT / "rcdeploy"}
+ROOMS = {
+    "rcdeploy_runtime": ROOT / "runtime/rcdeploy_runtime",
+    "rcdeploy": ROOT / "rcdeploy",
+    "rcdeploy_export": ROOT / "export/rcdeploy_export",
+}
 FILES = [f for folder in ROOMS.values() for f in sorted(folder.rglob("*.py"))]
 
 
@@ -32,8 +36,15 @@ def imported(file: Path) -> set[str]:
 
 def test_the_runtime_imports_nothing_heavy_and_none_of_ours() -> None:
     allowed = {"numpy", "tokenizers", "PIL", "onnxruntime", "rcdeploy_runtime", *sys.stdlib_module_names}
+    extras = {"openvino_session.py": {"openvino"}, "trt_session.py": {"cuda"}, "trt_engines.py": {"cuda"}}
     for file in ROOMS["rcdeploy_runtime"].rglob("*.py"):
-        assert {name.split(".")[0] for name in imported(file)} <= allowed, file
+        assert {name.split(".")[0] for name in imported(file)} <= allowed | extras.get(file.name, set()), file
+
+
+def test_export_stands_above_the_workstation() -> None:
+    for file in ROOMS["rcdeploy"].rglob("*.py"):
+        if not file.is_relative_to(ROOT / "rcdeploy/cli"):
+            assert not [n for n in imported(file) if n.startswith("rcdeploy_export")], file
 
 
 def test_nobody_imports_the_commands() -> None:

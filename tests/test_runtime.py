@@ -55,7 +55,9 @@ def test_command_of_a_device(package: Path, tmp_path: Path) -> None:
     def call(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "rcdeploy_runtime", *words], capture_output=True, text=True)
 
-    done = call("generate", str(package), "a bag", "-o", "a/b.png", "--steps", "2", "--seed", "4", "--batch", "2", "--json")
+    done = call(
+        "generate", str(package), "a bag", "-o", "a/b.png", "--steps", "2", "--seed", "4", "--batch", "2", "--json"
+    )
     record = json.loads(done.stdout)
     assert done.returncode == 0 and record["seeds"] == [4, 5] and record["num_inference_steps"] == 2
     assert [Path(f).is_file() for f in record["files"]] == [True, True]

@@ -95,7 +95,11 @@ def components(teacher: Teacher) -> list[Component]:
     latents = {0: batch, 2: unit * high, 3: unit * wide}
     free = {0: batch, 2: Dim("latent_height", min=1, max=512), 3: Dim("latent_width", min=1, max=512)}
     # an encoder's size is whole latents, so it is that many pixels
-    pictures = {0: batch, 2: pixels * Dim("latent_height", min=1, max=512), 3: pixels * Dim("latent_width", min=1, max=512)}
+    pictures = {
+        0: batch,
+        2: pixels * Dim("latent_height", min=1, max=512),
+        3: pixels * Dim("latent_width", min=1, max=512),
+    }
 
     def tokens(rows: int, _height: int, _width: int) -> Tensor:
         ids = torch.randint(0, text.vocab_size, (rows, context))

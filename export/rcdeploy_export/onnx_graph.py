@@ -57,6 +57,7 @@ def export_onnx(
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise RcdeployError(f"the {component.name} cannot be exported to ONNX: {error}") from error
+    assert program is not None  # it is, with dynamo
     model = clean(program.model_proto)
     save(model, file, external_data=external_data)
 

@@ -66,7 +66,7 @@ class Settings:
         if self.format == "onnx" and self.precision == "bf16":
             raise RcdeployError(
                 "ONNX Runtime has no bf16 convolutions for the CPU",
-                fix="--format openvino --precision bf16 computes in bf16 on processors that have it; on a GPU take fp16.",
+                fix="--format openvino --precision bf16 does where the processor has it; for a GPU take fp16.",
             )
         if self.size and not self.static:
             raise RcdeployError("a size is fixed with --static only; without it the package draws any size")
@@ -252,7 +252,7 @@ def _io(file: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def latent_to_rgb(teacher: Teacher, pictures: int = 16) -> list[list[float]]:
-    """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to pixels in [0, 1], an eighth the size.
+    """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to small pictures in [0, 1].
 
     Least squares over what the decoder makes of smooth random latents: for previews, which it serves well enough.
     """

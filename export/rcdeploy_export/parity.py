@@ -32,7 +32,9 @@ class Parity:
         return asdict(self)
 
 
-def shapes_to_try(native: tuple[int, int], unit: int, static: tuple[int, int, int] | None) -> list[tuple[int, int, int]]:
+def shapes_to_try(
+    native: tuple[int, int], unit: int, static: tuple[int, int, int] | None
+) -> list[tuple[int, int, int]]:
     """The native size with one row and two, one that is wider than high, one three rows at the smallest size."""
     if static:
         return [static]
@@ -60,6 +62,6 @@ def compare(
         raise RcdeployError(
             f"the exported {component.name} does not answer as torch does: relative error {worst_relative:.3g}, "
             f"allowed for {precision} is {TOLERANCE[precision]:g}",
-            fix="No package was written. Try --precision fp32, or another --opset, and tell us: this should not happen.",
+            fix="No package was written. Try --precision fp32 or another --opset, and tell us: this should not be.",
         )
     return Parity(component.name, worst_abs, worst_relative, tuple(shapes))

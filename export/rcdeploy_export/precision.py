@@ -112,7 +112,9 @@ class _Reader:
 
 
 @torch.no_grad()
-def quality(session: Session, teacher: Teacher, rows: Sequence[dict[str, Array]], parts: int = 8) -> list[dict[str, float]]:
+def quality(
+    session: Session, teacher: Teacher, rows: Sequence[dict[str, Array]], parts: int = 8
+) -> list[dict[str, float]]:
     """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `parts` ranges."""
     errors, steps = [], []
     for row in rows:
@@ -149,4 +151,3 @@ def verdict(seconds: dict[str, float], precision: str) -> str:
     if ratio >= 1.05:
         return f"{ratio:.2f} times as fast as fp32 on this machine"
     return f"not faster than fp32 on this machine ({ratio:.2f} times as fast): it saves bytes, not time"
-

@@ -14,7 +14,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 @dataclass(frozen=True)
 class Source:
-    """name: for the package's folder. folder: in diffusers' layout. run: the manifest of the run it came from, if one."""
+    """name: for the package's folder. folder: in diffusers' layout. run: the manifest of its run, if it has one."""
 
     name: str
     folder: Path

@@ -17,7 +17,9 @@ from .distill import QUIET
 def generate_command(
     package: str = typer.Argument(help="A package (folder or .zip) that rcdeploy export wrote."),
     prompt: str = typer.Argument(help="What to draw."),
-    file: Path = typer.Option(Path("out.png"), "--out", "-o", help="The picture; with --batch out-0.png, out-1.png, ..."),
+    file: Path = typer.Option(
+        Path("out.png"), "--out", "-o", help="The picture; with --batch out-0.png, out-1.png, ..."
+    ),
     negative_prompt: str = typer.Option("", help="What not to draw."),
     seed: int | None = typer.Option(None, help="The same seed draws the same picture; random when not given."),
     steps: int = typer.Option(25, help="Denoising steps."),
@@ -75,5 +77,5 @@ def generate_command(
         out.print_json(json.dumps({"files": files, **record}))
     else:
         seeds, seconds = record["seeds"], record["seconds"]["all"]
-        for path, picked in zip(files, seeds, strict=True):
-            out.print(f"{path}  (seed {picked}, {seconds / len(files):.2f} s)", soft_wrap=True)
+        for name, picked in zip(files, seeds, strict=True):
+            out.print(f"{name}  (seed {picked}, {seconds / len(files):.2f} s)", soft_wrap=True)

@@ -47,7 +47,12 @@ def _manifest(run: Run) -> Manifest:
         noise_schedule=run.cache.manifest.noise_schedule,
         latents=run.cache.manifest.latents,
         made_from=made_from,
-        facts={"student": run.recipe.student.name, "init": run.recipe.student.first_weights, "steps": run.step, "cache_folder": str(run.cache.folder)},
+        facts={
+            "student": run.recipe.student.name,
+            "init": run.recipe.student.first_weights,
+            "steps": run.step,
+            "cache_folder": str(run.cache.folder),
+        },
     )
 
 

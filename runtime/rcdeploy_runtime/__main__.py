@@ -112,7 +112,7 @@ def build_engine(args: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 something the user can mend."""
     args = _arguments().parse_args(arguments)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)  # type: ignore[assignment]
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         {"generate": generate, "build-engine": build_engine}[args.command](args)
     except RcdeployError as error:

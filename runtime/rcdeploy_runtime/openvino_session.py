@@ -14,7 +14,7 @@ from .noise_schedule import Array
 
 class OpenVinoSession:
     def __init__(self, folder: Path, device: str = "auto", threads: int | None = None, precision: str = "f32") -> None:
-        """precision: what is computed in, f32 or bf16. OpenVINO would choose bf16 by itself on processors that have it."""
+        """precision: what is computed in, f32 or bf16. By itself OpenVINO takes bf16 where the processor has it."""
         try:
             import openvino
         except ImportError:

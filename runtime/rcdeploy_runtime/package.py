@@ -114,7 +114,9 @@ def _unpack(archive: Path, folder: Path) -> None:
         names = [i.filename for i in packed.infolist() if not i.is_dir()]
         manifests = [n for n in names if n == NAME or n.endswith("/" + NAME) and n.count("/") == 1]
         if len(manifests) != 1:
-            raise RcdeployError(f"{archive} is no package: it has no {NAME}", fix="Make one with: rcdeploy export RUN --zip")
+            raise RcdeployError(
+                f"{archive} is no package: it has no {NAME}", fix="Make one with: rcdeploy export RUN --zip"
+            )
         prefix = manifests[0].removesuffix(NAME)
         _extract(packed, manifests[0], folder / NAME, MAX_JSON_BYTES)
         manifest = Manifest.read(folder, "package")

@@ -1,8 +1,8 @@
 """Samplers in numpy: from noise to latents, each on the trajectory of diffusers' class of the same name.
 
-A sampler is made for one generation and one schedule. It has the timesteps to visit, `shown` (x as the UNet wants to see
-it), `step` (the UNet's output at visit i -> the next x) and `noised` (where img2img begins). x is float32 [n, c, h, w];
-coefficients are float64 numbers. Those that use fresh noise ask for it through `noise()`.
+A sampler is made for one generation and one schedule. It has the timesteps to visit, `shown` (x as the UNet wants to
+see it), `step` (the UNet's output at visit i -> the next x) and `noised` (where img2img begins). x is float32
+[n, c, h, w]; coefficients are float64 numbers. Those that use fresh noise ask for it through `noise()`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,13 @@ class Sampler:
     def noised(self, x_0: Array, noise: Array, i: int) -> Array:
         """x at visit i of a picture's latents x_0."""
         alpha_bar = self._alpha_bar(int(self.timesteps[i]))
-        return alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * noise
+        return _mixed(alpha_bar, x_0, noise)
+
+
+def _mixed(alpha_bar: float, x_0: Array, noise: Array) -> Array:
+    """x_t where alphas_cumprod is alpha_bar."""
+    x: Array = alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * noise
+    return x
 
 
 class DDIM(Sampler):
@@ -86,11 +92,11 @@ class DDIM(Sampler):
         t = int(self.timesteps[i])
         before = self._alpha_bar(t - len(self.schedule) // self.steps)
         x_0, noise = self._split(output, x, self._alpha_bar(t))
-        return before**0.5 * x_0 + (1 - before) ** 0.5 * noise
+        return _mixed(before, x_0, noise)
 
 
 class PNDM(Sampler):
-    """Liu et al. 2022 without its Runge-Kutta start (skip_prk_steps, as SD has it): linear multistep, steps + 1 visits."""
+    """Liu et al. 2022 without its Runge-Kutta start (skip_prk_steps, as SD has it): multistep, steps + 1 visits."""
 
     _ends_at_one = False
 
@@ -128,7 +134,8 @@ class PNDM(Sampler):
             output = a**0.5 * output + (1 - a) ** 0.5 * x
         elif self.schedule.prediction_type == "sample":
             raise RcdeployError("the PNDM sampler wants a model that predicts epsilon or v", fix='Use sampler="ddim".')
-        return (b / a) ** 0.5 * x - (b - a) * output / (a * (1 - b) ** 0.5 + (a * (1 - a) * b) ** 0.5)
+        moved: Array = (b / a) ** 0.5 * x - (b - a) * output / (a * (1 - b) ** 0.5 + (a * (1 - a) * b) ** 0.5)
+        return moved
 
 
 class Euler(Sampler):
@@ -154,7 +161,8 @@ class Euler(Sampler):
         return super()._timesteps()
 
     def shown(self, x: Array, i: int) -> Array:
-        return x / (self.sigmas[i] ** 2 + 1) ** 0.5
+        shown: Array = x / (self.sigmas[i] ** 2 + 1) ** 0.5
+        return shown
 
     def _slope(self, output: Array, i: int, x: Array) -> Array:
         """dx/dsigma."""
@@ -178,8 +186,9 @@ class EulerAncestral(Euler):
         here, to = self.sigmas[i], self.sigmas[i + 1]
         up = (to**2 * (here**2 - to**2) / here**2) ** 0.5
         down = (to**2 - up**2) ** 0.5
-        x = x + self._slope(output, i, x) * (down - here)
-        return x + self.noise() * up  # drawn at the last step too, as diffusers does; it counts for nothing there
+        # noise is drawn at the last step too, as diffusers does; it counts for nothing there
+        moved: Array = x + self._slope(output, i, x) * (down - here) + self.noise() * up
+        return moved
 
 
 class DPMSolver(Sampler):
@@ -192,7 +201,9 @@ class DPMSolver(Sampler):
         alphas = schedule.alphas_cumprod.copy()
         if schedule.config.get("rescale_betas_zero_snr"):
             alphas[-1] = 2.0**-24
-        self._ratios = np.append(np.sqrt((1 - alphas) / alphas)[self.timesteps], 0).astype(np.float32).astype(np.float64)
+        self._ratios = (
+            np.append(np.sqrt((1 - alphas) / alphas)[self.timesteps], 0).astype(np.float32).astype(np.float64)
+        )
         self._last: Array | None = None
 
     def _timesteps(self) -> Array:
@@ -242,11 +253,11 @@ class LCM(Sampler):
         x_0, _ = self._split(output, x, self._alpha_bar(t))
         scaled = t * float(self.schedule.config.get("timestep_scaling", 10.0))
         skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5  # sigma_data = 0.5
-        denoised = out * x_0 + skip * x
+        denoised: Array = out * x_0 + skip * x
         if i + 1 == len(self.timesteps):
             return denoised
         before = self._alpha_bar(int(self.timesteps[i + 1]))
-        return before**0.5 * denoised + (1 - before) ** 0.5 * self.noise()
+        return _mixed(before, denoised, self.noise())
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -259,9 +270,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
 }
 
 
-def make_sampler(
-    name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0
-) -> Sampler:
+def make_sampler(name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> Sampler:
     """Raises RcdeployError for a name that is none of SAMPLERS."""
     if name not in SAMPLERS:
         raise RcdeployError(f"there is no sampler {name!r}", fix=f"One of: {', '.join(SAMPLERS)}.")

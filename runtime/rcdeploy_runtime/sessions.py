@@ -61,7 +61,9 @@ def _providers(device: str) -> tuple[str, list[str]]:
     if device == "cpu":
         return device, ["CPUExecutionProvider"]
     if device not in PROVIDERS:
-        raise RcdeployError(f"there is no device {device!r} for ONNX", fix=f"One of: auto, cpu, {', '.join(PROVIDERS)}.")
+        raise RcdeployError(
+            f"there is no device {device!r} for ONNX", fix=f"One of: auto, cpu, {', '.join(PROVIDERS)}."
+        )
     if PROVIDERS[device] not in there:
         raise RcdeployError(
             f"this onnxruntime has no {PROVIDERS[device]}",
@@ -71,7 +73,7 @@ def _providers(device: str) -> tuple[str, list[str]]:
 
 
 class Batched:
-    """A session that takes any number of rows: those built for a fixed number get them in parts, the last one padded."""
+    """A session that takes any number of rows: one built for a fixed number gets them in parts, the last padded."""
 
     def __init__(self, session: Session, per_batch: tuple[str, ...]) -> None:
         """per_batch: inputs that have the batch as their first dimension."""

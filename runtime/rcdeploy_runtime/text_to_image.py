@@ -1,9 +1,9 @@
 """Text to image from a package: prompts -> embeddings -> denoising -> pictures. Numpy and a session; no torch.
 
-    from rcdeploy_runtime import TextToImage
-    model = TextToImage.load("packages/quickstart")
-    images, record = model.generate("a photo of a red boot on a white background", seed=7)
-    images[0].save("boot.png")
+from rcdeploy_runtime import TextToImage
+model = TextToImage.load("packages/quickstart")
+images, record = model.generate("a photo of a red boot on a white background", seed=7)
+images[0].save("boot.png")
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Step:
 
 
 class TextToImage:
-    """A loaded package. One serves any number of threads: nothing in it changes while it draws, but a cache of prompts."""
+    """A loaded package. It serves any number of threads: nothing in it changes while it draws, but known prompts."""
 
     def __init__(self, package: Package, device: str = "auto", threads: int | None = None) -> None:
         self.package = package
@@ -70,7 +70,7 @@ class TextToImage:
         self._text_encoder = component("text_encoder", "input_ids")
         self._unet = component("unet", "sample", "encoder_hidden_states")
         self._decoder = component("vae_decoder", "latent_sample")
-        self._open_encoder = lambda: component("vae_encoder", "sample")
+        self._open_encoder: Callable[[], Batched] = lambda: component("vae_encoder", "sample")
         self._encoder: Batched | None = None
         self._embeds: OrderedDict[str, Array] = OrderedDict()
         self._lock = threading.Lock()
@@ -130,10 +130,10 @@ class TextToImage:
     ) -> Iterator[Step]:
         """The denoising loop as a generator: progress and previews come out of it, leaving it cancels.
 
-        prompt: one, or several; `batch` pictures of each. seed: picture k has seed + k, so each can be drawn again alone;
-        None takes a random one (the record says which). guidance_scale: 1 or below skips the null branch, and halves the
-        work. height, width: in pixels. image: begin from this picture (img2img), changed by `strength` from 0 to 1.
-        mask: white where `image` may be redrawn (inpainting); elsewhere it stays as it is. preview: None, "rgb" (cheap,
+        prompt: one, or several; `batch` pictures of each. seed: picture k has seed + k, so each can be drawn again
+        alone; None takes a random one (the record says which). guidance_scale: 1 or below skips the null branch and
+        halves the work. height, width: in pixels. image: begin from this picture (img2img), changed by `strength` from
+        0 to 1. mask: white where `image` may be redrawn (inpainting); elsewhere it stays as it is. preview: None, "rgb" (cheap,
         an eighth of the size), or "decoder". Raises RcdeployError for settings that are out of range.
         """
         started = time.perf_counter()
@@ -244,7 +244,8 @@ class TextToImage:
         if guidance_scale is None:
             return output
         null, conditional = np.split(output, 2)
-        return null + np.float32(guidance_scale) * (conditional - null)
+        guided: Array = null + np.float32(guidance_scale) * (conditional - null)
+        return guided
 
     def _decode(self, latents: Array) -> list[Image.Image]:
         """One at a time: a decoder needs more memory than all the rest."""

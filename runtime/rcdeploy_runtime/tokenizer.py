@@ -34,7 +34,7 @@ class PromptTokenizer:
         self._tokenizer.enable_padding(length=self.context, pad_id=self._pad_id, pad_token=pad)
 
     def __call__(self, prompts: Sequence[str]) -> Array:
-        """n prompts -> ids int64 [n, context]. A prompt that is longer is cut, with a warning that says what was lost."""
+        """n prompts -> ids int64 [n, context]. A longer prompt is cut, with a warning that says what was lost."""
         encoded = self._tokenizer.encode_batch(list(prompts))
         for prompt, e in zip(prompts, encoded, strict=True):
             if e.overflowing:

@@ -72,10 +72,10 @@ def build_engines(
 ) -> Path:
     """Builds an engine for every network of the ONNX package; returns the folder of the new package.
 
-    out: default is beside the package, its name with "-engines" at its end. workspace_gb: cap on what a layer may use while
-    it is built and run. max_batch: pictures drawn at once (the UNet gets two rows each, for guidance).
+    out: default is beside the package, its name with "-engines" at its end. workspace_gb: cap on what a layer may use
+    while it is built and run. max_batch: pictures drawn at once (the UNet gets two rows each, for guidance).
     compute_capabilities: such as 8.6, 8.9, for TensorRT-RTX. hardware_compatible: engines for every GPU from Ampere on,
-    somewhat slower. Raises RcdeployError when no builder is installed or a network cannot be built; nothing is left then.
+    somewhat slower. Raises RcdeployError when no builder is installed or a network cannot be built, and leaves nothing.
     """
     opened = Package(package)
     if opened.format != "onnx":
@@ -186,7 +186,7 @@ def _build(
     if blob is None:
         raise RcdeployError(
             f"TensorRT cannot build the {name}",
-            fix="Its own lines above say why. Out of memory: try another --workspace-gb; no GPU: give --compute-capability.",
+            fix="It said why above. Out of memory: try another --workspace-gb. No GPU: give --compute-capability.",
         )
     if caching:
         timings.write_bytes(bytes(config.get_timing_cache().serialize()))

@@ -27,7 +27,9 @@ class TrtSession:
         # asked before TensorRT: without a GPU some of its libraries end the process
         error, count = cudart.cudaGetDeviceCount()
         if int(error) != 0 or count == 0:
-            raise RcdeployError("this package needs an NVIDIA GPU, and none is here", fix="Use the ONNX package instead.")
+            raise RcdeployError(
+                "this package needs an NVIDIA GPU, and none is here", fix="Use the ONNX package instead."
+            )
         self._logger = self._trt.Logger(self._trt.Logger.ERROR)
         self._engine = self._trt.Runtime(self._logger).deserialize_cuda_engine((folder / ENGINE).read_bytes())
         if self._engine is None:
