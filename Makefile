@@ -1,9 +1,9 @@
-# Four verbs; each makes .venv when it is not there. PYTHON: 3.11 or newer.
+# Each verb makes .venv when it is not there. PYTHON: 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test lint bench slow
+.PHONY: demo test test-interop lint bench slow
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -13,6 +13,12 @@ test: $(VENV)/installed-dev  ## everything but what is marked slow
 
 slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
 	$(BIN)/python -m pytest -q -m slow -s
+
+test-interop: $(VENV)/installed-dev  ## opens a package with Optimum, in an environment of its own (.venv-interop)
+	$(BIN)/rcdeploy export examples/teachers/fashion --out build/interop
+	test -d .venv-interop || $(PYTHON) -m venv .venv-interop
+	.venv-interop/bin/pip install -q -e '.[optimum]' pytest pytest-timeout torch==2.13.0
+	.venv-interop/bin/python -m pytest -q -m interop tests/test_interop.py -p no:cacheprovider
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

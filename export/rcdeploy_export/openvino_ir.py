@@ -16,13 +16,12 @@ from rcdeploy_runtime.noise_schedule import Array
 def require(precision: str) -> Any:
     try:
         import openvino
+        import openvino_tokenizers  # noqa: F401
 
         if precision in ("int8", "mixed"):
             import nncf  # noqa: F401
     except ImportError as error:
-        raise RcdeployError(
-            f"{error.name} is not installed", fix='pip install "rcdeploy[openvino]" (openvino and nncf)'
-        ) from None
+        raise RcdeployError(f"{error.name} is not installed", fix='pip install "rcdeploy[openvino]"') from None
     return openvino
 
 
@@ -58,6 +57,14 @@ def to_openvino(file: Path, folder: Path, precision: str, calibration: Sequence[
     del converted
     patched.unlink()
     patched.with_name("patched.onnx.data").unlink(missing_ok=True)
+
+
+def tokenizer_to_openvino(tokenizer: Any, folder: Path) -> None:
+    """The tokenizer as a graph: what openvino-genai reads; our own runtime goes by tokenizer.json."""
+    openvino = require("fp32")
+    from openvino_tokenizers import convert_tokenizer
+
+    openvino.save_model(convert_tokenizer(tokenizer), folder / "openvino_tokenizer.xml", compress_to_fp16=False)
 
 
 def _timestep_as_vector(model: Any) -> None:

@@ -25,7 +25,7 @@ from rcdeploy_runtime.sessions import Session, open_session
 
 from .components import Component, components, halvings
 from .onnx_graph import export_onnx
-from .openvino_ir import to_openvino
+from .openvino_ir import require, to_openvino, tokenizer_to_openvino
 from .parity import Parity, compare, shapes_to_try
 from .precision import calibration_inputs, quality, quantise_onnx, seconds_per_step, verdict
 from .source import Source
@@ -82,6 +82,8 @@ def export_package(source: Source, out: Path, settings: Settings, progress: Prog
     """Writes the package `out`. Raises RcdeployError, and leaves what was at `out`, when anything does not agree."""
     if out.exists() and not (out / NAME).is_file():
         raise RcdeployError(f"{out} is there and is no package", fix="Give --out another folder.")
+    if settings.format == "openvino":
+        require(settings.precision)  # what is not installed is said before minutes are spent
     teacher = source.teacher()
     teacher.load("text_encoder", "unet", "vae", "tokenizer")
     parts = components(teacher)
@@ -108,6 +110,8 @@ def export_package(source: Source, out: Path, settings: Settings, progress: Prog
             parities.append(compare(part, session, shapes_to_try(latent_size, unit, static), precision))
             if part.name == "unet" and precision != "fp32":
                 measured = _measure(part, session, precision, settings, teacher, calibration, static, unit, folder)
+        if settings.format == "openvino":
+            tokenizer_to_openvino(teacher.tokenizer, folder / "tokenizer")
         progress("export", len(parts), len(parts), {p.component: p.relative_error for p in parities})
         manifest = _manifest(source, teacher, settings, parities, parts, folder)
         manifest.facts |= measured | ({"static_size": list(native)} if settings.static else {})

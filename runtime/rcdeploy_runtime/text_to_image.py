@@ -133,8 +133,8 @@ class TextToImage:
         prompt: one, or several; `batch` pictures of each. seed: picture k has seed + k, so each can be drawn again
         alone; None takes a random one (the record says which). guidance_scale: 1 or below skips the null branch and
         halves the work. height, width: in pixels. image: begin from this picture (img2img), changed by `strength` from
-        0 to 1. mask: white where `image` may be redrawn (inpainting); elsewhere it stays as it is. preview: None, "rgb" (cheap,
-        an eighth of the size), or "decoder". Raises RcdeployError for settings that are out of range.
+        0 to 1. mask: white where `image` may be redrawn (inpainting); elsewhere it stays as it is. preview: None, "rgb"
+        (cheap, an eighth of the size), or "decoder". Raises RcdeployError for settings that are out of range.
         """
         started = time.perf_counter()
         prompts = [p for p in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(batch)]

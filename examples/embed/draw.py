@@ -1,0 +1,15 @@
+"""The whole of it: draw one picture from a package.
+
+    python examples/embed/draw.py packages/quickstart-onnx "a photo of a red boot on a white background"
+
+Needs `pip install rcdeploy-runtime` and nothing else.
+"""
+
+import sys
+
+from rcdeploy_runtime import TextToImage
+
+model = TextToImage.load(sys.argv[1])
+images, record = model.generate(sys.argv[2], seed=7, guidance_scale=4.0)
+images[0].save("out.png")
+print(f"out.png: seed {record['seeds'][0]}, {record['seconds']['all']:.2f} s on {record['device']}")

@@ -1,0 +1,28 @@
+"""A package in Optimum's own pipeline, unmodified: run by `make test-interop` in the older environment Optimum needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.interop
+PACKAGE = Path(__file__).parent.parent / "build/interop"
+
+
+def test_optimum_draws_what_we_draw() -> None:
+    from optimum.onnxruntime import ORTStableDiffusionPipeline
+
+    from rcdeploy_runtime import TextToImage
+
+    prompt, seed = "a photo of a red boot on a white background", 5
+    model = TextToImage.load(PACKAGE)
+    ours, _ = model.generate(prompt, seed=seed, guidance_scale=4.0, num_inference_steps=10)
+    shape = (1, *model.package.manifest.latents["shape"])
+    noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape, np.float32)
+    pipeline = ORTStableDiffusionPipeline.from_pretrained(PACKAGE)
+    import torch
+
+    theirs = pipeline(prompt, latents=torch.from_numpy(noise), guidance_scale=4.0, num_inference_steps=10).images[0]
+    assert np.abs(np.asarray(ours[0], int) - np.asarray(theirs, int)).max() <= 1

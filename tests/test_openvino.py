@@ -1,0 +1,69 @@
+"""OpenVINO's form of a package: by our runtime, and by openvino-genai, with no code of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import openvino_genai
+import pytest
+
+from rcdeploy_export.package import Settings, export_package
+from rcdeploy_export.source import Source
+from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.manifest import Manifest
+
+PROMPT, SEED, STEPS = "a red shirt", 3, 10
+
+
+@pytest.fixture(scope="module")
+def ir(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openvino") / "tiny"
+    export_package(Source.find(tiny_teacher), folder, Settings(format="openvino"), lambda *_: None)
+    return folder
+
+
+def picture(package: Path) -> np.ndarray:
+    images, _ = TextToImage.load(package, threads=1).generate(PROMPT, seed=SEED, num_inference_steps=STEPS)
+    return np.asarray(images[0], int)
+
+
+def test_it_draws_what_the_onnx_package_draws(ir: Path, package: Path) -> None:
+    assert Manifest.read(ir, "package").facts["format"] == "openvino"
+    assert not list(ir.rglob("*.onnx*"))
+    assert np.abs(picture(ir) - picture(package)).max() <= 1
+
+
+def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
+    class Same(openvino_genai.Generator):
+        """Our noise: genai asks for x_T alone with DDIM."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rng = np.random.Generator(np.random.Philox(key=SEED))
+
+        def next(self) -> float:
+            return float(self.rng.standard_normal(dtype=np.float32))
+
+        def randn_tensor(self, shape: openvino.Shape) -> openvino.Tensor:
+            return openvino.Tensor(self.rng.standard_normal(tuple(shape), np.float32))
+
+    pipeline = openvino_genai.Text2ImagePipeline(str(ir), "CPU", INFERENCE_PRECISION_HINT="f32")
+    drawn = pipeline.generate(
+        PROMPT, width=64, height=64, num_inference_steps=STEPS, guidance_scale=7.5, generator=Same()
+    ).data[0]
+    assert np.abs(drawn.astype(int) - picture(ir)).max() <= 2
+
+
+@pytest.mark.parametrize("precision", ["int8", "mixed", "bf16"])
+def test_smaller_ones_are_smaller_and_measured(precision: str, tiny_teacher: Path, ir: Path, tmp_path: Path) -> None:
+    settings = Settings(format="openvino", precision=precision)
+    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    facts = Manifest.read(tmp_path / "p", "package").facts
+    assert facts["precision"]["unet"] == precision and facts["precision"]["vae_decoder"] == "fp32"
+    assert 1e-4 < max(e["relative_error"] for e in facts["unet_error_by_timestep"]) < 0.5
+    assert "fp32 on this machine" in facts["verdict"]
+    weights = "unet/openvino_model.bin"
+    assert (tmp_path / "p" / weights).stat().st_size < 0.8 * (ir / weights).stat().st_size
+    assert picture(tmp_path / "p").shape == (64, 64, 3)
