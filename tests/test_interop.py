@@ -1,4 +1,4 @@
-"""A package in Optimum's own pipeline, unmodified: run by `make test-interop` in the older environment Optimum needs."""
+"""A package in Optimum's pipeline, unmodified: `make test-interop`, in the older environment that Optimum needs."""
 
 from __future__ import annotations
 

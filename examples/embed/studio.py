@@ -1,6 +1,6 @@
 """One loaded package, many threads: a picture studio that takes orders, shows progress and can be told to stop.
 
-    python examples/embed/studio.py packages/quickstart-onnx "a red boot, white background" "a blue bag, pink background"
+    python examples/embed/studio.py packages/quickstart-onnx "a red boot, white background" "a blue bag, red background"
 
 `TextToImage` may be called from any number of threads. `stream` yields after every step, so progress, previews and
 cancelling are what a loop can do; nothing has to be killed.
