@@ -2,9 +2,9 @@
 
     python benchmarks/runtime.py examples/teachers/fashion            # exports what is needed into build/benchmark
 
-The same student, prompt, size, steps, guidance and number of threads for all, in one run and in turns, so that whatever
-else the machine does meets all alike: read the ratios. Each program runs in a process of its own; import, load and first
-picture are its own too. Installed megabytes: of what the runtime needs, in a fresh environment (--installed).
+The same student, prompt, size, steps, guidance and threads for all, in one run and in turns, so that whatever else the
+machine does meets all alike: read the ratios. Each program runs in a process of its own; import, load and first picture
+are its own too. --installed: megabytes of the runtime and what it needs, in a fresh environment.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from .distill import QUIET
 def export_command(
     source: Path | None = typer.Argument(None, help="A run, or any diffusers text-to-image folder; the newest run."),
     folder: Path | None = typer.Option(None, "--out", "-o", help="The package; by default packages/NAME-FORMAT."),
-    format: str = typer.Option("onnx", "--format", "-f", help="onnx, openvino or trt."),
+    format: str = typer.Option("onnx", "--format", "-f", help="onnx, openvino, trt, or single-file."),
     precision: str = typer.Option("fp32", help="Of UNet and text encoder: fp32, fp16, bf16, int8, mixed."),
     vae_precision: str = typer.Option("fp32", help="Of the VAE: fp32, or fp16 (some models draw black pictures then)."),
     opset: int | None = typer.Option(None, help="ONNX opset; by default 23 for onnx, 20 for openvino and trt."),
@@ -32,6 +32,9 @@ def export_command(
 ) -> None:
     """Turn a student (or any Stable Diffusion folder) into a package that draws without torch.
 
+    Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines where
+    they can be built), single-file (safetensors in the original layout, for stable-diffusion.cpp and web UIs).
+
     Every network is compared with torch at several shapes before the package is written; one that does not agree leaves
     nothing. Draw from it with `rcdeploy generate`, or on a device with `python -m rcdeploy_runtime generate`.
     """
@@ -39,6 +42,9 @@ def export_command(
     from rcdeploy_export.source import Source
 
     quieten_libraries()
+    if format == "single-file":
+        _single_file(Source.find(source), folder, as_json)
+        return
     settings = Settings(format, precision, vae_precision, opset, static, _size(size), external_data)
     found = Source.find(source)
     target = folder or Path("packages") / f"{found.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
@@ -67,6 +73,16 @@ def export_command(
         if "verdict" in facts:
             err.print(f"UNet in {precision}: {facts['verdict']}.")
         out.print(f'Draw from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+
+
+def _single_file(source: Any, target: Path | None, as_json: bool) -> None:
+    from rcdeploy_export.single_file import write_single_file
+
+    file = target or Path("packages") / f"{source.name}.safetensors"
+    if file.is_dir():
+        raise RcdeployError(f"{file} is a folder; --format single-file writes a file", fix="Give --out a file name.")
+    write_single_file(source.teacher(), file)
+    out.print_json(json.dumps({"file": str(file)})) if as_json else out.print(str(file), soft_wrap=True)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -1,0 +1,110 @@
+"""One safetensors file in the layout of the original Stable Diffusion release, for programs that read that.
+
+stable-diffusion.cpp, web UIs and diffusers' from_single_file read it. They derive the UNet's shape from its keys or
+assume SD-1.x: channel-compressed students and block-removed ones are only for those that can be told the shape.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.files import replacing
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
+
+
+def write_single_file(teacher: Teacher, file: Path) -> None:
+    """UNet, VAE and text encoder of a diffusers folder into `file`, in the precision they are stored in."""
+    config = teacher.unet_config
+    tensors = {UNET + unet_key(k, config): v for k, v in _weights(teacher.folder / "unet").items()}
+    stages = len(teacher.vae_config["block_out_channels"])
+    for key, value in _weights(teacher.folder / "vae").items():
+        name = vae_key(key, stages)
+        # there attention in the VAE is a convolution of 1 x 1
+        convolution = re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$", name) and value.ndim == 2
+        tensors[VAE + name] = value[:, :, None, None] if convolution else value
+    for key, value in _weights(teacher.folder / "text_encoder").items():
+        if not key.endswith("position_ids"):
+            tensors[TEXT + ("" if key.startswith("text_model.") else "text_model.") + key] = value
+    with replacing(file) as beside:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, beside)
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    files = [f for f in sorted(folder.glob("*.safetensors")) if ".fp16." not in f.name]
+    return {k: v for f in files for k, v in load_file(f).items()}
+
+
+def unet_key(key: str, config: dict[str, Any]) -> str:
+    """diffusers' name of a UNet weight -> the original's, whatever the number of stages and layers."""
+    layers = _layers(config)
+    outer = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    for name, original in outer.items():
+        if key.startswith(name + "."):
+            return original + key.removeprefix(name)
+    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key):
+        kind, index, rest = found.groups()
+        place = 1 if kind == "attentions" else 2 * int(index)
+        return f"middle_block.{place}.{_resnet(rest) if kind == 'resnets' else rest}"
+    found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
+    assert found is not None, key
+    way, block, kind, index, rest = found.groups()
+    i, j = int(block), int(index)
+    if way == "down":
+        first = 1 + sum(n + 1 for n in layers[:i])  # a stage: its layers, and what halves it
+        if kind == "downsamplers":
+            return f"input_blocks.{first + layers[i]}.0.op.{rest.removeprefix('conv.')}"
+        return f"input_blocks.{first + j}.{_place(kind, rest)}"
+    depth = layers[::-1]
+    first = sum(n + 1 for n in depth[:i])
+    if kind == "upsamplers":
+        attends = "CrossAttn" in config["up_block_types"][i]
+        return f"output_blocks.{first + depth[i]}.{2 if attends else 1}.{rest}"
+    return f"output_blocks.{first + j}.{_place(kind, rest)}"
+
+
+def _layers(config: dict[str, Any]) -> list[int]:
+    layers = config["layers_per_block"]
+    return [layers] * len(config["block_out_channels"]) if isinstance(layers, int) else list(layers)
+
+
+def _place(kind: str, rest: str) -> str:
+    return f"1.{rest}" if kind == "attentions" else f"0.{_resnet(rest)}"
+
+
+def _resnet(rest: str) -> str:
+    name, end = rest.rsplit(".", 1)
+    return f"{RESNET[name]}.{end}"
+
+
+def vae_key(key: str, stages: int) -> str:
+    """diffusers' name of a VAE weight -> the original's; its decoder counts stages from the other end."""
+    key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    if found := re.match(r"(.*)mid_block\.attentions\.0\.(.+)\.(weight|bias)$", key):
+        return f"{found[1]}mid.attn_1.{VAE_ATTENTION[found[2]]}.{found[3]}"
+    key = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", key)
+    key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", key)
+    key = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{stages - 1 - int(m[1])}.block.{m[2]}", key)
+    return re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{stages - 1 - int(m[1])}.upsample", key)

@@ -1,0 +1,44 @@
+"""The original layout, read back by diffusers, which has the other half of the map."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import save_teacher
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from rcdeploy.cli.main import app
+from rcdeploy.student.build import build_student
+from rcdeploy.student.spec import student_config
+from rcdeploy.teacher import Teacher
+from rcdeploy_export.single_file import write_single_file
+
+
+def same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
+    a, b = found.state_dict(), expected.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("student", [None, "c-micro", "b-base"])
+def test_diffusers_reads_it_back(student: str | None, tmp_path: Path) -> None:
+    folder = save_teacher(tmp_path / "model")
+    if student:
+        config, _ = student_config(student, dict(Teacher(str(folder)).unet_config))
+        build_student(config, 0).save_pretrained(folder / "unet")
+    teacher = Teacher(str(folder))
+    file = tmp_path / "model.safetensors"
+    write_single_file(teacher, file)
+    same(UNet2DConditionModel.from_single_file(str(file), config=str(folder), subfolder="unet"), teacher.unet)
+    same(AutoencoderKL.from_single_file(str(file), config=str(folder), subfolder="vae"), teacher.vae)
+    text = {k for k in load_file(file) if k.startswith("cond_stage_model.transformer.text_model.")}
+    assert len(text) == len(load_file(folder / "text_encoder/model.safetensors"))
+
+
+def test_command(tiny_teacher: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(tiny_teacher), "--format", "single-file"])
+    assert result.exit_code == 0 and (tmp_path / "packages/tiny.safetensors").is_file()
