@@ -32,8 +32,8 @@ def export_command(
 ) -> None:
     """Turn a student (or any Stable Diffusion folder) into a package that draws without torch.
 
-    Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines where
-    they can be built), single-file (safetensors in the original layout, for stable-diffusion.cpp and web UIs).
+    Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines
+    where they can be built), single-file (safetensors in the original layout, for stable-diffusion.cpp and web UIs).
 
     Every network is compared with torch at several shapes before the package is written; one that does not agree leaves
     nothing. Draw from it with `rcdeploy generate`, or on a device with `python -m rcdeploy_runtime generate`.

@@ -82,6 +82,11 @@ def build_engines(
         raise RcdeployError(f"{package} is a package for {opened.format}; engines are built from an ONNX one")
     trt = load_builder(rtx=True if compute_capabilities else None)
     rtx = trt.__name__ == "tensorrt_rtx"
+    if rtx and not compute_capabilities:
+        raise RcdeployError(
+            "TensorRT-RTX builds ahead of time, and was not told for which GPUs",
+            fix="Give --compute-capability, for example 8.6,8.9; or pip install tensorrt where the GPU is.",
+        )
     base = Path(package).with_suffix("") if Path(package).suffix == ".zip" else Path(package)
     target = Path(out) if out else base.with_name(base.name + "-engines")
     with new_folder(target) as folder:
@@ -124,7 +129,12 @@ def _copy_rest(package: Package, folder: Path) -> None:
 
 def _parsed(trt: Any, package: Package, name: str) -> tuple[Any, Any, Any]:
     logger = trt.Logger(trt.Logger.ERROR)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # what its bindings raise where there is no GPU
+        raise RcdeployError(
+            f"TensorRT cannot start here: {error}", fix="Is there an NVIDIA GPU and its driver?"
+        ) from None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     # from the file, so that weights beside it are found

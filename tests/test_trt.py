@@ -1,0 +1,67 @@
+"""TensorRT as far as it goes without a GPU: TensorRT-RTX parses every graph and builds engines ahead of time."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from rcdeploy.cli.main import app
+from rcdeploy_export.package import Settings, export_package
+from rcdeploy_export.source import Source
+from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.trt_engines import build_engines, check_graphs
+
+rtx = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="TensorRT-RTX is on PyPI for Linux on x86"
+)
+
+
+@rtx
+def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
+    assert set(check_graphs(package)) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    lines: list[str] = []
+    built = build_engines(package, tmp_path / "e", compute_capabilities=["8.6", "8.9"], max_batch=2, say=lines.append)
+    manifest = Manifest.read(built, "package")
+    assert manifest.wrong_files(built) == [] and not list(built.rglob("*.onnx"))
+    engines = manifest.facts["engines"]
+    assert engines["builder"] == "tensorrt_rtx" and engines["compute_capabilities"] == ["8.6", "8.9"]
+    assert all(engines["bytes"][name] == (built / name / "model.engine").stat().st_size for name in engines["bytes"])
+    with pytest.raises(RcdeployError, match="cuda-python|GPU"):
+        TextToImage.load(built)
+
+
+@rtx
+def test_an_unknown_compute_capability_leaves_nothing(package: Path, tmp_path: Path) -> None:
+    with pytest.raises(RcdeployError, match="SM86"):
+        build_engines(package, tmp_path / "e", compute_capabilities=["3.5"])
+    with pytest.raises(RcdeployError, match="for which GPUs"):
+        build_engines(package, tmp_path / "e")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_builder_the_package_stands_and_the_command_is_said(
+    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = CliRunner().invoke(app, ["export", str(tiny_teacher), "--format", "trt", "--out", "p"])
+    assert result.exit_code == 0, result.output
+    assert "python -m rcdeploy_runtime build-engine p" in result.output
+    manifest = Manifest.read(tmp_path / "p", "package")
+    assert manifest.facts["opset"] == 20 and manifest.facts["target"] == "trt"
+    TextToImage.load(tmp_path / "p").generate("a bag", num_inference_steps=1)
+
+
+@rtx
+@pytest.mark.slow
+def test_int8_is_what_its_parser_takes(tiny_teacher: Path, tmp_path: Path) -> None:
+    """Symmetric Q/DQ without int32 biases."""
+    settings = Settings(format="trt", precision="int8")
+    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    assert check_graphs(tmp_path / "p")["unet"].startswith("accepted")
