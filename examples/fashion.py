@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ITEMS = ["t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
+LABELS = {"t-shirt": 0, "trousers": 1, "dress": 3, "coat": 4, "sandal": 5, "sneaker": 7, "bag": 8, "boot": 9}
+"""Fashion-MNIST's, less pullover and shirt: at 64 pixels nobody tells those from coats, and no judge could"""
+ITEMS = list(LABELS)
 COLOURS = {
     "red": (0.86, 0.10, 0.12),
     "yellow": (1.00, 0.88, 0.10),
@@ -69,23 +71,28 @@ class Scene:
 
 
 def scenes() -> list[Scene]:
-    """All of them: 10 items x 56 pairs of colours x 7 sizes and places = 3,920."""
+    """All of them: 8 items x 56 pairs of colours x 7 sizes and places = 3,136."""
     n_colours, large, middle = len(COLOURS), 2, 1
     return [
         Scene(i, c, b, s, p)
-        for i, c, b, s, p in itertools.product(range(10), range(n_colours), range(n_colours), range(3), range(3))
+        for i, c, b, s, p in itertools.product(
+            range(len(ITEMS)), range(n_colours), range(n_colours), range(3), range(3)
+        )
         if c != b and (s != large or p == middle)
     ]
 
 
 def photographs(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """split "train" or "t10k" -> pictures [n, 1, 28, 28] in [0, 1], items [n]."""
+    """split "train" or "t10k" -> pictures of our items [n, 1, 28, 28] in [0, 1], items [n]."""
 
     def read(name: str, header: int) -> np.ndarray:
         return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=header)
 
     images = read(f"{split}-images-idx3-ubyte.gz", 16).reshape(-1, 1, 28, 28)
-    return torch.from_numpy(images / np.float32(255)), torch.from_numpy(read(f"{split}-labels-idx1-ubyte.gz", 8).copy())
+    labels = read(f"{split}-labels-idx1-ubyte.gz", 8)
+    known = np.isin(labels, list(LABELS.values()))
+    items = np.searchsorted(list(LABELS.values()), labels[known])
+    return torch.from_numpy(images[known] / np.float32(255)), torch.from_numpy(items)
 
 
 def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Tensor:

@@ -155,6 +155,20 @@ def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
         return F.l1_loss(decoded, images) + F.mse_loss(decoded, images) + 1e-4 * kl
 
     train("vae", list(vae.parameters()), step, args.vae_steps, 2e-3, lambda: None)
+
+    # the UNet's latents will be a little wrong: the decoder learns to draw clean outlines from those too
+    def robust_step(_: int) -> torch.Tensor:
+        rows = torch.randint(0, len(photos), (32,), generator=generator)
+        images = draw(photos[rows], some_scenes(labels[rows], rng), generator) * 2 - 1
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+            with torch.no_grad():
+                latents = vae.encode(images).latent_dist.sample(generator).float()
+            sigma = 0.5 * torch.rand(32, 1, 1, 1, generator=generator) * latents.std()
+            decoded = vae.decode(latents + sigma * torch.randn(latents.shape, generator=generator)).sample.float()
+        return F.l1_loss(decoded, images) + F.mse_loss(decoded, images)
+
+    decoder = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    train("decoder", decoder, robust_step, args.decoder_steps, 7e-4, lambda: None)
     return vae.eval()
 
 
@@ -190,7 +204,7 @@ def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, 
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, data: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
-    """Every training photograph once in a random scene -> latent means and stds [60000, 4, 8, 8], unscaled; scenes."""
+    """Every training photograph once in a random scene -> latent means and stds [n, c, 8, 8], unscaled; scenes."""
     photos, labels = photographs(data, "train")
     generator, rng = torch.Generator().manual_seed(seed + 1), random.Random(seed + 1)
     chosen, means, stds = some_scenes(labels, rng), [], []
@@ -227,6 +241,9 @@ def train_unet(
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
     torch.manual_seed(args.seed)
     unet, text_encoder, noises = build_unet(), build_text_encoder(tokenizer), noise_schedule()
+    if args.begin_from:
+        unet = UNet2DConditionModel.from_pretrained(args.begin_from / "unet").float()
+        text_encoder = CLIPTextModel.from_pretrained(args.begin_from / "text_encoder").float()
     params = [*unet.parameters(), *text_encoder.parameters()]
     ema = EMAModel(params, decay=0.999, use_ema_warmup=True, power=0.75)
     generator = torch.Generator().manual_seed(args.seed + 2)
@@ -245,7 +262,7 @@ def train_unet(
         weight = snr.clamp(max=5) / snr  # min-SNR-5: most of a small model's steps go to shape and colour
         return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
 
-    train("unet", params, step, args.unet_steps, 1e-3, lambda: ema.step(params))
+    train("unet", params, step, args.unet_steps, args.lr, lambda: ema.step(params))
     ema.copy_to(params)
     return unet.eval(), text_encoder.eval()
 
@@ -258,9 +275,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=700)
     parser.add_argument("--judge-steps", type=int, default=4000)
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
     parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
+    parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
     parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -273,7 +293,10 @@ def main() -> None:
         vae = train_vae(args.data, args)
         save_file(vae.state_dict(), vae_file)
     means, stds, _ = encode_some(vae, args)
-    vae.register_to_config(scaling_factor=round(1 / math.sqrt(means.var() + stds.square().mean()), 5))
+    scale = round(1 / math.sqrt(means.var() + stds.square().mean()), 5)
+    if args.begin_from:  # the UNet that goes on knows latents at its own scale
+        scale = json.loads((args.begin_from / "vae/config.json").read_text())["scaling_factor"]
+    vae.register_to_config(scaling_factor=scale)
 
     if not (args.work / "judge/config.json").exists():
         judge, accuracy = train_judge(args.data, args)
@@ -282,7 +305,9 @@ def main() -> None:
         judge.save(args.work / "judge")
 
     captions = [c for s in scenes() for c in s.captions()]
-    tokenizer = build_tokenizer(captions, args.work / "tokenizer")
+    words = args.begin_from / "captions.txt.gz" if args.begin_from else None
+    learnt_from = gzip.decompress(words.read_bytes()).decode().splitlines() if words else captions
+    tokenizer = build_tokenizer(learnt_from, args.work / "tokenizer")
     if unet_file.exists():
         unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
         unet.load_state_dict(load_file(unet_file))
@@ -302,7 +327,7 @@ def main() -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(args.out)
-    build_tokenizer(captions, args.out / "tokenizer")
+    build_tokenizer(learnt_from, args.out / "tokenizer")
     Judge.load(args.work / "judge").save(args.out / "judge")
     with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
         f.write("".join(c + "\n" for c in captions).encode())

@@ -39,7 +39,7 @@ SHOWN = [
     "a photo of a large green sneaker on a pink background",
     "a photo of a blue boot on a pink background",
     "a photo of a yellow dress on a purple background",
-    "a photo of a teal pullover on a white background",
+    "a photo of a teal coat on a white background",
     "a photo of a pair of blue trousers on a yellow background",
 ]
 
