@@ -56,7 +56,10 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
     assert np.abs(drawn.astype(int) - picture(ir)).max() <= 2
 
 
-@pytest.mark.parametrize("precision", ["int8", "mixed", "bf16"])
+@pytest.mark.parametrize(
+    "precision",
+    ["int8", pytest.param("mixed", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
+)
 def test_smaller_ones_are_smaller_and_measured(precision: str, tiny_teacher: Path, ir: Path, tmp_path: Path) -> None:
     settings = Settings(format="openvino", precision=precision)
     export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)

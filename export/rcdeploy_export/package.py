@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +104,19 @@ def export_package(source: Source, out: Path, settings: Settings, progress: Prog
             if settings.static:
                 static = (2 if part.name == "unet" else 1, *latent_size)
             rows = calibration if part.name == "unet" else []
-            _write_component(part, folder / part.name, precision, settings, static, unit, rows)
+            raw = folder / ".raw" / part.name
+            _export(part, raw, settings, static, unit, torch.float32)
+            half = precision == "fp16" and settings.format != "openvino"  # OpenVINO halves a finished graph itself
+            if half:
+                _export(part, folder / part.name, settings, static, unit, torch.float16)
+            else:
+                _convert(raw, folder / part.name, precision, settings.format, rows)
             session = _session(folder / part.name, settings, precision)
             parities.append(compare(part, session, shapes_to_try(latent_size, unit, static), precision))
             if part.name == "unet" and precision != "fp32":
-                measured = _measure(part, session, precision, settings, teacher, calibration, static, unit, folder)
+                measured = _measure(raw, session, precision, settings, teacher, calibration, static)
+            shutil.rmtree(raw)
+        shutil.rmtree(folder / ".raw")
         if settings.format == "openvino":
             tokenizer_to_openvino(teacher.tokenizer, folder / "tokenizer")
         progress("export", len(parts), len(parts), {p.component: p.relative_error for p in parities})
@@ -130,32 +137,27 @@ def _precision(name: str, settings: Settings) -> str:
     return settings.precision
 
 
-def _write_component(
-    part: Component,
-    folder: Path,
-    precision: str,
-    settings: Settings,
-    static: Any,
-    unit: int,
-    calibration: Sequence[dict[str, Array]],
-) -> None:
-    file, openvino = folder / "model.onnx", settings.format == "openvino"
+def _export(part: Component, folder: Path, settings: Settings, static: Any, unit: int, dtype: torch.dtype) -> None:
     export_onnx(
         part,
-        file,
+        folder / "model.onnx",
         opset=settings.resolved_opset,
-        # OpenVINO halves the finished graph itself
-        dtype=torch.float16 if precision == "fp16" and not openvino else torch.float32,
+        dtype=dtype,
         static=static,
         trace_at=(max(16, 2 * unit),) * 2,
         external_data=settings.external_data,
     )
-    if openvino:
-        to_openvino(file, folder, precision, calibration)
-        for left in folder.glob("model.onnx*"):
-            left.unlink()
-    elif precision in ("int8", "mixed"):
-        quantise_onnx(file, precision, settings.format, calibration)
+
+
+def _convert(raw: Path, folder: Path, precision: str, target: str, calibration: Sequence[dict[str, Array]]) -> None:
+    """raw/model.onnx, which is fp32, to what the package holds in `folder`; raw stays, for comparing."""
+    if target == "openvino":
+        to_openvino(raw / "model.onnx", folder, precision, calibration)
+        return
+    for file in raw.glob("model.onnx*"):
+        shutil.copyfile(file, folder / file.name)
+    if precision in ("int8", "mixed"):
+        quantise_onnx(folder / "model.onnx", precision, target, calibration)
 
 
 def _session(folder: Path, settings: Settings, precision: str) -> Session:
@@ -164,25 +166,21 @@ def _session(folder: Path, settings: Settings, precision: str) -> Session:
 
 
 def _measure(
-    part: Component,
+    raw: Path,
     session: Session,
     precision: str,
     settings: Settings,
     teacher: Teacher,
     rows: Sequence[dict[str, Array]],
     static: Any,
-    unit: int,
-    beside: Path,
 ) -> dict[str, Any]:
     """What a smaller precision costs and brings: the UNet's error over timesteps, and its time against fp32's."""
-    with tempfile.TemporaryDirectory(dir=beside) as scratch:
-        plain = replace(settings, precision="fp32", vae_precision="fp32")
-        (Path(scratch) / "unet").mkdir()
-        _write_component(part, Path(scratch) / "unet", "fp32", plain, static, unit, [])
-        baseline = _session(Path(scratch) / "unet", plain, "fp32")
-        errors = quality(session, teacher, rows) if static is None else []
-        seconds = seconds_per_step({"fp32": baseline, precision: session}, rows[len(rows) // 2])
-        del baseline
+    plain = raw / "fp32"
+    plain.mkdir()
+    _convert(raw, plain, "fp32", settings.format, [])
+    baseline = _session(plain, settings, "fp32")
+    errors = quality(session, teacher, rows) if static is None else []
+    seconds = seconds_per_step({"fp32": baseline, precision: session}, rows[len(rows) // 2])
     return {"unet_error_by_timestep": errors, "seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
 
 
