@@ -1,6 +1,6 @@
 """Does a student learn to draw what it never saw? The paper's Fig. 2 and Table 2 in miniature.
 
-    python examples/unseen_concepts.py                  # three seeds, both recipes: about an hour on two cores
+    python examples/unseen_concepts.py                  # three seeds, both recipes: 20 minutes on two cores
 
 Three items (sandal, sneaker, boot) have no cached latent. One student is distilled without random conditioning, one
 with it: it meets those items' captions in the prompt pool, and nothing else of them. The judge then reads fresh
