@@ -1,6 +1,6 @@
 """Random or sliced first weights for a channel student: the same recipe, seeds and steps with either.
 
-    python examples/first_weights.py                    # two short runs, about five minutes on two cores
+    python examples/first_weights.py                    # two short runs, six minutes on two cores
 
 The paper starts channel students at random, because shapes differ from the teacher's. "sliced" takes every n-th channel
 of the teacher instead. Writes results/first_weights.{md,json}.
