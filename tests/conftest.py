@@ -133,13 +133,25 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
-    """The tiny teacher as an ONNX package. Shared: tests that change it copy it first."""
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stages of one layer: an export takes time for every node of the graph."""
+    return save_teacher(
+        tmp_path_factory.mktemp("model") / "small",
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """The small model as an ONNX package. Shared: tests that change it copy it first."""
     from rcdeploy_export.package import Settings, export_package
     from rcdeploy_export.source import Source
 
     folder = tmp_path_factory.mktemp("packages") / "tiny"
-    export_package(Source.find(tiny_teacher), folder, Settings(), lambda *_: None)
+    export_package(Source.find(small_model), folder, Settings(), lambda *_: None)
     return folder
 
 

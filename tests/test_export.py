@@ -57,13 +57,13 @@ def test_the_graphs_are_clean(package: Path) -> None:
         assert b"site-packages" not in text and b".py" not in text  # no traces of where it was made
 
 
-def test_the_package_draws_what_diffusers_draws(package: Path, tiny_teacher: Path) -> None:
+def test_the_package_draws_what_diffusers_draws(package: Path, small_model: Path) -> None:
     """25 guided steps from the same noise: the pictures agree to one grey level."""
     prompt, seed = "a red shirt", 5
     images, record = TextToImage.load(package).generate(prompt, seed=seed, guidance_scale=4.0)
     assert record["seeds"] == [seed]
     noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal((1, 4, 8, 8), np.float32)
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher)
+    pipeline = StableDiffusionPipeline.from_pretrained(small_model)
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.from_numpy(noise)
     expected = pipeline(prompt, latents=latents, guidance_scale=4.0, num_inference_steps=25).images[0]
@@ -72,7 +72,7 @@ def test_the_package_draws_what_diffusers_draws(package: Path, tiny_teacher: Pat
 
 
 @pytest.mark.parametrize("name", ["b-tiny", "c-tiny"])
-def test_every_student_shape_exports(name: str, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Path) -> None:
     """No mid block and one layer; narrow widths that are no integer ratio."""
     config, _ = student_config(name, unet_config())
     save_teacher(tmp_path / "student")
@@ -84,10 +84,10 @@ def test_every_student_shape_exports(name: str, tiny_teacher: Path, tmp_path: Pa
     assert found.relative_error < 1e-5
 
 
-def test_static_external_and_fp16(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
     """The variants in one export: fixed shapes, weights beside the graph, half precision."""
     settings = Settings(precision="fp16", static=True, external_data=True)
-    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
     manifest = Manifest.read(tmp_path / "p", "package")
     assert (tmp_path / "p/unet/model.onnx.data").is_file()
     assert manifest.facts["static_size"] == [64, 64]
@@ -103,8 +103,8 @@ def test_static_external_and_fp16(tiny_teacher: Path, tmp_path: Path) -> None:
         model.generate("a red shirt", width=128)
 
 
-def test_int8_is_measured(tiny_teacher: Path, tmp_path: Path) -> None:
-    result = run(app, ["export", str(tiny_teacher), "-o", str(tmp_path / "p"), "--precision", "int8", "--json"])
+def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
+    result = run(app, ["export", str(small_model), "-o", str(tmp_path / "p"), "--precision", "int8", "--json"])
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)["facts"]
     assert facts["precision"] == {"text_encoder": "int8", "unet": "int8", "vae_decoder": "fp32", "vae_encoder": "fp32"}
@@ -115,7 +115,7 @@ def test_int8_is_measured(tiny_teacher: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_that_disagrees_leaves_no_package(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exported text encoder is not the one it is compared with: nothing is written, what was there stays."""
     honest = package_module.export_onnx
@@ -132,7 +132,7 @@ def test_a_network_that_disagrees_leaves_no_package(
     monkeypatch.setattr(package_module, "export_onnx", wrong)
     before = listing(tmp_path)
     with pytest.raises(RcdeployError, match="text_encoder does not answer as torch does"):
-        export_package(Source.find(tiny_teacher), tmp_path / "p", Settings(), lambda *_: None)
+        export_package(Source.find(small_model), tmp_path / "p", Settings(), lambda *_: None)
     assert listing(tmp_path) == before
 
 
@@ -153,11 +153,11 @@ def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
     assert listing(tmp_path) == {}
 
 
-def test_export_does_not_replace_what_is_no_package(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_export_does_not_replace_what_is_no_package(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/diary.txt").write_text("dear diary")
     with pytest.raises(RcdeployError, match="is there and is no package"):
-        export_package(Source.find(tiny_teacher), tmp_path / "mine", Settings(), lambda *_: None)
+        export_package(Source.find(small_model), tmp_path / "mine", Settings(), lambda *_: None)
     assert (tmp_path / "mine/diary.txt").read_text() == "dear diary"
 
 

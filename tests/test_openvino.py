@@ -18,9 +18,9 @@ PROMPT, SEED, STEPS = "a red shirt", 3, 10
 
 
 @pytest.fixture(scope="module")
-def ir(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ir(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openvino") / "tiny"
-    export_package(Source.find(tiny_teacher), folder, Settings(format="openvino"), lambda *_: None)
+    export_package(Source.find(small_model), folder, Settings(format="openvino"), lambda *_: None)
     return folder
 
 
@@ -60,9 +60,9 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
     "precision",
     ["int8", pytest.param("mixed", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
 )
-def test_smaller_ones_are_smaller_and_measured(precision: str, tiny_teacher: Path, ir: Path, tmp_path: Path) -> None:
+def test_smaller_ones_are_smaller_and_measured(precision: str, small_model: Path, ir: Path, tmp_path: Path) -> None:
     settings = Settings(format="openvino", precision=precision)
-    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
     facts = Manifest.read(tmp_path / "p", "package").facts
     assert facts["precision"]["unet"] == precision and facts["precision"]["vae_decoder"] == "fp32"
     assert 1e-4 < max(e["relative_error"] for e in facts["unet_error_by_timestep"]) < 0.5

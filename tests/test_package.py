@@ -62,9 +62,9 @@ def test_truncated_and_missing_files_are_named(copy: Path, verify: bool) -> None
         Package(copy, verify=verify)
 
 
-def test_foreign_and_newer_ones(copy: Path, tiny_teacher: Path, tmp_path: Path) -> None:
+def test_foreign_and_newer_ones(copy: Path, small_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="diffusers or Optimum folder"):
-        Package(tiny_teacher)
+        Package(small_model)
     with pytest.raises(RcdeployError, match="nothing is there"):
         Package(tmp_path / "nothing")
     (tmp_path / "text").write_text("hello")

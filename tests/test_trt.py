@@ -46,11 +46,11 @@ def test_an_unknown_compute_capability_leaves_nothing(package: Path, tmp_path: P
 
 
 def test_without_a_builder_the_package_stands_and_the_command_is_said(
-    tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
-    result = CliRunner().invoke(app, ["export", str(tiny_teacher), "--format", "trt", "--out", "p"])
+    result = CliRunner().invoke(app, ["export", str(small_model), "--format", "trt", "--out", "p"])
     assert result.exit_code == 0, result.output
     assert "python -m rcdeploy_runtime build-engine p" in result.output
     manifest = Manifest.read(tmp_path / "p", "package")
@@ -60,8 +60,8 @@ def test_without_a_builder_the_package_stands_and_the_command_is_said(
 
 @rtx
 @pytest.mark.slow
-def test_int8_is_what_its_parser_takes(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_int8_is_what_its_parser_takes(small_model: Path, tmp_path: Path) -> None:
     """Symmetric Q/DQ without int32 biases."""
     settings = Settings(format="trt", precision="int8")
-    export_package(Source.find(tiny_teacher), tmp_path / "p", settings, lambda *_: None)
+    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
     assert check_graphs(tmp_path / "p")["unet"].startswith("accepted")

@@ -112,7 +112,9 @@ def export_package(source: Source, out: Path, settings: Settings, progress: Prog
             else:
                 _convert(raw, folder / part.name, precision, settings.format, rows)
             session = _session(folder / part.name, settings, precision)
-            parities.append(compare(part, session, shapes_to_try(latent_size, unit, static), precision))
+            shapes = shapes_to_try(latent_size, unit, static)
+            # scales were calibrated at the native size, and hold there
+            parities.append(compare(part, session, shapes[:2] if precision == "int8" else shapes, precision))
             if part.name == "unet" and precision != "fp32":
                 measured = _measure(raw, session, precision, settings, teacher, calibration, static)
             shutil.rmtree(raw)
