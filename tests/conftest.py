@@ -147,7 +147,8 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """The small model as an ONNX package. Shared: tests that change it copy it first."""
-    from rcdeploy_export.package import Settings, export_package
+    from rcdeploy_export.package import export_package
+    from rcdeploy_export.settings import Settings
     from rcdeploy_export.source import Source
 
     folder = tmp_path_factory.mktemp("packages") / "tiny"

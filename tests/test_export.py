@@ -14,14 +14,17 @@ from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.evaluate.judge import Judge
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
 from rcdeploy.teacher import Teacher
 from rcdeploy_export import package as package_module
 from rcdeploy_export.components import components
 from rcdeploy_export.onnx_graph import export_onnx
-from rcdeploy_export.package import Settings, export_package, zip_package
+from rcdeploy_export.package import export_package, zip_package
 from rcdeploy_export.parity import compare
+from rcdeploy_export.quality import compare_pictures
+from rcdeploy_export.settings import Settings
 from rcdeploy_export.source import Source
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
@@ -86,13 +89,13 @@ def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Pat
 
 def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
     """The variants in one export: fixed shapes, weights beside the graph, half precision."""
-    settings = Settings(precision="fp16", static=True, external_data=True)
+    settings = Settings(precision="fp16", vae_precision="fp16", static=True, external_data=True, pictures=1)
     export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
     manifest = Manifest.read(tmp_path / "p", "package")
     assert (tmp_path / "p/unet/model.onnx.data").is_file()
     assert manifest.facts["static_size"] == [64, 64]
     assert manifest.onnx["unet"]["inputs"]["sample"] == {"type": "float16", "shape": [2, 4, 8, 8]}
-    assert manifest.onnx["vae_decoder"]["inputs"]["latent_sample"]["type"] == "float"
+    assert manifest.onnx["vae_decoder"]["inputs"]["latent_sample"]["type"] == "float16"
     assert "fp32 on this machine" in manifest.facts["verdict"]
     model = TextToImage.load(tmp_path / "p")
     three, _ = model.generate("a red shirt", seed=1, batch=3, num_inference_steps=2)
@@ -104,7 +107,13 @@ def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
-    result = run(app, ["export", str(small_model), "-o", str(tmp_path / "p"), "--precision", "int8", "--json"])
+    """Errors, seconds, and pictures of the captions that the user gives."""
+    (tmp_path / "captions.txt").write_text("a red bag\na blue coat\na shoe\n")
+    result = run(
+        app,
+        ["export", str(small_model), "-o", "p", "--precision", "int8", "--json"]
+        + ["--prompts", "captions.txt", "--pictures", "3"],
+    )
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout)["facts"]
     assert facts["precision"] == {"text_encoder": "int8", "unet": "int8", "vae_decoder": "fp32", "vae_encoder": "fp32"}
@@ -112,6 +121,28 @@ def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
     assert len(errors) == 8 and all(0 < e["relative_error"] < 0.3 for e in errors)
     assert [e["timestep"] for e in errors] == sorted(e["timestep"] for e in errors)
     assert facts["seconds_per_step"].keys() == {"fp32", "int8"}
+    assert facts["pictures"]["count"] == 3 and 0 < facts["pictures"]["grey_levels"] < 30
+    assert Manifest.read(tmp_path / "p", "package").facts == facts
+
+
+def test_pictures_are_compared_with_torchs_and_judged(package: Path, small_model: Path, tmp_path: Path) -> None:
+    """An fp32 package draws what torch draws, so a judge says the same of both."""
+    attributes = {"item": {"labels": ["bag", "coat"], "pattern": r"a \w+ (bag|coat)"}}
+    torch.manual_seed(0)
+    Judge(attributes, width=4).save(tmp_path / "judge")
+    prompts = ["a red bag", "a blue coat", "a red coat"]
+    found = compare_pictures(
+        package,
+        Teacher(str(small_model)),
+        prompts,
+        "fp16",
+        judge=tmp_path / "judge",
+        clip=None,
+        progress=lambda *_: None,
+    )
+    assert found["count"] == 3 and found["grey_levels"] < 0.5
+    assert found["judge"]["fp32"] == found["judge"]["fp16"]
+    assert set(found["judge"]["fp32"]) == {"item"}
 
 
 def test_a_network_that_disagrees_leaves_no_package(
@@ -140,9 +171,14 @@ def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
     for arguments, words in (
         (["export"], "there is no finished run"),
         (["export", "nowhere"], "neither a run nor a diffusers folder"),
+        (["export", str(package)], "is a package already"),
         (["export", str(package), "--format", "tflite"], "none of onnx, openvino, trt"),
         (["export", str(package), "--precision", "int4"], "none of fp32"),
         (["export", str(package), "--precision", "bf16"], "no bf16 convolutions"),
+        (["export", str(package), "--format", "trt", "--precision", "mixed"], "take int8"),
+        (["export", str(package), "--format", "openvino", "--check", "trt"], "has none"),
+        (["export", str(package), "--compute-capability", "8.6"], "--format trt"),
+        (["export", str(package), "--pictures", "-1"], "cannot be drawn"),
         (["export", str(package), "--size", "64x64"], "--static only"),
         (["export", str(package), "--static", "--size", "big"], "HxW"),
         (["generate", "nowhere", "a bag"], "no package"),

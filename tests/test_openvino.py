@@ -9,7 +9,8 @@ import openvino
 import openvino_genai
 import pytest
 
-from rcdeploy_export.package import Settings, export_package
+from rcdeploy_export.package import export_package
+from rcdeploy_export.settings import Settings
 from rcdeploy_export.source import Source
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.manifest import Manifest
@@ -61,7 +62,7 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
     ["int8", pytest.param("mixed", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
 )
 def test_smaller_ones_are_smaller_and_measured(precision: str, small_model: Path, ir: Path, tmp_path: Path) -> None:
-    settings = Settings(format="openvino", precision=precision)
+    settings = Settings(format="openvino", precision=precision, pictures=1)
     export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
     facts = Manifest.read(tmp_path / "p", "package").facts
     assert facts["precision"]["unet"] == precision and facts["precision"]["vae_decoder"] == "fp32"

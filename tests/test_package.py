@@ -29,9 +29,7 @@ def reseal(folder: Path, **facts: object) -> None:
     manifest = Manifest.read(folder, "package")
     manifest.files = {}
     manifest.facts |= facts
-    for file in sorted(folder.rglob("*")):
-        if file.is_file() and file.name != "manifest.json":
-            manifest.add_file(folder, file.relative_to(folder).as_posix())
+    manifest.add_files(folder)
     manifest.write(folder)
 
 

@@ -114,33 +114,31 @@ def test_callback_cancels(model: TextToImage) -> None:
     assert images == [] and record == {"cancelled": True} and seen == [1, 2]
 
 
-def test_guidance_of_one_skips_the_null_branch(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = []
-    unet = model._unet
+def rows_seen(model: TextToImage, network: str, of: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of rows at each call of one of the model's networks."""
+    rows, honest = [], getattr(model, network)
 
     def counted(**inputs: np.ndarray) -> np.ndarray:
-        rows.append(len(inputs["sample"]))
-        return unet(**inputs)
+        rows.append(len(inputs[of]))
+        return honest(**inputs)
 
-    monkeypatch.setattr(model, "_unet", counted)
+    monkeypatch.setattr(model, network, counted)
+    return rows
+
+
+def test_guidance_of_one_skips_the_null_branch(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_seen(model, "_unet", "sample", monkeypatch)
     model.generate("a bag", num_inference_steps=2, guidance_scale=1.0)
     model.generate("a bag", num_inference_steps=2, guidance_scale=2.0)
     assert rows == [1, 1, 2, 2]
 
 
 def test_prompts_are_encoded_once(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    encoder = model._text_encoder
-
-    def counted(**inputs: np.ndarray) -> np.ndarray:
-        asked.append(len(inputs["input_ids"]))
-        return encoder(**inputs)
-
-    monkeypatch.setattr(model, "_text_encoder", counted)
+    rows = rows_seen(model, "_text_encoder", "input_ids", monkeypatch)
     model._embeds.clear()
     for _ in range(2):
         model.generate("a dress of black", batch=2, **FEW)
-    assert asked == [1, 1]  # the prompt and the null prompt
+    assert rows == [1, 1]  # the prompt and the null prompt
 
 
 def test_image_to_image_keeps_more_at_less_strength(model: TextToImage) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.errors import RcdeployError
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def components(teacher: Teacher) -> list[Component]:
     channels = int(teacher.unet_config["in_channels"])
     pixels, unit = teacher.pixels_per_latent, 2 ** halvings(teacher.unet_config)
     text = teacher.text_encoder.config
+    if getattr(text, "use_attention_mask", False):
+        raise RcdeployError("this model's text encoder wants an attention mask, which packages do not carry")
     context, width = int(teacher.tokenizer.model_max_length), int(teacher.unet_config["cross_attention_dim"])
     batch, high, wide = Dim("batch", min=1, max=64), Dim("height", min=1, max=64), Dim("width", min=1, max=64)
     latents = {0: batch, 2: unit * high, 3: unit * wide}

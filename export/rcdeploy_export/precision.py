@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from rcdeploy.conditioning import generator
+from rcdeploy.conditioning import CALIBRATION
 from rcdeploy.latent_cache import LatentCache
+from rcdeploy.prompts.readers import batches, files_of
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.teacher import Condition, Teacher, predict
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.noise_schedule import Array
-from rcdeploy_runtime.sessions import Session
 
 from .source import Source
 
-STREAM = 77
-"""of the noises drawn here, apart from those of training"""
 PROMPTS = ["", "a photo", "a picture of a thing on a background", "an object in front of a wall"]
 """when nothing better is known: a diffusers folder that did not come from a run"""
 
 
-def calibration_inputs(source: Source, teacher: Teacher, count: int = 32) -> list[dict[str, Array]]:
+def representative_prompts(source: Source, file: Path | None, count: int) -> list[str]:
+    """`count` prompts that the model is used with: of `file`, or of the run's own paired ones; else plain ones."""
+    if file is not None:
+        known = list(itertools.chain.from_iterable(itertools.islice(batches(files_of(file)), 4)))
+    else:
+        cache = _cache(source)
+        known = list(cache.prompts) if cache else PROMPTS
+    if len(known) < count:
+        known = [known[i % len(known)] for i in range(count)]
+    return [known[i * len(known) // count] for i in range(count)]
+
+
+def calibration_inputs(source: Source, teacher: Teacher, file: Path | None, count: int = 32) -> list[dict[str, Array]]:
     """UNet inputs, one row each, at timesteps evenly over all of them: noised latents with their prompts.
 
-    Latents and prompts of the run's own cache where it is still there, else latents that this model draws itself.
+    Latents and prompts of the run's own cache where it is still there, else latents that this model draws itself, of
+    the captions in `file` when it is given.
     """
-    x_0, prompts = _latents(source, teacher, count)
+    cache = _cache(source) if file is None else None
+    if cache:
+        rows = [i * len(cache) // count for i in range(count)]
+        x_0, prompts = cache.latents(rows), [cache.prompts[i] for i in rows]
+    else:
+        prompts = representative_prompts(source, file, 8)
+        x_0 = sample_latents(
+            teacher.unet,
+            teacher.schedule,
+            starting_noise(1, range(len(prompts)), teacher.latent_shape(), CALIBRATION),
+            teacher.encode_prompts(prompts),
+            teacher.encode_prompts([""]),
+            num_inference_steps=10,
+        )
+        picks = [i % len(prompts) for i in range(count)]
+        x_0, prompts = x_0[picks], [prompts[i] for i in picks]
     T = int(teacher.schedule.config.num_train_timesteps)
     timesteps = torch.arange(count) * T // count
-    noise = torch.from_numpy(
-        np.stack([generator(1, STREAM, i).standard_normal(x_0.shape[1:], np.float32) for i in range(count)])
-    )
+    noise = starting_noise(1, range(count), tuple(x_0.shape[1:]), CALIBRATION)
     noisy = teacher.schedule.add_noise(x_0, noise, timesteps)
     embeds = teacher.encode_prompts(prompts).prompt_embeds.float()
     return [
@@ -47,23 +71,9 @@ def calibration_inputs(source: Source, teacher: Teacher, count: int = 32) -> lis
     ]
 
 
-def _latents(source: Source, teacher: Teacher, count: int) -> tuple[torch.Tensor, list[str]]:
+def _cache(source: Source) -> LatentCache | None:
     folder = (source.run.facts.get("cache_folder") if source.run else None) or ""
-    if folder and (Path(folder) / "manifest.json").is_file():
-        cache = LatentCache.open(Path(folder))
-        rows = [i * len(cache) // count for i in range(count)]
-        return cache.latents(rows), [cache.prompts[i] for i in rows]
-    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(min(count, 8))]
-    latents = sample_latents(
-        teacher.unet,
-        teacher.schedule,
-        starting_noise(1, range(len(prompts)), teacher.latent_shape(), STREAM),
-        teacher.encode_prompts(prompts),
-        teacher.encode_prompts([""]),
-        num_inference_steps=10,
-    )
-    picks = [i % len(prompts) for i in range(count)]
-    return latents[picks], [prompts[i] for i in picks]
+    return LatentCache.open(Path(folder)) if folder and (Path(folder) / NAME).is_file() else None
 
 
 def quantise_onnx(file: Path, precision: str, target: str, calibration: Sequence[dict[str, Array]]) -> None:
@@ -76,8 +86,6 @@ def quantise_onnx(file: Path, precision: str, target: str, calibration: Sequence
 
     beside = file.with_name("quantised.onnx")
     if target == "trt":
-        if not calibration:
-            return  # the text encoder stays as it is: it runs once a picture
         q.quantize_static(
             file,
             beside,
@@ -109,45 +117,3 @@ class _Reader:
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._rows, None)
-
-
-@torch.no_grad()
-def quality(
-    session: Session, teacher: Teacher, rows: Sequence[dict[str, Array]], parts: int = 8
-) -> list[dict[str, float]]:
-    """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `parts` ranges."""
-    errors, steps = [], []
-    for row in rows:
-        condition = Condition(torch.from_numpy(row["encoder_hidden_states"]))
-        t = torch.from_numpy(np.asarray(row["timestep"])).reshape(1)
-        expected = predict(teacher.unet, torch.from_numpy(row["sample"]), t, condition).numpy()
-        got = session.run(dict(row))
-        errors.append(float(np.linalg.norm(got - expected) / np.linalg.norm(expected)))
-        steps.append(int(t))
-    bounds = [i * len(rows) // parts for i in range(parts + 1)]
-    return [
-        {"timestep": float(np.mean(steps[a:b])), "relative_error": float(f"{np.mean(errors[a:b]):.4g}")}
-        for a, b in zip(bounds, bounds[1:], strict=False)
-        if b > a
-    ]
-
-
-def seconds_per_step(sessions: dict[str, Session], row: dict[str, Array], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of one guided UNet step (two rows) by each session, in turns, so that noise meets all alike."""
-    two = {k: np.concatenate([v, v]) if np.ndim(v) > 1 else v for k, v in row.items()}
-    times: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(repeats + 2):
-        for name, session in sessions.items():
-            begun = time.perf_counter()
-            session.run(two)
-            if turn >= 2:  # the first ones warm up
-                times[name].append(time.perf_counter() - begun)
-    return {name: float(np.median(t)) for name, t in times.items()}
-
-
-def verdict(seconds: dict[str, float], precision: str) -> str:
-    """What the measured times say, in words."""
-    ratio = seconds["fp32"] / seconds[precision]
-    if ratio >= 1.05:
-        return f"{ratio:.2f} times as fast as fp32 on this machine"
-    return f"not faster than fp32 on this machine ({ratio:.2f} times as fast): it saves bytes, not time"

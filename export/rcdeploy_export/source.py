@@ -8,7 +8,7 @@ from typing import Any
 
 from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import sha256
+from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 
@@ -34,6 +34,11 @@ class Source:
                     fix="Run the same rcdeploy distill command again; it goes on where it stopped.",
                 )
             return cls(path.resolve().name, path / "pipeline", path, manifest)
+        if (path / NAME).is_file() and read_json(path / NAME).get("kind") == "package":
+            raise RcdeployError(
+                f"{path} is a package already: it holds no weights to export from",
+                fix="Export from the run or the diffusers folder it was made of.",
+            )
         if (path / "model_index.json").is_file():
             return cls(path.resolve().name, path, path, None)
         raise RcdeployError(
@@ -44,6 +49,12 @@ class Source:
     def teacher(self) -> Teacher:
         """Opened and checked: the networks are loaded when first used."""
         return Teacher(str(self.folder))
+
+    @property
+    def judge(self) -> Path | None:
+        """The judge beside the teacher, where there is one: the embedded teacher has it."""
+        near = Path(self.run.recipe["teacher"]["path"]) if self.run else self.folder
+        return near / "judge" if (near / "judge" / "config.json").is_file() else None
 
     def made_from(self) -> list[dict[str, str]]:
         return [{"kind": "run", "sha256": sha256(self.path / NAME)}] if self.run else []

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import typer
 
-from rcdeploy_runtime.errors import RcdeployError
-
 from .console import err, out, stages
 from .distill import QUIET
 
@@ -37,15 +35,8 @@ def generate_command(
     quiet: bool = QUIET,
 ) -> None:
     """Draw pictures from a package, without torch: what applications do with rcdeploy_runtime."""
-    from PIL import Image
-
+    from rcdeploy_runtime.picture_files import open_picture, save_pictures
     from rcdeploy_runtime.text_to_image import TextToImage
-
-    def opened(path: Path | None) -> Image.Image | None:
-        try:
-            return None if path is None else Image.open(path)
-        except (OSError, ValueError) as error:
-            raise RcdeployError(f"{path} cannot be opened as a picture: {error}") from None
 
     model = TextToImage.load(package, device=device, threads=threads)
     with stages(quiet or as_json) as progress, warnings.catch_warnings(record=True) as remarks:
@@ -61,18 +52,13 @@ def generate_command(
             width=width,
             batch=batch,
             sampler=sampler,
-            image=opened(image),
+            image=image and open_picture(image),
             strength=strength,
-            mask=opened(mask),
+            mask=mask and open_picture(mask),
         )
     for remark in remarks:
         err.print(str(remark.message), style="yellow", soft_wrap=True)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, picture in enumerate(images):
-        path = file if len(images) == 1 else file.with_stem(f"{file.stem}-{k}")
-        picture.save(path)
-        files.append(str(path))
+    files = [str(f) for f in save_pictures(images, file)]
     if as_json:
         out.print_json(json.dumps({"files": files, **record}))
     else:

@@ -172,9 +172,7 @@ def finish(run: Run) -> None:
         write_json(beside / "model_index.json", _model_index(read_json(run.teacher.folder / "model_index.json")))
     manifest = _manifest(run)
     manifest.facts |= {"best_step": run.best[1] if run.best else None, "finished": True}
-    for file in sorted((run.folder / "pipeline").rglob("*")):
-        if file.is_file():
-            manifest.add_file(run.folder, str(file.relative_to(run.folder)))
+    manifest.add_files(run.folder, "pipeline")
     manifest.write(run.folder)
 
 

@@ -49,8 +49,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def generate(args: argparse.Namespace) -> None:
-    from PIL import Image
-
+    from .picture_files import open_picture, save_pictures
     from .text_to_image import TextToImage
 
     model = TextToImage.load(args.package, device=args.device, threads=args.threads, verify=not args.no_verify)
@@ -70,28 +69,14 @@ def generate(args: argparse.Namespace) -> None:
         width=args.width,
         batch=args.batch,
         sampler=args.sampler,
-        image=_opened(Image, args.image),
+        image=args.image and open_picture(args.image),
         strength=args.strength,
-        mask=_opened(Image, args.mask),
+        mask=args.mask and open_picture(args.mask),
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    files = []
-    for k, image in enumerate(images):
-        file = args.out if len(images) == 1 else args.out.with_stem(f"{args.out.stem}-{k}")
-        image.save(file)
-        files.append(str(file))
+    files = [str(file) for file in save_pictures(images, args.out)]
     if not args.quiet:
         print(file=sys.stderr)
     print(json.dumps({"files": files, **record}) if args.json else "\n".join(files))
-
-
-def _opened(library: object, path: Path | None) -> object:
-    if path is None:
-        return None
-    try:
-        return library.open(path)  # type: ignore[attr-defined]
-    except (OSError, ValueError) as error:
-        raise RcdeployError(f"{path} cannot be opened as a picture: {error}") from None
 
 
 def build_engine(args: argparse.Namespace) -> None:

@@ -39,6 +39,13 @@ class Manifest:
         path = inside(folder, relative)
         self.files[relative] = {"sha256": sha256(path), "size": path.stat().st_size}
 
+    def add_files(self, folder: Path, under: str = ".") -> None:
+        """Every file below folder/under, but the manifest itself."""
+        for path in sorted((folder / under).rglob("*")):
+            relative = path.relative_to(folder).as_posix()
+            if path.is_file() and relative != NAME:
+                self.add_file(folder, relative)
+
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, asdict(self))
 

@@ -1,7 +1,7 @@
 """Text to image from a package: prompts -> embeddings -> denoising -> pictures. Numpy and a session; no torch.
 
 from rcdeploy_runtime import TextToImage
-model = TextToImage.load("packages/quickstart")
+model = TextToImage.load("packages/quickstart-onnx")
 images, record = model.generate("a photo of a red boot on a white background", seed=7)
 images[0].save("boot.png")
 """
@@ -151,11 +151,9 @@ class TextToImage:
         def noise() -> Array:
             return np.stack([s.standard_normal((c, h, w), np.float32) for s in streams])
 
-        embeds = self._encode_prompts(prompts)
         guided = guidance_scale > 1
-        if guided:
-            null = self._encode_prompts([negative_prompt] * len(prompts))
-            embeds = np.concatenate([null, embeds])
+        null = [negative_prompt] * len(prompts) if guided else []
+        embeds = self._encode_prompts([*null, *prompts])
         seconds = {"text": time.perf_counter() - started, "unet": 0.0, "decode": 0.0}
 
         skip = 0 if image is None else num_inference_steps - max(1, int(num_inference_steps * strength))
@@ -228,8 +226,8 @@ class TextToImage:
             known = {p: self._embeds[p] for p in prompts if p in self._embeds}
         new = [p for p in dict.fromkeys(prompts) if p not in known]
         if new:
-            embeds = self._text_encoder(input_ids=self.tokenizer(new))
-            known |= dict(zip(new, embeds, strict=True))
+            # one by one: what a prompt becomes then does not depend on those beside it, to the last bit
+            known |= {p: self._text_encoder(input_ids=self.tokenizer([p]))[0] for p in new}
             with self._lock:
                 self._embeds.update((p, known[p]) for p in new)
                 while len(self._embeds) > REMEMBERED_PROMPTS:

@@ -109,9 +109,7 @@ def build_engines(
             "max_batch": max_batch,
         }
         manifest = Manifest(**{**before.__dict__, "files": {}, "onnx": {}, "facts": facts})
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                manifest.add_file(folder, file.relative_to(folder).as_posix())
+        manifest.add_files(folder)
         manifest.write(folder)
     return target
 

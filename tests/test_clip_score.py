@@ -1,0 +1,60 @@
+"""CLIP score: transformers' own numbers for the same pixels, whatever the size of the pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tokenizer
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel
+
+from rcdeploy.evaluate.clip_score import ClipScore
+from rcdeploy_runtime.errors import RcdeployError
+
+PROMPTS = ["a red shirt", "a blue bag", "two shoes"]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    words = tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id}
+    torch.manual_seed(0)
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**small, **text}, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=8
+        )
+    )
+    model.save_pretrained(tmp_path / "clip")
+    words.save_pretrained(tmp_path / "clip")
+    return tmp_path / "clip"
+
+
+def test_it_is_the_models_own_similarity(clip: Path) -> None:
+    score = ClipScore(clip)
+    images = torch.rand(3, 3, 32, 32)
+    found = score(images, PROMPTS, batch_size=2)
+    model, words = CLIPModel.from_pretrained(clip).eval(), tokenizer()
+    tokens = words(PROMPTS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        said = model(**tokens, pixel_values=(images - score.mean) / score.std)
+    expected = said.logits_per_image.diagonal() / model.logit_scale.exp()
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert found.std() > 1e-4  # not one number for all
+
+
+def test_pictures_are_made_square_as_pillow_makes_them(clip: Path) -> None:
+    score = ClipScore(clip)
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize((128, 96), Image.Resampling.BICUBIC)
+    resized = smooth.resize((43, 32), Image.Resampling.BICUBIC).crop((5, 0, 37, 32))
+    pair = [torch.from_numpy(np.array(x)).movedim(-1, 0)[None] / 255 for x in (smooth, resized)]
+    assert torch.allclose(score(pair[0], PROMPTS[:1]), score(pair[1], PROMPTS[:1]), atol=2e-3)
+
+
+def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RcdeployError, match="holds no CLIP model"):
+        ClipScore(tmp_path)
