@@ -1,8 +1,9 @@
-"""Does it hold at full size? An SD-1.4-shaped teacher with random weights, its cache, and two steps of a student.
+"""Does it hold at full size? A random teacher of SD-1.4's shape, its cache, two steps of a student, its export.
 
     python examples/full_size.py                        # c-micro and b-tiny; about 15 GB of memory, some minutes
+    python examples/full_size.py --students c-micro --export onnx:fp32 onnx:fp16 openvino:int8
 
-The weights are random, so nothing is learnt: what is measured is memory and seconds a step on this machine.
+The weights are random, so nothing is learnt: what is measured is memory and seconds on this machine.
 """
 
 from __future__ import annotations
@@ -97,17 +98,44 @@ def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
     }
 
 
+def export(student: str, folder: Path, kind: str) -> dict[str, float | str]:
+    """The run's student to a package of `kind`, "format:precision", in a process of its own."""
+    form, precision = kind.split(":")
+    package = folder / f"{student}-{form}-{precision}"
+    script = "import resource, sys; from rcdeploy.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
+    script += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    words = ["export", str(folder / student), "--out", str(package), "--format", form, "--precision", precision]
+    start = time.monotonic()
+    words += ["--json", "--prompts", str(folder / "teacher/captions.txt"), "--pictures", "0"]
+    done = subprocess.run([sys.executable, "-c", script, *words], check=True, stdout=subprocess.PIPE, text=True)
+    said, _, peak = done.stdout.rpartition("peak")
+    facts = json.loads(said)["facts"]
+    sizes = {c.name: sum(f.stat().st_size for f in c.iterdir()) / 1e6 for c in package.iterdir() if c.is_dir()}
+    return {
+        "package": kind,
+        "seconds": round(time.monotonic() - start),
+        "peak memory, GB": round(int(peak) * 1024 / 1e9, 2),
+        "MB": round(sum(sizes.values())),
+        "UNet, MB": round(sizes["unet"]),
+        "largest relative error": max(p["relative_error"] for p in facts["parity"]),
+        "verdict": facts.get("verdict", ""),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("build/full_size"))
     parser.add_argument("--students", nargs="+", default=["c-micro", "b-tiny"])
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--export", nargs="*", default=[], metavar="FORMAT:PRECISION", help="of the first student")
     args = parser.parse_args()
     folder = args.folder.resolve()
     if not (folder / "teacher" / "captions.txt").is_file():
         build_teacher(folder / "teacher")
     for student in args.students:
         print(json.dumps(run(student, folder, args.steps)), flush=True)
+    for kind in args.export:
+        print(json.dumps(export(args.students[0], folder, kind)), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from rcdeploy_runtime import TextToImage
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_cache_and_two_steps_of_c_micro_and_b_tiny(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "full_size.py"), "--folder", str(tmp_path / "full")]
+def full_size(folder: Path, *words: str) -> list[dict]:
+    command = [sys.executable, str(EXAMPLES / "full_size.py"), "--folder", str(folder), *words]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     print(done.stdout)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [row["student"] for row in rows] == ["c-micro", "b-tiny"]
-    for row in rows:
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(5400)
+def test_c_micro_and_b_tiny_are_cached_for_trained_and_exported(tmp_path: Path) -> None:
+    *runs, package = full_size(tmp_path / "full", "--export", "onnx:fp32")
+    assert [row["student"] for row in runs] == ["c-micro", "b-tiny"]
+    for row in runs:
         assert 0 < row["loss"] < 1e3
         assert (tmp_path / "full" / row["student"] / "pipeline/unet/diffusion_pytorch_model.safetensors").is_file()
+    assert package["largest relative error"] < 1e-4 and package["UNet, MB"] > 800
+    model = TextToImage.load(tmp_path / "full/c-micro-onnx-fp32")
+    images, _ = model.generate("a photo of number 3", num_inference_steps=1, guidance_scale=1.0)
+    assert images[0].size == (512, 512)

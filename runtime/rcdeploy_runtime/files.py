@@ -95,6 +95,11 @@ def _disk_error(path: Path, error: OSError) -> RcdeployError:
     )
 
 
+def user_cache() -> Path:
+    """Where what can be computed again is kept for the next time; the folder may not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcdeploy"
+
+
 def write_json(path: Path, data: Any) -> None:
     with replacing(path) as beside:
         beside.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import weakref
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RcdeployError
-from .files import inside, read_json, sha256, write_json
+from .files import inside, read_json, sha256, user_cache, write_json
 from .manifest import NAME, Manifest
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
@@ -148,8 +147,7 @@ class _Remembered:
     """Digests of files by place, size and time of change, kept in the user's cache folder."""
 
     def __init__(self) -> None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        self.file = Path(root) / "rcdeploy" / "digests.json"
+        self.file = user_cache() / "digests.json"
         self.known: dict[str, str] = {}
         self.new = False
         try:

@@ -8,6 +8,7 @@ see it), `step` (the UNet's output at visit i -> the next x) and `noised` (where
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +19,7 @@ from .noise_schedule import Array, NoiseSchedule
 Noise = Callable[[], Array]
 
 
-class Sampler:
+class Sampler(ABC):
     """What the samplers share.
 
     timesteps [visits]: descending. init_noise_sigma: what standard normal noise is multiplied with to begin.
@@ -70,8 +71,9 @@ class Sampler:
     def shown(self, x: Array, i: int) -> Array:
         return x
 
+    @abstractmethod
     def step(self, output: Array, i: int, x: Array) -> Array:
-        raise NotImplementedError
+        """The network's output at visit i, and x there -> x at the next visit."""
 
     def noised(self, x_0: Array, noise: Array, i: int) -> Array:
         """x at visit i of a picture's latents x_0."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RcdeployError
-from .files import inside, new_folder
+from .files import inside, new_folder, replacing, user_cache
 from .manifest import NAME, Manifest
 from .package import COMPONENTS, Package
 
@@ -94,7 +94,7 @@ def build_engines(
         sizes = {}
         for name in _present(opened):
             say(f"building {name} with {trt.__name__} {trt.__version__}")
-            blob = _build(trt, opened, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible, target)
+            blob = _build(trt, opened, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible)
             (folder / name / ENGINE).write_bytes(blob)
             sizes[name] = len(blob)
             say(f"  {len(blob) / 1e6:.1f} MB")
@@ -162,7 +162,6 @@ def _build(
     max_batch: int,
     capabilities: Sequence[str],
     hardware_compatible: bool,
-    target: Path,
 ) -> bytes:
     builder, network, parser = _parsed(trt, package, name)
     config = builder.create_builder_config()
@@ -186,7 +185,7 @@ def _build(
             config.set_compute_capability(level, i)
     elif hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    timings = target.with_name(".trt-timings")
+    timings = user_cache() / f"timings-{trt.__version__}-{_gpu_name()}".replace(" ", "-")
     caching = not capabilities and hasattr(config, "create_timing_cache")
     if caching:  # the second build of a like network is many times as fast
         config.set_timing_cache(config.create_timing_cache(timings.read_bytes() if timings.is_file() else b""), False)
@@ -197,7 +196,8 @@ def _build(
             fix="It said why above. Out of memory: try another --workspace-gb. No GPU: give --compute-capability.",
         )
     if caching:
-        timings.write_bytes(bytes(config.get_timing_cache().serialize()))
+        with replacing(timings) as beside:
+            beside.write_bytes(bytes(config.get_timing_cache().serialize()))
     del parser
     return bytes(blob)
 
