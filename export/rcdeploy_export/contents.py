@@ -98,12 +98,14 @@ def _io(file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def latent_to_rgb(teacher: Teacher, pictures: int = 16) -> list[list[float]]:
+def latent_to_rgb(teacher: Teacher, latents: int = 1024) -> list[list[float]]:
     """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to small pictures in [0, 1].
 
     Least squares over what the decoder makes of smooth random latents: for previews, which it serves well enough.
+    latents: how many pixels of them, in as few pictures as have so many (one of SD's takes seconds and a gigabyte).
     """
-    noise = starting_noise(0, range(pictures), teacher.latent_shape())
+    _, h, w = teacher.latent_shape()
+    noise = starting_noise(0, range(max(1, latents // (h * w))), teacher.latent_shape())
     smooth = torch.nn.functional.avg_pool2d(noise, 3, 1, 1, count_include_pad=False) * 2
     small: Tensor = torch.nn.functional.avg_pool2d(teacher.decode(smooth), teacher.pixels_per_latent)
     x = smooth.movedim(1, -1).reshape(-1, smooth.shape[1]).numpy()

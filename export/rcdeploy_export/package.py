@@ -96,9 +96,10 @@ class _Work:
             self._convert(raw, folder, precision, self.rows if part.name == "unet" else [])
         progress(part.name, 2, 3, {})
         session = self._session(folder, precision)
-        shapes = shapes_to_try(self.native, unit, static)
-        # scales were calibrated at the native size, and hold there
-        parity = compare(part, session, shapes[:2] if precision == "int8" else shapes, precision)
+        shapes = shapes_to_try(part.name, self.native, unit, static)
+        if precision == "int8":  # scales were calibrated at the native size, and hold there
+            shapes = [s for s in shapes if s[1:] == self.native]
+        parity = compare(part, session, shapes, precision)
         if part.name == "unet" and precision != "fp32":
             self._measure(raw, session, precision)
         shutil.rmtree(raw)

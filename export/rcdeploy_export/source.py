@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rcdeploy.distill.run_folder import newest_run
 from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
@@ -62,13 +63,3 @@ class Source:
     @property
     def recipe(self) -> dict[str, Any]:
         return self.run.recipe if self.run else {}
-
-
-def newest_run(runs: Path) -> Path:
-    finished = [m.parent for m in runs.glob(f"*/{NAME}") if (m.parent / "pipeline" / "model_index.json").is_file()]
-    if not finished:
-        raise RcdeployError(
-            f"there is no finished run in {runs.resolve()}",
-            fix="Make one with: rcdeploy distill recipes/quickstart.toml. Or give the folder to export.",
-        )
-    return max(finished, key=lambda run: (run / "pipeline").stat().st_mtime)
