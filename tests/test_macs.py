@@ -6,9 +6,18 @@ import math
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from rcdeploy.measure.macs import parameters, unet_macs
+from rcdeploy.measure.macs import (
+    VaeDecoder,
+    parameters,
+    text_encoder_macs,
+    text_encoder_on_meta,
+    unet_macs,
+    vae_decoder_macs,
+    vae_decoder_on_meta,
+)
 from rcdeploy.measure.table import student_table
 from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, student_config
@@ -39,6 +48,23 @@ SDXL = {
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
+}
+
+TEXT = {
+    "vocab_size": 99,
+    "hidden_size": 16,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 12,
+    "bos_token_id": 97,
+    "eos_token_id": 98,
+}
+VAE = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 4,
 }
 
 # parameters, THOP GMACs, GMACs of every matrix product: measured once with THOP 0.1.1 and torch's flop counter
@@ -117,6 +143,35 @@ def test_thop_counts_the_same(changes: dict) -> None:
     inputs = (torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 7, 12))
     macs, _ = thop.profile(unet, inputs=inputs, verbose=False)
     assert unet_macs(unet, latent_size=8, text_length=7).thop == macs
+
+
+def test_thop_counts_the_same_of_a_text_encoder() -> None:
+    thop = pytest.importorskip("thop")
+    model, on_meta = CLIPTextModel(CLIPTextConfig(**TEXT)).eval(), text_encoder_on_meta(TEXT)
+    macs, _ = thop.profile(model, inputs=(torch.zeros(1, 12, dtype=torch.long),), verbose=False)
+    found = text_encoder_macs(on_meta, 12)
+    assert found.thop == macs
+    assert found.attention == 3 * 2 * 12 * 12 * 16
+    assert parameters(on_meta) == parameters(CLIPTextModel(CLIPTextConfig(**TEXT)))
+
+
+@pytest.mark.parametrize("changes", [{}, {"mid_block_add_attention": False}, {"use_post_quant_conv": False}])
+def test_thop_counts_the_same_of_a_vae_decoder(changes: dict) -> None:
+    thop = pytest.importorskip("thop")
+    decoder, on_meta = VaeDecoder(AutoencoderKL(**VAE, **changes).eval()), vae_decoder_on_meta(VAE | changes)
+    assert parameters(decoder) == parameters(on_meta)
+    macs, _ = thop.profile(decoder, inputs=(torch.zeros(1, 4, 6, 10),), verbose=False)
+    found = vae_decoder_macs(on_meta, (6, 10))
+    assert found.thop == macs
+    # one attention of 16 channels over the 6 x 10 latents
+    assert found.attention == (0 if changes.get("mid_block_add_attention") is False else 2 * 60 * 60 * 16)
+
+
+def test_configs_that_nothing_can_be_built_from_are_refused() -> None:
+    with pytest.raises(RcdeployError, match="text_encoder/config.json"):
+        text_encoder_on_meta(TEXT | {"num_attention_heads": 3})
+    with pytest.raises(RcdeployError, match="vae/config.json"):
+        vae_decoder_on_meta(VAE | {"up_block_types": ["Nonsense"] * 2})
 
 
 def test_attention_products_counted_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates (MACs) of a UNet, counted from shapes alone on the meta device.
+"""Parameters and multiply-accumulates (MACs) of UNet, text encoder and VAE decoder, from shapes alone (meta device).
 
 Two totals, because both are quoted. THOP 0.1.1, which the paper's Table A uses, counts what it sees as modules:
 convolutions, linears and norms, and so misses the products QK^T and AV inside attention, which are functions. The other
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from rcdeploy.student.build import build_on_meta
 from rcdeploy_runtime.errors import RcdeployError
@@ -22,7 +24,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of one UNet call on a batch of one (guidance doubles them).
+    """Multiply-accumulates of one call of a network on a batch of one (guidance doubles the UNet's).
 
     thop: THOP 0.1.1's figure. norms: the part of it that is norms and pooling, not matrix products. attention: QK^T
     and AV.
@@ -58,11 +60,58 @@ def unet_macs(
     if isinstance(unet, Mapping) or unet.device.type != "meta":
         unet = build_on_meta(unet if isinstance(unet, Mapping) else unet.config)
     height, width = _latent_size(unet, latent_size)
+    return module_macs(unet, **_inputs(unet, height, width, text_length))
+
+
+def text_encoder_macs(text_encoder: CLIPTextModel, text_length: int = 77) -> Macs:
+    """MACs of one prompt of text_length tokens; text_encoder: from text_encoder_on_meta."""
+    return module_macs(text_encoder, input_ids=torch.zeros(1, text_length, dtype=torch.long, device="meta"))
+
+
+def vae_decoder_macs(decoder: VaeDecoder, latent_size: tuple[int, int]) -> Macs:
+    """MACs of one picture from latents of (height, width) latent pixels; decoder: from vae_decoder_on_meta."""
+    return module_macs(decoder, latents=torch.empty(1, decoder.latent_channels, *latent_size, device="meta"))
+
+
+class VaeDecoder(nn.Module):
+    """The half of a VAE that draws: unscaled latents [n, c, h, w] -> pictures [n, 3, H, W]."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.post_quant_conv, self.decoder = vae.post_quant_conv or nn.Identity(), vae.decoder
+        self.latent_channels = int(vae.config.latent_channels)
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        picture: torch.Tensor = self.decoder(self.post_quant_conv(latents))
+        return picture
+
+
+def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
+    """From text_encoder/config.json, shapes alone. Raises RcdeployError if transformers refuses it."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return CLIPTextModel(CLIPTextConfig.from_dict(dict(config))).eval()
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise RcdeployError(f"no text encoder can be built from text_encoder/config.json: {error}") from error
+
+
+def vae_decoder_on_meta(config: Mapping[str, Any]) -> VaeDecoder:
+    """From vae/config.json, shapes alone. Raises RcdeployError if diffusers refuses it."""
+    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return VaeDecoder(AutoencoderKL.from_config(plain).eval())
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise RcdeployError(f"no VAE can be built from vae/config.json: {error}") from error
+
+
+def module_macs(module: nn.Module, **inputs: Any) -> Macs:
+    """MACs of module(**inputs), all of it on the meta device (or with weights: then it is really computed)."""
     counts = {"products": 0, "norms": 0}
-    handles = [module.register_forward_hook(_count_into(counts)) for module in unet.modules() if type(module) in _RULES]
+    handles = [part.register_forward_hook(_count_into(counts)) for part in module.modules() if type(part) in _RULES]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as flops:
-            unet(**_inputs(unet, height, width, text_length))
+            module(**inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -92,8 +141,8 @@ def _pool_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
     return int(result.numel())
 
 
-# THOP 0.1.1's rules (kind, rule) for the modules a diffusers UNet may hold. Like THOP's they ask for the exact class,
-# and like THOP's they pass over GroupNorm, SiLU, GELU and embeddings.
+# THOP 0.1.1's rules (kind, rule) for the modules that these networks may hold. Like THOP's they ask for the exact
+# class, and like THOP's they pass over GroupNorm, SiLU, GELU and embeddings.
 _RULES: dict[type[nn.Module], tuple[str, Any]] = {
     nn.Conv1d: ("products", _conv_macs),
     nn.Conv2d: ("products", _conv_macs),

@@ -1,0 +1,292 @@
+"""What a word on the command line is, what it costs, and that timing it goes through to the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import listing
+from test_macs import SD14_ROWS
+from typer.testing import CliRunner
+
+from rcdeploy.cli.bench import SAME, pipe_table, tables
+from rcdeploy.cli.main import app
+from rcdeploy.measure import latency
+from rcdeploy.measure.costs import component_costs, image_macs
+from rcdeploy.measure.latency import Settings, bench, ratio, summary
+from rcdeploy.measure.subject import TORCH, Subject, find_subjects
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+from rcdeploy_runtime.manifest import Manifest
+
+run = CliRunner().invoke
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+def make_run(folder: Path, pipeline: Path, teacher: Path) -> Path:
+    shutil.copytree(pipeline, folder / "pipeline")
+    Manifest(kind="run", recipe={"teacher": {"path": str(teacher)}}).write(folder)
+    return folder
+
+
+def toy_student(model: Path) -> Subject:
+    """A student by name has no folder; this one is small enough to be built with random weights in a test."""
+    configs = {name: read_json(model / name / "config.json") for name in ("unet", "text_encoder", "vae")}
+    return Subject("toy", "student", "toy", None, configs, None, (64, 64), 8, TORCH)
+
+
+# what a word is
+
+
+def test_every_kind_is_told_apart(tmp_path: Path, small_model: Path, tiny_teacher: Path, package: Path) -> None:
+    made = make_run(tmp_path / "made", small_model, tiny_teacher)
+    found = find_subjects([str(made), str(package), str(small_model), "b-tiny", "sd-1.4"])
+    assert [s.kind for s in found] == ["run", "package", "pipeline", "student", "student"]
+    assert [s.backends[0] for s in found] == ["torch", "onnxruntime", "torch", "torch", "torch"]
+    assert [s.size for s in found] == [(64, 64)] * 3 + [(512, 512)] * 2
+    assert found[0].bytes == found[2].bytes
+    costs = component_costs(found[2], (64, 64))
+    for name, part in costs.items():  # the folder holds fp32: four bytes a parameter
+        assert part["bytes"] == 4 * part["parameters"], name
+
+
+def test_a_zipped_package_is_the_package(tmp_path: Path, package: Path) -> None:
+    shutil.make_archive(str(tmp_path / "packed"), "zip", package)
+    folder, packed = find_subjects([str(package), str(tmp_path / "packed.zip")])
+    assert (packed.kind, packed.bytes, packed.configs) == (folder.kind, folder.bytes, folder.configs)
+
+
+def test_by_default_the_newest_run_behind_its_teacher(tmp_path: Path, small_model: Path, tiny_teacher: Path) -> None:
+    make_run(tmp_path / "runs/one", small_model, tiny_teacher)
+    assert [s.source for s in find_subjects([])] == [str(tiny_teacher), "runs/one"]
+    two = make_run(tmp_path / "runs/two", small_model, Path("org/elsewhere"))
+    os.utime(two / "pipeline")
+    assert [s.source for s in find_subjects([])] == ["runs/two"]
+
+
+def test_two_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, small_model: Path) -> None:
+    for parent in ("a", "b"):
+        shutil.copytree(small_model, tmp_path / parent / "model")
+    assert [s.name for s in find_subjects(["a/model", "b/model"])] == ["a/model", "b/model"]
+
+
+def test_what_is_nothing_is_refused(tmp_path: Path, small_model: Path) -> None:
+    def refused(word: str, match: str) -> RcdeployError:
+        with pytest.raises(RcdeployError, match=match) as caught:
+            find_subjects([word])
+        return caught.value
+
+    assert "c-micro" in (refused("c-mirco", "no student").fix or "")
+    (tmp_path / "empty").mkdir()
+    refused("empty", "neither a run, nor a package")
+    Manifest(kind="prompt_pool").write(tmp_path / "pool")
+    refused("pool", "is a prompt_pool")
+    Manifest(kind="run").write(tmp_path / "begun")
+    refused("begun", "not ended")
+    refused("koala-700m", "does not fit")
+    (tmp_path / "note.txt").write_text("words")
+    refused("note.txt", "not a zip")
+    with pytest.raises(RcdeployError, match="no finished run"):
+        find_subjects([])
+    broken = shutil.copytree(small_model, tmp_path / "broken")
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x05")
+    refused("broken", "no safetensors")
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    refused("broken", "no weights")
+
+
+# what it costs
+
+
+def test_students_cost_what_the_paper_says() -> None:
+    names = [name if name != "teacher" else "sd-1.4" for name in SD14_ROWS]
+    result = bench(find_subjects(names), Settings(time=False), quiet)
+    for row, (count, thop, total) in zip(result["subjects"], SD14_ROWS.values(), strict=True):
+        unet = row["components"]["unet"]
+        assert unet["parameters"] == count
+        assert (round(unet["macs_thop"] / 1e9, 2), round(unet["macs"] / 1e9, 2)) == (thop, total)
+        assert row["components"]["text_encoder"]["parameters"] == 123_060_480
+        assert row["components"]["vae_decoder"]["parameters"] == 49_490_199
+        assert row["backends"] == {}
+
+
+def test_a_picture_is_its_calls() -> None:
+    parts = {
+        name: {"macs_thop": macs, "macs": 10 * macs}
+        for name, macs in (("text_encoder", 1), ("unet", 100), ("vae_decoder", 7))
+    }
+    assert image_macs(parts, 25, 7.5) == {"macs_thop": 2 * 1 + 50 * 100 + 7, "macs": 10 * (2 * 1 + 50 * 100 + 7)}
+    assert image_macs(parts, 4, 1.0)["macs_thop"] == 1 + 400 + 7
+
+
+def test_sizes_that_do_not_divide_are_refused(small_model: Path) -> None:
+    (subject,) = find_subjects([str(small_model)])
+    assert subject.latents((64, 128)) == (8, 16)
+    for settings in (Settings(size=(60, 64), time=False), Settings(sizes=((64, 0),), time=False)):
+        with pytest.raises(RcdeployError, match="multiples of 8 pixels"):
+            bench([subject], settings, quiet)
+    fixed = Subject(**{**vars(subject), "fixed": True})
+    with pytest.raises(RcdeployError, match="64x64 pixels only"):
+        fixed.latents((128, 128))
+
+
+# times
+
+
+def test_a_difference_inside_the_spread_is_none() -> None:
+    slow, fast = summary([2.0, 2.1, 2.2]), summary([1.0, 1.1, 1.2])
+    assert ratio(fast, slow) == pytest.approx(1.1 / 2.1)
+    assert ratio(summary([1.0, 1.1, 2.3]), slow) is None
+    assert ratio(slow, summary([1.9, 2.0, 2.15])) is None
+    odd = summary([1.0] * 20 + [9.0])  # one outlier is no spread
+    assert (odd["median"], odd["p90"], odd["max"], odd["runs"]) == (1.0, 1.0, 9.0, 21)
+    assert ratio(odd, slow) == pytest.approx(1 / 2.1)
+
+
+@pytest.mark.parametrize(
+    "wanted, match", [({"runs": 2}, "at least 3"), ({"num_inference_steps": 0}, "steps"), ({"backends": ("tf",)}, "tf")]
+)
+def test_settings_that_measure_nothing_are_refused(wanted: dict[str, Any], match: str) -> None:
+    with pytest.raises(RcdeployError, match=match):
+        Settings(**wanted)
+
+
+def test_backends_are_checked_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, small_model: Path, package: Path
+) -> None:
+    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("something was started"))
+    model, packed = find_subjects([str(small_model), str(package)])
+    with pytest.raises(RcdeployError, match="onnxruntime, not on torch"):
+        bench([packed], Settings(backends=("torch",)), quiet)
+    with pytest.raises(RcdeployError, match="none of the subjects runs on openvino"):
+        bench([model], Settings(backends=("torch", "openvino")), quiet)
+    monkeypatch.setattr(latency.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(RcdeployError, match="onnxruntime is not installed") as caught:
+        bench([packed], Settings(), quiet)
+    assert "pip install" in (caught.value.fix or "")
+
+
+@pytest.fixture(scope="module")
+def timed(small_model: Path, package: Path) -> dict[str, Any]:
+    """A folder in torch, a student of random weights, a package; a folder's files are the same afterwards."""
+    subjects = [*find_subjects([str(small_model)]), toy_student(small_model), *find_subjects([str(package)])]
+    before = listing(small_model) | listing(package)
+    settings = Settings(sizes=((64, 128),), num_inference_steps=2, runs=3, threads=1, device="cpu", random_weights=True)
+    seen: list[tuple[str, int, int]] = []
+    result = bench(subjects, settings, lambda stage, done, of, _: seen.append((stage, done, of)))
+    assert listing(small_model) | listing(package) == before
+    assert seen[0] == ("loading", 0, 3) and seen[-1] == ("timing", 4, 4)
+    return result
+
+
+def test_everything_is_timed(timed: dict[str, Any]) -> None:
+    assert [list(s["backends"]) for s in timed["subjects"]] == [["torch"], ["torch"], ["onnxruntime"]]
+    for subject in timed["subjects"]:
+        (found,) = subject["backends"].values()
+        assert set(found["timings"]) == {"text_encoder", "unet", "vae_decoder", "image"}
+        assert set(found["sizes"]) == {"64x128"} and set(found["sizes"]["64x128"]) == {"unet", "vae_decoder"}
+        for timing in (*found["timings"].values(), *found["sizes"]["64x128"].values()):
+            assert 0 < timing["min"] <= timing["p10"] <= timing["median"] <= timing["p90"] <= timing["max"]
+            assert timing["runs"] == 3
+        assert found["gmacs_per_second"] * 1e9 * found["timings"]["image"]["median"] == pytest.approx(
+            subject["image"]["macs"]
+        )
+        assert found["share_of_gemm"] > 0 and found["device"] == "cpu"
+        assert min(found["import_seconds"], found["load_seconds"], found["first_image_seconds"]) > 0
+    assert timed["settings"] == {
+        "height": 64,
+        "width": 64,
+        "num_inference_steps": 2,
+        "guidance_scale": 7.5,
+        "threads": 1,
+        "device": "cpu",
+    }
+    json.dumps(timed)
+
+
+def test_memory_is_the_process_own(timed: dict[str, Any]) -> None:
+    """The package's process has no torch in it, and nothing of this one, which has."""
+    model, _, packed = (next(iter(s["backends"].values()))["peak_memory_bytes"] for s in timed["subjects"])
+    assert 20e6 < packed < model / 2
+
+
+def test_a_package_is_timed_without_torch() -> None:
+    code = (
+        "import sys, importlib; from rcdeploy.measure.latency_worker import HEAVY\n"
+        "for name in HEAVY['onnxruntime']: importlib.import_module(name)\n"
+        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tables_say_same_within_the_spread(timed: dict[str, Any]) -> None:
+    found = json.loads(json.dumps(timed))
+    first, second, third = (next(iter(s["backends"].values()))["timings"] for s in found["subjects"])
+    first["image"] = summary([1.0, 1.1, 1.2])
+    second["image"], third["image"] = summary([1.1, 1.15, 1.3]), summary([0.5, 0.55, 0.6])
+    (_, costs), (title, times), (_, processes) = tables(found)
+    said = [row["x"] for row in times if row["part"] == "picture"]
+    assert said == [1.0, SAME, pytest.approx(0.5)]
+    assert "threads: 1, runs: 3" in title and "cpu" in title and "same: within the spread" in title
+    assert len(costs) == 12 and len(processes) == 3 and len(times) == 18
+    lines = pipe_table(times).splitlines()
+    assert len(lines) == 20 and len({line.count("|") for line in lines}) == 1
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path, small_model: Path) -> None:
+    lacks = shutil.copytree(small_model, tmp_path / "lacks")
+    subjects = find_subjects([str(lacks)])
+    shutil.rmtree(lacks / "tokenizer")
+    (lacks / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    with pytest.raises(RcdeployError, match="lacks on torch: .*unet cannot be loaded"):
+        bench(subjects, Settings(num_inference_steps=1, runs=3, threads=1), quiet)
+    task = {"backend": "nonsense", "threads": 1}
+    why = pytest.raises(RcdeployError, match="(?s)a toy: .*exit code 1.*KeyError: 'nonsense'")
+    with why, latency._Worker.start("a toy", task) as worker:
+        worker.process.wait()
+        worker.seconds("unet", (8, 8))  # asked too late: what it said is found all the same
+
+
+# the command
+
+
+def test_what_is_counted_is_the_same_every_time(small_model: Path) -> None:
+    arguments = ["bench", str(small_model), "c-micro", "--no-time", "--json", "--size", "64x128"]
+    first, second = (json.loads(run(app, arguments).stdout) for _ in range(2))
+    assert first["subjects"] == second["subjects"]
+    assert (first["settings"]["height"], first["settings"]["width"]) == (64, 128)
+
+
+def test_markdown_is_a_pipe_table() -> None:
+    result = run(app, ["bench", "sd-1.4", "c-micro", "--no-time", "--markdown"])
+    assert "| c-micro | UNet | 219,789,284 | 0.26 |  | 85.11 | 116.56 | 0.29 |" in result.stdout.splitlines()
+    assert "| sd-1.4 | UNet | 859,520,964 | 1.00 |  | 338.75 | 401.64 | 1.00 |" in result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "arguments, match",
+    [
+        (["--size", "64"], "HxW"),
+        (["--sizes", "64x64,axb"], "HxW"),
+        (["--markdown", "--json"], "exclude"),
+        (["--size", "100x100", "--no-time"], "multiples of 8"),
+    ],
+)
+def test_bad_options_are_refused(arguments: list[str], match: str) -> None:
+    error = run(app, ["bench", "c-micro", *arguments]).exception
+    assert isinstance(error, RcdeployError) and match in error.message
+
+
+def test_named_students_are_counted_and_not_timed_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("something was started"))
+    result = run(app, ["bench", "c-micro"])
+    assert result.exit_code == 0 and "--random-weights" in result.stderr
