@@ -9,7 +9,7 @@ import typer
 from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 
-from . import cache, distill, export, generate, prompts, recipes, students
+from . import bench, cache, card, distill, estimate, export, generate, prompts, push, recipes, report, students
 from .console import show_error
 
 app = typer.Typer(
@@ -22,9 +22,14 @@ app = typer.Typer(
     "of half its width learns from it with random conditioning; pictures lie in [bold]runs/quickstart/samples[/bold].",
 )
 app.command("distill")(distill.distill_command)
+app.command("estimate")(estimate.estimate_command)
 app.command("cache")(cache.cache_command)
 app.command("export")(export.export_command)
 app.command("generate")(generate.generate_command)
+app.command("bench")(bench.bench_command)
+app.command("card")(card.card_command)
+app.command("push")(push.push_command)
+app.command("report")(report.report_command)
 app.command("students")(students.students_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")

@@ -1,0 +1,164 @@
+"""The pieces of work that a distillation is made of, as code that runs on the meta device (to be counted, see on_meta)
+and on a real one (to be timed) alike. Weights are random: for neither are the teacher's needed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from rcdeploy.distill.features import FeatureTaps, taps
+from rcdeploy.distill.step import Batch, StudentWithProjectors, losses
+from rcdeploy.measure.costs import branches
+from rcdeploy.measure.workload import PICTURES
+from rcdeploy.recipe import Recipe
+from rcdeploy.student.build import build_on_meta, build_student
+from rcdeploy.teacher import Condition, predict
+
+Configs = Mapping[str, Mapping[str, Any]]
+PROMPTS = 32
+"""of a text encoder's call that is counted or timed"""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work on `rows` rows: latents, prompts or pictures. mixed: autocast is on, if the recipe wants it."""
+
+    rows: int
+    run: Callable[[], Any]
+    mixed: bool = False
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What a run holds. dtype: the teacher's and the text encoder's; the student is in fp32, as is the VAE."""
+
+    teacher: nn.Module
+    student: StudentWithProjectors
+    teacher_taps: FeatureTaps
+    text_encoder: Any
+    vae: Any
+    dtype: torch.dtype
+    device: torch.device
+
+
+def build_networks(
+    configs: Configs, student: Mapping[str, Any], recipe: Recipe, device: str, dtype: torch.dtype
+) -> Networks:
+    """configs: of unet, text_encoder and vae; student: of its UNet. On "meta" it costs neither memory nor time."""
+    on_meta = device == "meta"
+    teacher = build_on_meta(configs["unet"]) if on_meta else build_student(configs["unet"], 0)
+    unet = build_on_meta(student) if on_meta else build_student(student, 0)
+    compared = taps(dict(configs["unet"]), dict(student)) if recipe.loss.feature else []
+    with torch.random.fork_rng(devices=[]), torch.device(device):
+        trained = StudentWithProjectors(unet, compared, gradient_checkpointing=recipe.train.gradient_checkpointing)
+        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(configs["text_encoder"])))
+        vae = AutoencoderKL.from_config({k: v for k, v in configs["vae"].items() if not k.startswith("_")})
+    for part in (teacher, text_encoder, vae):
+        part.requires_grad_(False).eval().to(device)
+    for part in (teacher, text_encoder):
+        nn.Module.to(part, dtype)  # diffusers' own would warn
+    trained.to(device).train()
+    if dtype != torch.float32 and not on_meta:  # accelerate wraps the forward pass so
+        trained.forward = torch.autocast(device, dtype)(trained.forward)  # type: ignore[method-assign]
+    teacher_taps = FeatureTaps(teacher, [t.teacher for t in compared])
+    return Networks(teacher, trained, teacher_taps, text_encoder, vae, dtype, torch.device(device))
+
+
+def make_units(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> dict[str, Unit]:
+    """shape: of a latent [c, h, w]; length: tokens of a prompt; micro: samples of a step at once.
+
+    teacher: a sampling step of a batch of the cache; encode: a batch of real pictures; step: the forward and backward
+    pass of a micro batch; update: optimizer and EMA; text: prompts; student: a sampling step of a grid; decode: the
+    pictures of a grid.
+    """
+    sampled = recipe.cache.batch_size * branches(recipe.cache.guidance_scale)
+    pictures = len(recipe.evaluate.prompts) or PICTURES
+    drawn = pictures * branches(recipe.evaluate.guidance_scale)
+    edge = 2 ** (len(n.vae.config.block_out_channels) - 1)
+    images = torch.zeros(
+        recipe.cache.batch_size, n.vae.config.in_channels, shape[1] * edge, shape[2] * edge, device="meta"
+    )
+    tokens = torch.zeros(PROMPTS, length, dtype=torch.long, device=n.device)
+    latents = torch.zeros(pictures, *shape, device=n.device)
+    without = torch.no_grad()
+    return {
+        "teacher": Unit(sampled, without(_call(n, n.teacher, sampled, shape, length))),
+        "encode": Unit(len(images), without(lambda: n.vae.encode(torch.zeros_like(images, device=n.device)))),
+        "step": Unit(micro, _step(n, recipe, shape, length, micro), mixed=True),
+        "update": Unit(1, _update(n, recipe)),
+        "text": Unit(PROMPTS, without(lambda: n.text_encoder(tokens))),
+        "student": Unit(drawn, without(_call(n, n.student.unet, drawn, shape, length)), mixed=True),
+        "decode": Unit(pictures, without(lambda: n.vae.decode(latents))),
+    }
+
+
+def seconds_of(unit: Unit, device: torch.device, seconds: float) -> float:
+    """The median of several runs, after one that is not counted; two at least, for about `seconds` in all."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(taken) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        unit.run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken[1:])
+
+
+def _condition(n: Networks, rows: int, length: int) -> Condition:
+    return Condition(torch.zeros(rows, length, n.text_encoder.config.hidden_size, dtype=n.dtype, device=n.device))
+
+
+def _call(n: Networks, unet: nn.Module, rows: int, shape: tuple[int, int, int], length: int) -> Callable[[], Tensor]:
+    latents = torch.zeros(rows, *shape, dtype=n.dtype, device=n.device)
+    timesteps, condition = torch.zeros(rows, dtype=torch.long, device=n.device), _condition(n, rows, length)
+    half = n.dtype != torch.float32 and n.device.type != "meta" and unet is n.student.unet
+
+    def run() -> Tensor:
+        with torch.autocast(n.device.type, n.dtype) if half else nullcontext():
+            return predict(unet, latents, timesteps, condition)
+
+    return run
+
+
+def _step(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> Callable[[], None]:
+    """The step that trains: distill.step.losses and its backward pass."""
+    x, timesteps = torch.ones(micro, *shape, device=n.device), torch.ones(micro, dtype=torch.long, device=n.device)
+    batch = Batch(x, x, x, timesteps, torch.zeros_like(timesteps), _condition(n, micro, length))
+    schedule = SimpleNamespace(config=SimpleNamespace(prediction_type="epsilon"))
+    teacher: Any = SimpleNamespace(unet=n.teacher, dtype=n.dtype, schedule=schedule)
+
+    def run() -> None:
+        total, _ = losses(n.student, teacher, n.teacher_taps, batch, recipe.loss)
+        total.backward()
+
+    return run
+
+
+def _update(n: Networks, recipe: Recipe) -> Callable[[], None]:
+    """What comes after the backward pass; made when it first runs, as it takes memory."""
+    made: list[Any] = []
+
+    def run() -> None:
+        parameters = list(n.student.parameters())
+        if not made:
+            made.extend((torch.optim.AdamW(parameters, lr=0.0), EMAModel(n.student.unet.parameters())))
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)
+        made[0].step()
+        made[1].step(n.student.unet.parameters())
+
+    return run
