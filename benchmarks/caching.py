@@ -1,0 +1,150 @@
+"""Filling the latent cache: rcdeploy's code against a plain loop over diffusers' pipeline, in turns, in one process.
+
+    python benchmarks/caching.py [--count 64] [--batch 32] [--turns 5] [--json]
+
+Both sample the same latents of the Fashion teacher (same texts, noise, batch, DDIM steps and guidance) and write them
+to disk in fp16; how far apart the two caches are is printed. Ours is `latent_cache.fill` into a new folder, with all
+that a cache is: prompts, shards, digests, manifest. The plain loop is StableDiffusionPipeline with output_type="latent"
+and a file a latent. Read the ratio: other work on the machine meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from rcdeploy.latent_cache import LatentCache, fill, prepare
+from rcdeploy.measure.machine import gemm_rate
+from rcdeploy.recipe import load_recipe
+from rcdeploy.sampling import starting_noise
+from rcdeploy.teacher import Teacher
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def ours(folder: Path, teacher: Teacher, settings: dict[str, Any]) -> tuple[LatentCache, float]:
+    """-> the cache, and the seconds of what is done once a cache: all captions read, deduplicated, drawn from."""
+    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    recipe = load_recipe(ROOT / "recipes/quickstart.toml", [*overrides, f"cache.folder={json.dumps(str(folder))}"])
+    begun = time.perf_counter()
+    prepare(recipe, teacher)
+    prepared = time.perf_counter() - begun
+    return fill(recipe, teacher), prepared
+
+
+def plain(folder: Path, pipe: Any, prompts: list[str], noise: torch.Tensor, batch: int, steps: int) -> None:
+    folder.mkdir()
+    for start in range(0, len(prompts), batch):
+        rows = slice(start, start + batch)
+        latents = pipe(
+            prompts[rows],
+            latents=noise[rows],
+            num_inference_steps=steps,
+            guidance_scale=4.0,
+            output_type="latent",
+        ).images
+        for i, latent in enumerate(latents, start):
+            np.save(folder / f"{i}.npy", latent.half().numpy())
+
+
+def measure(count: int, batch: int, steps: int, turns: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rcdeploy-caching-") as name, contextlib.chdir(name):
+        settings = {"prompts.paired_count": count, "cache.batch_size": batch, "cache.num_inference_steps": steps}
+        teacher = Teacher(str(ROOT / "examples/teachers/fashion"))
+        pipe = StableDiffusionPipeline.from_pretrained(teacher.folder, dtype=torch.float32)
+        pipe.scheduler = DDIMScheduler.from_config(teacher.schedule.config)
+        pipe.set_progress_bar_config(disable=True)
+        cache, _ = ours(Path("warm"), teacher, settings)  # and the plain loop's texts
+        prompts = cache.prompts.take(range(count))
+        noise = starting_noise(0, range(count), cache.shape)
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            plain(Path("plain"), pipe, prompts, noise, batch, steps)
+        apart = torch.stack([torch.from_numpy(np.load(f"plain/{i}.npy")).float() for i in range(count)])
+        seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+        preparing = []
+        for turn in range(turns):
+            begun = time.perf_counter()
+            preparing.append(ours(Path(f"ours-{turn}"), teacher, settings)[1])
+            half = time.perf_counter()
+            plain(Path(f"plain-{turn}"), pipe, prompts, noise, batch, steps)
+            seconds["plain"].append(time.perf_counter() - half)
+            seconds["ours"].append(half - begun)
+        written = {name: sum(f.stat().st_size for f in Path(f"{name}-0").rglob("*") if f.is_file()) for name in seconds}
+        difference = float((cache.latents(range(count)) - apart).abs().max())
+    return {
+        "settings": {
+            "count": count,
+            "batch": batch,
+            "num_inference_steps": steps,
+            "threads": torch.get_num_threads(),
+        },
+        "seconds": seconds,
+        "preparing_seconds": preparing,
+        "bytes_written": written,
+        "max_abs_difference": difference,
+        "macs": counter.get_total_flops() // 2,
+        "gemm_macs_per_second": gemm_rate(),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    s, rate = result["settings"], result["gemm_macs_per_second"]
+    median = {name: statistics.median(found) for name, found in result["seconds"].items()}
+    ratios = [p / o for o, p in zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True)]
+    lines = [
+        f"{s['count']} latents of the Fashion teacher, {s['num_inference_steps']} DDIM steps with guidance, batch "
+        f"{s['batch']}, {s['threads']} threads, {len(ratios)} turns",
+        "",
+        "| | s a cache (median) | spread | latents a second | of the GEMM rate | KB written a latent |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in result["seconds"].items():
+        lines.append(
+            f"| {name} | {median[name]:.3f} | {min(found):.3f} to {max(found):.3f} | {s['count'] / median[name]:.1f} | "
+            f"{result['macs'] / median[name] / rate:.0%} | {result['bytes_written'][name] / s['count'] / 1e3:.2f} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Plain / ours: {median['plain'] / median['ours']:.3f} (turns {min(ratios):.3f} to {max(ratios):.3f}). Of "
+            f"ours {statistics.median(result['preparing_seconds']):.3f} s are once a cache, whatever its size: "
+            "all captions are read, deduplicated and drawn from, which the plain loop finds done. "
+            f"{result['macs'] / 1e9:.1f} GMACs (counted in the plain loop), {result['macs'] / rate:.2f} s at this "
+            f"machine's {rate / 1e9:.1f} GMAC/s of fp32 products. Largest difference between the two caches: "
+            f"{result['max_abs_difference']:.1e}.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=64, help="latents")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=25, help="DDIM steps")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()
+    result = measure(args.count, args.batch, args.steps, args.turns)
+    print(json.dumps(result) if args.json else markdown(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""One training step: rcdeploy's loop against a plain one, in turns, in one process.
+
+    python benchmarks/distillation_step.py [--steps 24] [--batch 32] [--student c-micro] [--json]
+
+Ours is `rcdeploy distill` itself: its loop reports after every step, and the plain loop takes its own step right there.
+So both meet whatever else the machine does: read the ratio. Same teacher, first weights, taps, losses, optimizer, EMA,
+batch and threads; both draw timesteps and texts with the same probabilities, not the same numbers.
+
+The plain loop is the authors' way told in our words and code: a data loader that reads one file a latent and tokenises
+captions, the text encoder for every sample of every step, every term of the loss gathered and read as a number each
+step. In fp32, as all of it is on a processor. Their captions in a pandas Series are benchmarks/prompt_pool.py's part.
+
+Beside the seconds: the multiply-accumulates of a step, counted while it runs, so that its rate can be compared with
+what this machine reaches on plain matrix products; and the bytes that clipping, optimizer and EMA must move.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from accelerate import Accelerator
+from diffusers import UNet2DConditionModel
+from diffusers.training_utils import EMAModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from rcdeploy.distill import loop
+from rcdeploy.distill.features import taps
+from rcdeploy.distill.run import make_student
+from rcdeploy.latent_cache import LatentCache, fill
+from rcdeploy.measure.machine import gemm_rate
+from rcdeploy.measure.macs import unet_macs
+from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.teacher import Teacher
+
+ROOT = Path(__file__).resolve().parent.parent
+WARM_UP = 3
+"""steps of each that are not timed; the first of them is counted"""
+
+
+class Pairs(Dataset[dict[str, Any]]):
+    """A file a latent, and its caption's ids; with probability p(t) the caption is any of the recipe's file."""
+
+    def __init__(self, folder: Path, cache: LatentCache, tokenizer: Any, recipe: Recipe) -> None:
+        self.files, self.tokenizer, self.c = [], tokenizer, recipe.conditioning
+        self.captions = [cache.prompts[i] for i in range(len(cache))]
+        with gzip.open(recipe.prompts.pool[0], "rt", encoding="utf-8") as lines:
+            self.pool = lines.read().splitlines()
+        folder.mkdir()
+        for i in range(len(cache)):
+            self.files.append(folder / f"{i}.npy")
+            np.save(self.files[-1], cache.latents([i])[0].half().numpy())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        timestep = int(np.random.randint(1000))
+        caption = self.captions[i]
+        if np.random.random() < 1 / (1 + np.exp(-self.c.steepness * (timestep / 1000 - self.c.centre))):
+            caption = self.pool[np.random.randint(len(self.pool))]
+        if np.random.random() < self.c.null_probability:
+            caption = ""
+        ids = self.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids[0]
+        return {"latent": torch.from_numpy(np.load(self.files[i])).float(), "timestep": timestep, "ids": ids}
+
+
+def plain_loop(recipe: Recipe, teacher: Teacher, pairs: Pairs) -> Iterator[dict[str, float]]:
+    """A step at every next(): yields the losses of the step as numbers."""
+    student, config, _ = make_student(recipe, teacher)
+    compared, train = taps(teacher.unet_config, config), recipe.train
+    project = torch.nn.ModuleList(
+        torch.nn.Identity()
+        if t.student_channels == t.teacher_channels
+        else torch.nn.Conv2d(t.student_channels, t.teacher_channels, 1)
+        for t in compared
+    )
+    accelerator = Accelerator(mixed_precision="no")
+    parameters = [*student.parameters(), *project.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+    loader = DataLoader(pairs, batch_size=train.global_batch_size, shuffle=True, drop_last=True)
+    teacher_unet = UNet2DConditionModel.from_pretrained(teacher.folder, subfolder="unet").requires_grad_(False)
+    student, project, optimizer, loader = accelerator.prepare(student.train(), project, optimizer, loader)
+    ema = EMAModel(student.parameters(), decay=train.ema_decay)
+    kept = {"teacher": _keep(teacher_unet, [t.teacher for t in compared])}
+    kept["student"] = _keep(accelerator.unwrap_model(student), [t.student for t in compared])
+    while True:
+        for batch in loader:
+            noise = torch.randn_like(batch["latent"])
+            noisy = teacher.schedule.add_noise(batch["latent"], noise, batch["timestep"])
+            text = teacher.text_encoder(batch["ids"])[0]
+            with torch.no_grad():
+                wanted = teacher_unet(noisy, batch["timestep"], text).sample
+            said = student(noisy, batch["timestep"], text).sample
+            output = F.mse_loss(said.float(), wanted.float())
+            pairs_of_features = zip(project, kept["student"].values(), kept["teacher"].values(), strict=True)
+            feature = sum(F.mse_loss(p(s).float(), t.float()) for p, s, t in pairs_of_features)
+            loss = recipe.loss.output * output + recipe.loss.feature * feature
+            terms = {"loss": loss, "output": output, "feature": feature}
+            said_of_all = {
+                k: accelerator.gather(v.repeat(train.global_batch_size)).mean().item() for k, v in terms.items()
+            }
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters, train.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema.step(student.parameters())
+            yield said_of_all
+
+
+def _keep(module: torch.nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
+    kept: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            kept[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+
+        return keep
+
+    for name in names:
+        module.get_submodule(name).register_forward_hook(hook(name))
+    return kept
+
+
+class Turns:
+    """What `distill` reports its progress to: when it has done a step, the plain loop does one. Keeps the seconds."""
+
+    def __init__(self, plain: Iterator[dict[str, float]]) -> None:
+        self.plain, self.begun, self.counting = plain, 0.0, contextlib.ExitStack()
+        self.seconds: dict[str, list[float]] = {"ours": [], "plain": []}
+        self.macs: dict[str, int] = {}
+        self.plain_losses: list[float] = []
+
+    def __call__(self, stage: str, done: int, _of: int, _figures: dict[str, float]) -> None:
+        if stage != "distill":
+            return
+        ours, counted = time.perf_counter() - self.begun, done == 2  # by then both have everything in place
+        self.counting.close()
+        with self._count("plain") if counted else contextlib.nullcontext():
+            begun = time.perf_counter()
+            self.plain_losses.append(next(self.plain)["output"])
+            plain = time.perf_counter() - begun
+        if done > WARM_UP:
+            self.seconds["ours"].append(ours)
+            self.seconds["plain"].append(plain)
+        if done == 1:
+            self.counting.enter_context(self._count("ours"))  # closed when this is called again: around our whole step
+        self.begun = time.perf_counter()
+
+    @contextlib.contextmanager
+    def _count(self, name: str) -> Iterator[None]:
+        """Matrix products until the block ends; attention as products too, which the counter sees only that way."""
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            yield
+        self.macs[name] = counter.get_total_flops() // 2
+
+
+def measure(steps: int, batch: int, student: str) -> dict[str, Any]:
+    """Both loops, a step each in turns; the seconds of each, and what was counted."""
+    settings = {
+        "student.name": student,
+        "student.init": "sliced" if student.startswith("c-") else "teacher",
+        "cache.folder": "cache",
+        "prompts.paired_count": 256,
+        "cache.num_inference_steps": 2,
+        "train.global_batch_size": batch,
+        "train.max_steps": steps + WARM_UP,
+        "train.log_every": steps + WARM_UP,
+        "train.checkpoint_every": 10**6,
+        "train.lr_schedule": "constant",
+        "train.warmup_steps": 0,
+        "train.trackers": [],
+        "evaluate.every": 0,
+    }
+    with tempfile.TemporaryDirectory(prefix="rcdeploy-step-") as name, contextlib.chdir(name):
+        overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        recipe = load_recipe(ROOT / "recipes/quickstart.toml", overrides)
+        teacher = Teacher(recipe.teacher.path)
+        pairs = Pairs(Path("latents"), fill(recipe, teacher), teacher.tokenizer, recipe)
+        turns = Turns(plain_loop(recipe, teacher, pairs))
+        run = loop.distill(recipe, Path("run"), turns, lambda _text: None)
+    trained, unet = (sum(p.numel() for p in m.parameters()) for m in (run.model, run.model.unet))
+    length = teacher.tokenizer.model_max_length
+    once, thrice = (unet_macs(config, None, length).total for config in (teacher.unet_config, run.student_config))
+    return {
+        "settings": {"student": student, "batch": batch, "steps": steps, "threads": torch.get_num_threads()},
+        "seconds": turns.seconds,
+        "macs": turns.macs,
+        "macs_needed": batch * (once + 3 * thrice),
+        # clipping reads and scales gradients, AdamW reads four arrays and writes three, EMA reads two and writes one
+        "update_bytes": 4 * (trained * (3 + 7) + unet * 3),
+        "mean_output_loss": {"ours": run.latest["output"], "plain": statistics.mean(turns.plain_losses)},
+        "gemm_macs_per_second": gemm_rate(),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    s, rate = result["settings"], result["gemm_macs_per_second"]
+    median = {name: statistics.median(found) for name, found in result["seconds"].items()}
+    ratios = sorted(p / o for o, p in zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True))
+    low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+    lines = [
+        f"{s['student']} of the Fashion teacher, batch {s['batch']}, {s['threads']} threads, {s['steps']} steps each",
+        "",
+        "| | s a step (median) | spread | GMACs a step | of the GEMM rate | mean output loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in result["seconds"].items():
+        macs = result["macs"][name]
+        lines.append(
+            f"| {name} | {median[name]:.4f} | {min(found):.4f} to {max(found):.4f} | {macs / 1e9:.3f} | "
+            f"{macs / median[name] / rate:.0%} | {result['mean_output_loss'][name]:.3f} |"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Plain / ours: {median['plain'] / median['ours']:.3f} (nine tenths of the pairs {low:.3f} to {high:.3f}).",
+            f"The UNets alone need {result['macs_needed'] / 1e9:.3f} GMACs a step (teacher once, student three times: "
+            f"its backward pass is two): {result['macs_needed'] / rate:.4f} s at this machine's {rate / 1e9:.1f} "
+            f"GMAC/s of fp32 products. Clipping, AdamW and EMA move {result['update_bytes'] / 1e6:.0f} MB.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=40, help="timed steps of each")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--student", default="c-micro")
+    parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()
+    result = measure(args.steps, args.batch, args.student)
+    print(json.dumps(result) if args.json else markdown(result))
+
+
+if __name__ == "__main__":
+    main()
