@@ -25,8 +25,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/prompt_pool.py
+bench: $(VENV)/installed-dev  ## the short benchmarks; writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/results.py
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

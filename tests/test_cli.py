@@ -14,7 +14,20 @@ run = CliRunner().invoke
 
 def test_help_teaches_every_command() -> None:
     page = run(app, ["--help"]).output
-    for command in ("distill", "cache", "students", "recipes", "prompts"):
+    for command in (
+        "distill",
+        "cache",
+        "estimate",
+        "export",
+        "generate",
+        "bench",
+        "report",
+        "card",
+        "push",
+        "students",
+        "recipes",
+        "prompts",
+    ):
         assert command in page
         assert run(app, [command, "--help"]).exit_code == 0
 

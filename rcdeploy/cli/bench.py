@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +55,7 @@ def bench_command(
         raise RcdeployError("--markdown and --json exclude each other")
     quieten_libraries()
     from ..measure.latency import Settings, bench
+    from ..measure.machine import busy_words
     from ..measure.subject import find_subjects
 
     settings = Settings(
@@ -71,7 +71,7 @@ def bench_command(
         random_weights=random_weights,
     )
     found = find_subjects(subjects or ())
-    busy = _busy() if timed and not quiet else None
+    busy = busy_words() if timed and not quiet else None
     with stages(quiet or as_json) as progress:
         result = bench(found, settings, progress)
     if as_json:
@@ -86,16 +86,6 @@ def bench_command(
         err.print(busy, style="yellow", soft_wrap=True)
     if timed and not quiet and not any(row["backends"] for row in result["subjects"]):
         err.print("Nothing was timed: named students have no weights; --random-weights times them with random ones.")
-
-
-def _busy() -> str | None:
-    """A warning when others use the machine: two threads that wait for each other suffer most from a third."""
-    from ..measure.machine import usable_cores
-
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, usable_cores()
-    if load < cores / 2:
-        return None
-    return f"This machine is busy (load {load:.1f} on {cores} cores): the times spread, and are too long."
 
 
 def tables(result: dict[str, Any]) -> list[Table]:

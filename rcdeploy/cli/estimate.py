@@ -39,8 +39,10 @@ def estimate_command(
     """
     resolved = load_recipe(recipe, override, check_files=False)
     from ..measure.estimate import estimate
+    from ..measure.machine import busy_words
 
     quieten_libraries()
+    busy = None if device or measure is False else busy_words()
     if quiet or as_json:
         found = estimate(resolved, device, processes=processes, measure=measure)
     else:
@@ -53,6 +55,8 @@ def estimate_command(
     if not quiet:
         for sentence in found["basis"]:
             out.print(sentence, style="dim", highlight=False)
+    if busy:
+        err.print(busy, style="yellow", soft_wrap=True)
     for warning in found["warnings"]:
         err.print(Panel(warning, title="memory", title_align="left", border_style="red", expand=False))
 

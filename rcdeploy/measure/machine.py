@@ -67,6 +67,14 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def busy_words() -> str | None:
+    """A warning when others use the machine: two threads that wait for each other suffer most from a third."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, usable_cores()
+    if load < cores / 2:
+        return None
+    return f"This machine is busy (load {load:.1f} on {cores} cores): measured times spread, and are too long."
+
+
 def gemm_rate(threads: int | None = None, seconds: float = 1.0, size: int = 2048) -> float:
     """fp32 multiply-accumulates a second of torch.mm on the processor: the best of several products.
 
