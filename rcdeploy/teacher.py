@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
@@ -138,7 +139,7 @@ class Teacher:
         if name not in self._parts:
             try:
                 part = load(self.folder, subfolder=name, use_safetensors=True).to(dtype)
-            except (OSError, ValueError, KeyError) as error:
+            except (OSError, ValueError, KeyError, StrictDataclassError) as error:
                 raise RcdeployError(
                     f"the teacher's {name} cannot be loaded from {self.folder}: {error}",
                     fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",

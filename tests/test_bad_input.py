@@ -85,6 +85,15 @@ def test_nan_weights(recipe_file: RecipeFile, tiny_teacher: Path, refused: Calla
     assert "NaN or infinite weights: conv_in.weight" in refused("cache", file)
 
 
+def test_a_config_of_the_wrong_type(
+    recipe_file: RecipeFile, tiny_teacher: Path, refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_teacher, tmp_path / "wrong"))
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    (folder / "text_encoder/config.json").write_text(json.dumps({**config, "hidden_size": "many"}))
+    assert "text_encoder cannot be loaded" in refused("distill", recipe_file(teacher={"path": "wrong"}))
+
+
 def test_a_full_disk_leaves_nothing_half_done(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import torch
 from rcdeploy.measure.machine import GPUS, Gpu, describe, gemm_rate
 from rcdeploy.measure.macs import parameters
 from rcdeploy.measure.on_meta import Cost, cost_of
-from rcdeploy.measure.units import build_networks, make_units, seconds_of
+from rcdeploy.measure.units import build_networks, make_units, time_units
 from rcdeploy.measure.workload import Shapes, Stage, count_prompts, stages, teacher_shapes, text_cache_bytes
 from rcdeploy.recipe import Recipe
 from rcdeploy.student.spec import StudentSpec, student_config
@@ -67,12 +67,12 @@ def estimate(
     *,
     processes: int = 1,
     measure: bool | None = None,
-    seconds: float = 2.0,
+    seconds: float = 15.0,
 ) -> dict[str, Any]:
     """The estimate as plain data: device, stages, total, memory, basis, warnings. Bytes, seconds, MACs.
 
     device: a key of machine.GPUS; None: this machine. processes: GPUs that share the work. measure: time the networks
-    on this machine; by default if that takes half a minute at most. seconds: for each of them. Raises RcdeployError for
+    on this machine; by default if that takes half a minute at most. seconds: of timing. Raises RcdeployError for
     an unknown device and for what the run itself would refuse.
     """
     gpu = find_gpu(device)
@@ -196,14 +196,14 @@ def _measured(plan: Plan, device: str, seconds: float) -> tuple[dict[str, float]
         networks = build_networks(plan.shapes.configs, plan.student, plan.recipe, device, plan.dtype)
         shape = plan.shapes.latent(plan.recipe.cache.resolution)
         units = make_units(networks, plan.recipe, shape, plan.shapes.length, plan.micro)
-        each = {name: seconds_of(units[name], networks.device, seconds) for name in _used(plan)}
+        each = time_units({name: units[name] for name in _used(plan)}, networks.device, seconds)
     except torch.OutOfMemoryError as error:
         raise RcdeployError(
             f"this machine's GPU has too little memory for a step of {plan.micro}: {error}",
             fix="Give a smaller train.micro_batch_size with --set, or name a larger --device.",
         ) from error
     basis = [
-        f"Measured: {', '.join(each)} with random weights on this machine just now, {seconds:g} seconds each.",
+        f"Measured: {', '.join(each)} with random weights on this machine just now, for about {seconds:g} seconds.",
         "Not in the hours: loading, building the pool, writing checkpoints, and whatever else the machine has to do.",
     ]
     return each, basis

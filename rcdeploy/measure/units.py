@@ -104,17 +104,23 @@ def make_units(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length:
     }
 
 
-def seconds_of(unit: Unit, device: torch.device, seconds: float) -> float:
-    """The median of several runs, after one that is not counted; two at least, for about `seconds` in all."""
-    taken: list[float] = []
+def time_units(units: Mapping[str, Unit], device: torch.device, seconds: float) -> dict[str, float]:
+    """Mean seconds of a run of each: in turns, after a round that is not counted, for about `seconds` in all.
+
+    The mean and not the median: what else the machine has to do, a long run has to wait for as well.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in units}
     end = time.perf_counter() + seconds
-    while len(taken) < 3 or time.perf_counter() < end:
-        start = time.perf_counter()
-        unit.run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+    rounds = 0
+    while rounds < 3 or time.perf_counter() < end:
+        for name, unit in units.items():
+            start = time.perf_counter()
+            unit.run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken[name].append(time.perf_counter() - start)
+        rounds += 1
+    return {name: statistics.fmean(each[1:]) for name, each in taken.items()}
 
 
 def _condition(n: Networks, rows: int, length: int) -> Condition:
