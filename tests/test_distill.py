@@ -19,6 +19,7 @@ import torch
 from conftest import unet_config
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
+from transformers import CLIPTextModel
 
 from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED
 from rcdeploy.distill import checkpoint, loop, outcome
@@ -27,7 +28,7 @@ from rcdeploy.distill.loop import Stopped, distill
 from rcdeploy.distill.losses import feature_loss, output_loss, task_loss
 from rcdeploy.distill.run import Run
 from rcdeploy.distill.step import StudentWithProjectors
-from rcdeploy.recipe import Recipe
+from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
 from rcdeploy.teacher import target
@@ -218,6 +219,18 @@ def test_golden_losses(whole: tuple[Recipe, str]) -> None:
     for line, golden in zip(lines, GOLDEN, strict=False):
         assert {k: line[k] for k in golden} == pytest.approx(golden, rel=1e-3)
         assert line["loss"] == pytest.approx(line["output"] + line["feature"], rel=1e-5)
+
+
+def test_the_pipeline_draws_in_one_precision_when_the_teacher_is_stored_in_half(
+    recipe_file: Callable[..., Path], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_teacher, tmp_path / "half"))
+    CLIPTextModel.from_pretrained(folder / "text_encoder").half().save_pretrained(folder / "text_encoder")
+    recipe = load_recipe(recipe_file(teacher={"path": "half"}, train={"max_steps": 1}))
+    ran(recipe, tmp_path / "run")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "run/pipeline", local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a red shirt", num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
 
 
 def test_the_pipeline_opens_with_diffusers_alone(whole: tuple[Recipe, str]) -> None:

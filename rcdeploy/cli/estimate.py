@@ -79,11 +79,12 @@ def _show(found: dict[str, Any]) -> None:
         style="bold",
     )
     out.print(table, highlight=False)
+    stages = ("caching", "training", "drawing")
     parts = ("teacher", "student", "gradients", "optimizer", "ema", "activations")
     out.print(
         f"memory: {_bytes(memory['peak'])} of {_bytes(memory['device'])} at the most\n"
         f"  training: {', '.join(f'{name} {_bytes(memory[name])}' for name in parts)}\n"
-        f"  at once: {', '.join(f'{name} {_bytes(memory[name])}' for name in ('caching', 'training', 'drawing'))}",
+        f"  while {', '.join(f'{name} {_bytes(memory[name])}' for name in stages if memory[name])}",
         highlight=False,
     )
 

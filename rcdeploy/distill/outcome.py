@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ def finish(run: Run) -> None:
     with new_folder(run.folder / "pipeline") as beside:
         for name in ("text_encoder", "tokenizer", "vae"):
             shutil.copytree(run.teacher.folder / name, beside / name)
+        _load_as_float(beside / "text_encoder" / "config.json")
         run.teacher.schedule.save_pretrained(beside / "scheduler")
         student.half().save_pretrained(beside / "unet")
         write_json(beside / "model_index.json", _model_index(read_json(run.teacher.folder / "model_index.json")))
@@ -174,6 +176,11 @@ def finish(run: Run) -> None:
     manifest.facts |= {"best_step": run.best[1] if run.best else None, "finished": True}
     manifest.add_files(run.folder, "pipeline")
     manifest.write(run.folder)
+
+
+def _load_as_float(config: Path) -> None:
+    """transformers 5 loads weights in the precision they are stored in, diffusers in fp32: one pipeline wants one."""
+    write_json(config, {**read_json(config), "dtype": "float32"})
 
 
 def _model_index(teacher: dict[str, Any]) -> dict[str, Any]:

@@ -224,4 +224,4 @@ def _pictures(recipe: Recipe) -> Stage:
         "decode": pictures,
         "text": pictures + validated,
     }
-    return Stage("pictures", f"{looks:,} grids and validation losses", rows, 0, shared=False)
+    return Stage("pictures", f"{looks:,} grids and validation losses" if looks else "none", rows, 0, shared=False)
