@@ -45,7 +45,7 @@ def test_verdicts_compare_with_the_prompt() -> None:
     images = torch.rand(10, 3, 64, 64)
     found = judge(images)["item"].argmax(1)
     right = [f"a red {ITEMS[i]} on a blue background" for i in found]
-    wrong = [f"a red {ITEMS[(i + 1) % 10]} on a blue background" for i in found]
+    wrong = [f"a red {ITEMS[(i + 1) % len(ITEMS)]} on a blue background" for i in found]
     assert judge.verdicts(images, right)["item"].all()
     assert not judge.verdicts(images, wrong)["item"].any()
     assert not judge.verdicts(images, ["no item at all"] * 10)["item"].any()
