@@ -31,7 +31,9 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
 RecipeOf = Callable[..., Recipe]
-FORK = multiprocessing.get_context("fork")
+# from a clean server: a fork of this process would inherit locks that threads of other tests' libraries hold
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["diffusers", "transformers", "rcdeploy.latent_cache"])
 
 
 def shards(folder: Path) -> dict[str, bytes]:
