@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from rcdeploy_runtime.text_to_image import noise_of
+
 from .conditioning import CACHE, generator
 from .teacher import Condition, Teacher, predict
 
@@ -84,3 +86,29 @@ def pictures(
         )
         done.append(teacher.decode(latents, batch_size).cpu())
     return torch.cat(done)
+
+
+def pictures_of_seeds(
+    teacher: Teacher,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    *,
+    num_inference_steps: int = 25,
+    guidance_scale: float = 7.5,
+) -> Tensor:
+    """Pictures [n, 3, height, width] in [0, 1] that the runtime would draw with these seeds by DDIM, for comparing.
+
+    size: (height, width) in pixels.
+    """
+    shape = (int(teacher.unet_config["in_channels"]), *(edge // teacher.pixels_per_latent for edge in size))
+    latents = sample_latents(
+        teacher.unet,
+        teacher.schedule,
+        torch.from_numpy(np.stack([noise_of(seed).standard_normal(shape, np.float32) for seed in seeds])),
+        teacher.encode_prompts(prompts),
+        teacher.encode_prompts([""]),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+    )
+    return teacher.decode(latents, 1).cpu()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rcdeploy.evaluate.clip_score import ClipScore
 from rcdeploy.evaluate.judge import Judge
-from rcdeploy.sampling import sample_latents
+from rcdeploy.sampling import pictures_of_seeds
 from rcdeploy.teacher import Condition, Teacher, predict
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.package import Package
@@ -24,6 +24,8 @@ SECONDS = 60.0
 """what may be spent on drawing pictures, when nobody says how many"""
 MOST = 32
 STEPS, GUIDANCE_SCALE = 25, 7.5
+PIXELS = 8 * 64 * 64
+"""that torch draws at once: small pictures together take a tenth of the time that they take one by one"""
 
 
 @torch.no_grad()
@@ -91,13 +93,18 @@ def compare_pictures(
     """
     model = TextToImage(Package(folder, verify=False), "cpu")
     drawn, expected = [], []
-    for k, prompt in enumerate(prompts):
-        progress(k, len(prompts))
-        image = model.generate(prompt, seed=k, num_inference_steps=STEPS, guidance_scale=GUIDANCE_SCALE)[0][0]
-        drawn.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)
-        expected.append(_by_torch(teacher, prompt, k, (model.height, model.width)))
+    how: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    size = model.height, model.width
+    at_once = max(1, PIXELS // (size[0] * size[1]))
+    for start in range(0, len(prompts), at_once):
+        progress(start, len(prompts))
+        seeds = range(start, min(start + at_once, len(prompts)))
+        for k in seeds:
+            image = model.generate(prompts[k], seed=k, **how)[0][0]
+            drawn.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)
+        expected.append(pictures_of_seeds(teacher, [prompts[k] for k in seeds], seeds, size, **how))
     progress(len(prompts), len(prompts))
-    both = {"fp32": torch.stack(expected), precision: torch.stack(drawn)}
+    both = {"fp32": torch.cat(expected), precision: torch.stack(drawn)}
     difference = (both["fp32"] - both[precision]).abs().mean().item() * 255
     found: dict[str, Any] = {"count": len(prompts), "grey_levels": float(f"{difference:.4g}")}
     if judge is not None:
@@ -106,22 +113,6 @@ def compare_pictures(
         score = ClipScore(clip)
         found["clip_score"] = {name: round(score(images, prompts).mean().item(), 4) for name, images in both.items()}
     return found
-
-
-def _by_torch(teacher: Teacher, prompt: str, seed: int, size: tuple[int, int]) -> Tensor:
-    """The picture [3, h, w] that the runtime would draw with this seed."""
-    shape = teacher.latent_shape()[0], size[0] // teacher.pixels_per_latent, size[1] // teacher.pixels_per_latent
-    noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal((1, *shape), np.float32)
-    latents = sample_latents(
-        teacher.unet,
-        teacher.schedule,
-        torch.from_numpy(noise),
-        teacher.encode_prompts([prompt]),
-        teacher.encode_prompts([""]),
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE_SCALE,
-    )
-    return teacher.decode(latents)[0]
 
 
 def _shares(judge: Judge, images: Tensor, prompts: list[str]) -> dict[str, float]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops
 
 from rcdeploy_runtime.text_to_image import TextToImage
 
-from ..sampling import sample_latents
+from ..sampling import pictures_of_seeds
 from ..teacher import Teacher
 from .pictures import grid_pictures
 
@@ -68,20 +67,10 @@ def draw(
     if isinstance(model, TextToImage):
         given: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return model.generate(prompt, seed=seed, height=height, width=width, **given)[0][0]
-    edge = model.pixels_per_latent
-    shape = (1, int(model.unet_config["in_channels"]), height // edge, width // edge)
-    noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape, np.float32)
-    latents = sample_latents(
-        model.unet,
-        model.schedule,
-        torch.from_numpy(noise),
-        model.encode_prompts([prompt]),
-        model.encode_prompts([""]),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
+    (picture,) = pictures_of_seeds(
+        model, [prompt], [seed], size, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
     )
-    pixels = model.decode(latents)[0].movedim(0, -1).cpu().numpy()
-    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+    return Image.fromarray((picture.movedim(0, -1).numpy() * 255).round().astype(np.uint8))
 
 
 def frames(samples: Path) -> dict[str, Any] | None:

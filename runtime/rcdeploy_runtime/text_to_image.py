@@ -29,6 +29,11 @@ from .tokenizer import PromptTokenizer
 REMEMBERED_PROMPTS = 256
 
 
+def noise_of(seed: int) -> np.random.Generator:
+    """Where all the noise of the picture with this seed comes from, x_T first."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**64))
+
+
 @dataclass
 class Step:
     """One turn of the denoising loop, as `stream` yields it.
@@ -145,7 +150,7 @@ class TextToImage:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seeds = [seed + k for k in range(len(prompts))]
-        streams = [np.random.Generator(np.random.Philox(key=s % 2**64)) for s in seeds]
+        streams = [noise_of(s) for s in seeds]
         c, h, w = self._shape[0], height // self.pixels_per_latent, width // self.pixels_per_latent
 
         def noise() -> Array:
