@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,7 +185,7 @@ def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: 
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
-    _anchor(data, file.resolve().parent)
+    anchor(data, file.resolve().parent)
     errors: list[str] = []
     for override in overrides or []:
         _override(data, override, errors)
@@ -196,7 +197,7 @@ def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: 
     return recipe
 
 
-def _anchor(data: dict[str, Any], folder: Path) -> None:
+def anchor(data: dict[str, Any], folder: Path) -> None:
     """Relative paths become absolute, from `folder`; a name on the hub (no such local path) stays."""
 
     def anchored(value: Any) -> Any:
@@ -226,7 +227,7 @@ def _override(data: dict[str, Any], override: str, errors: list[str]) -> None:
     if section in SECTIONS and isinstance(data.setdefault(section, {}), dict):
         data[section][key] = value
         if (section, key) in PATHS:
-            _anchor(data, Path.cwd())
+            anchor(data, Path.cwd())
     else:
         errors.append(f"--set {override}: there is no section {section!r}{_nearest(section, SECTIONS)}")
 
@@ -265,6 +266,22 @@ def _said(section: str, model: type[Section], error: Any) -> str:
 def _nearest(name: Any, allowed: Any) -> str:
     near = difflib.get_close_matches(str(name), list(allowed), 1, 0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
+
+
+def portable(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved recipe for other machines: of absolute paths the last name alone, the rest as it stands."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, list):
+            return [shown(v) for v in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return {
+        section: {key: shown(value) if (section, key) in PATHS else value for key, value in keys.items()}
+        if isinstance(keys, dict)
+        else keys
+        for section, keys in recipe.items()
+    }
 
 
 def digest(data: Any) -> str:

@@ -69,13 +69,13 @@ def _save(image: Image.Image, path: Path) -> None:
         image.save(beside, path.suffix.removeprefix(".").upper())
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     from matplotlib.figure import Figure
 
     return Figure((width, height), layout="constrained")
 
 
-def _save_figure(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     page = io.BytesIO()
     figure.savefig(page, format=path.suffix.removeprefix("."), dpi=110)
     with replacing(path) as beside:
@@ -84,7 +84,7 @@ def _save_figure(figure: Any, path: Path) -> None:
 
 def loss_curves(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
     """One line per loss over the steps, logarithmic; validation as points."""
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.add_subplot()
     for name in ("loss", "output", "feature", "task", "validation"):
         points = [(m["step"], m[name]) for m in metrics if name in m]
@@ -94,12 +94,12 @@ def loss_curves(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) ->
     axes.set(xlabel="step", ylabel="loss", yscale="log", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def probability_curves(curves: dict[str, Any], path: Path) -> None:
     """name -> function of u = t/T: the paper's Fig. A."""
-    figure = _figure(7.5, 3.6)
+    figure = new_figure(7.5, 3.6)
     axes = figure.add_subplot()
     u = np.linspace(0, 0.999, 1000)
     for name, p in curves.items():
@@ -107,7 +107,7 @@ def probability_curves(curves: dict[str, Any], path: Path) -> None:
     axes.set(xlabel="t / T", ylabel="p(t)", ylim=(-0.03, 1.03), title="probability that a text is replaced")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper")  # inside, it would cover a curve
-    _save_figure(figure, path)
+    save_figure(figure, path)
 
 
 def loss_svg(metrics: Sequence[dict[str, Any]], best_step: int | None) -> str:
@@ -158,7 +158,7 @@ def _ticker() -> Any:
 
 def _page_figure() -> tuple[Any, Any]:
     """Small, so that its letters are still read where a phone halves it; no box around, fine lines across."""
-    figure = _figure(4.4, 2.9)
+    figure = new_figure(4.4, 2.9)
     figure.patch.set_alpha(0)
     axes = figure.add_subplot(facecolor="none")
     for side, spine in axes.spines.items():
