@@ -4,7 +4,8 @@
 
 Stages, each kept in --work and skipped when it is there: vae (pictures <-> latents), judge (the classifier that
 measures), unet (UNet and text encoder together, on latents encoded once). Then the fp16 folders, as diffusers reads
-them, and the teacher's figures: 1,000 pictures by DDIM-25, read by the judge.
+them, what the judge's Frechet distance compares with (--reference-only: this alone, for a teacher that is there), and
+the teacher's figures: 1,000 pictures by DDIM-25, read by the judge.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.evaluate.metrics import JUDGE_REFERENCE
 from rcdeploy.report.pictures import grid
 from rcdeploy.sampling import pictures
 from rcdeploy.teacher import Teacher
@@ -203,6 +206,19 @@ def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, 
 
 
 @torch.inference_mode()
+def write_reference(args: argparse.Namespace) -> None:
+    """Statistics of the judge's features of the test split, each photograph once in a random scene."""
+    judge = Judge.load(args.out / "judge")
+    photos, labels = photographs(args.data, "t10k")
+    generator, rng = torch.Generator().manual_seed(args.seed + 3), random.Random(args.seed + 3)
+    chosen = some_scenes(labels, rng)
+    parts = torch.arange(len(photos)).split(250)
+    features = [judge.features(draw(photos[rows], [chosen[i] for i in rows], generator)) for rows in parts]
+    # fp32 keeps the file small
+    Statistics.of(torch.cat(features)).save(args.out / "judge" / JUDGE_REFERENCE, torch.float32)
+
+
+@torch.inference_mode()
 def encode(vae: AutoencoderKL, data: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
     """Every training photograph once in a random scene -> latent means and stds [n, c, 8, 8], unscaled; scenes."""
     photos, labels = photographs(data, "train")
@@ -282,7 +298,11 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
     parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
     parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
+    parser.add_argument("--reference-only", action="store_true", help="only judge/reference.safetensors of --out")
     args = parser.parse_args()
+    if args.reference_only:
+        write_reference(args)
+        return
     args.work.mkdir(parents=True, exist_ok=True)
 
     vae_file, unet_file, text_file = (args.work / f"{n}.safetensors" for n in ("vae", "unet", "text_encoder"))
@@ -329,6 +349,7 @@ def main() -> None:
     ).to(dtype=torch.float16).save_pretrained(args.out)
     build_tokenizer(learnt_from, args.out / "tokenizer")
     Judge.load(args.work / "judge").save(args.out / "judge")
+    write_reference(args)
     with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
         f.write("".join(c + "\n" for c in captions).encode())
     measure(args, captions)

@@ -106,7 +106,7 @@ class RandomConditioning:
         return Draw(row, timestep, text, prompt, rng.standard_normal(latent_shape, np.float32))
 
 
-TRAINING, CACHE, GRID, VALIDATION, SHUFFLE, CALIBRATION = range(6)
+TRAINING, CACHE, GRID, VALIDATION, SHUFFLE, CALIBRATION, EVALUATION = range(7)
 """streams of random numbers that share a seed and never meet"""
 
 

@@ -132,8 +132,17 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    every: int = Field(25_000, ge=0, description="steps between validation losses and grids of pictures; 0: never")
+    every: int = Field(25_000, ge=0, description="steps between evaluations and grids of pictures; 0: never")
+    score: Literal["validation", "fid", "judge"] = Field(
+        "validation", description="what makes a step the best one: validation loss, FID (the paper), judge's accuracy"
+    )
+    keep: Literal["last", "best"] = Field("last", description="the step whose EMA weights become pipeline/")
     prompts: list[str] = Field([], description="of the grid; the first of the pool by default")
+    prompt_files: list[str] = Field([], description="of the scored pictures; the paired prompts by default")
+    count: int = Field(1000, ge=0, description="scored pictures, of prompts drawn by the seed; 0: one of each prompt")
+    inception: str | None = Field(None, description="weights of Inception-v3 in .safetensors, for FID and IS")
+    reference: str | None = Field(None, description="folder of real pictures, or their statistics, for FID")
+    clip: str | None = Field(None, description="folder of a CLIP model, for `rcdeploy evaluate`")
     num_inference_steps: int = Field(25, gt=0)
     guidance_scale: float = Field(7.5, ge=0)
     seed: int = Field(0, ge=0)
@@ -167,6 +176,7 @@ SECTIONS: dict[str, type[Section]] = {
     "evaluate": Evaluate,
 }
 PATHS = {("teacher", "path"), ("prompts", "paired"), ("prompts", "pool"), ("cache", "images"), ("cache", "folder")}
+PATHS |= {("evaluate", key) for key in ("prompt_files", "inception", "reference", "clip")}
 
 
 def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: bool = True) -> Recipe:

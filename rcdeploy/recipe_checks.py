@@ -11,6 +11,9 @@ from rcdeploy_runtime.files import read_json
 
 from .student.spec import STUDENTS, StudentSpec, student_config
 
+FID_FEATURES = 2048
+"""of Inception-v3: of so many pictures or fewer, the covariance is singular"""
+
 
 def cross_errors(sections: dict[str, Any], check_files: bool) -> list[str]:
     """sections: those that are right in themselves, by name. Returns a sentence for each error."""
@@ -30,6 +33,8 @@ def cross_errors(sections: dict[str, Any], check_files: bool) -> list[str]:
         )
     if conditioning and loss and loss.task and conditioning.probability == "constant" and conditioning.constant == 1:
         errors.append("loss.task: needs true pairs, but conditioning.constant = 1 replaces every text")
+    if evaluate := sections.get("evaluate"):
+        errors += _evaluate_errors(evaluate, sections.get("teacher"), check_files)
     if check_files:
         if prompts:
             for key in ("paired", "pool"):
@@ -52,6 +57,26 @@ def _student_errors(student: Any) -> list[str]:
     if not channels and student.init == "sliced":
         return ["student.init: 'sliced' is for channel students; use 'teacher' or 'random'"]
     return []
+
+
+def _evaluate_errors(evaluate: Any, teacher: Any, check_files: bool) -> list[str]:
+    errors: list[str] = []
+    if evaluate.score == "fid":
+        for key in ("inception", "reference"):
+            if not getattr(evaluate, key):
+                errors.append(f"evaluate.{key}: score = 'fid' needs it; `rcdeploy evaluate --help` says what it is")
+        if 0 < evaluate.count <= FID_FEATURES:
+            errors.append(f"evaluate.count: score = 'fid' needs more than {FID_FEATURES}, or 0 for all prompts")
+    if not evaluate.every and (evaluate.score != "validation" or evaluate.keep == "best"):
+        errors.append("evaluate.every: 0 evaluates nothing, but score or keep ask for it")
+    if check_files:
+        named = [(key, getattr(evaluate, key)) for key in ("inception", "reference", "clip")]
+        for key, path in [*named, *(("prompt_files", file) for file in evaluate.prompt_files)]:
+            if path and not Path(path).exists():
+                errors.append(f"evaluate.{key}: {path} is not there")
+        if evaluate.score == "judge" and teacher and not (Path(teacher.path) / "judge" / "config.json").is_file():
+            errors.append(f"evaluate.score: 'judge' needs a judge, and {teacher.path} has no judge/")
+    return errors
 
 
 def _teacher_errors(path: str, student: Any) -> list[str]:

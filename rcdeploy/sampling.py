@@ -94,16 +94,18 @@ def pictures_of_seeds(
     seeds: Sequence[int],
     size: tuple[int, int],
     *,
+    unet: torch.nn.Module | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    decode_at_once: int = 1,
 ) -> Tensor:
     """Pictures [n, 3, height, width] in [0, 1] that the runtime would draw with these seeds by DDIM, for comparing.
 
-    size: (height, width) in pixels.
+    size: (height, width) in pixels. unet: another one in place of the teacher's.
     """
     shape = (int(teacher.unet_config["in_channels"]), *(edge // teacher.pixels_per_latent for edge in size))
     latents = sample_latents(
-        teacher.unet,
+        teacher.unet if unet is None else unet,
         teacher.schedule,
         torch.from_numpy(np.stack([noise_of(seed).standard_normal(shape, np.float32) for seed in seeds])),
         teacher.encode_prompts(prompts),
@@ -111,4 +113,4 @@ def pictures_of_seeds(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
     )
-    return teacher.decode(latents, 1).cpu()
+    return teacher.decode(latents, decode_at_once).cpu()

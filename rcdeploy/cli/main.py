@@ -9,7 +9,7 @@ import typer
 from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 
-from . import bench, cache, card, distill, estimate, export, generate, prompts, push, recipes, report, students
+from . import bench, cache, card, distill, estimate, evaluate, export, generate, prompts, push, recipes, report, students
 from .console import show_error
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("estimate")(estimate.estimate_command)
 app.command("cache")(cache.cache_command)
 app.command("export")(export.export_command)
 app.command("generate")(generate.generate_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("bench")(bench.bench_command)
 app.command("card")(card.card_command)
 app.command("push")(push.push_command)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import new_folder, read_json, write_json
+from rcdeploy_runtime.files import new_folder, read_json, sha256, write_json
 
 from ..tensors import load_tensors, save_tensors
 
@@ -61,9 +62,8 @@ def load(
     moments = load_tensors(where / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}/{key}" in moments]
-        # the step count stays on the CPU, as AdamW keeps it
-        at = {key: "cpu" if key == "step" else parameter.device for key in keys}
-        optimizer.state[parameter] = {key: moments[f"{name}/{key}"].to(at[key]) for key in keys}
+        # the step count too: a fused AdamW keeps it where the weights are
+        optimizer.state[parameter] = {key: moments[f"{name}/{key}"].to(parameter.device) for key in keys}
     averages = load_tensors(where / "ema.safetensors")
     for name, shadow in zip(trained_names(model), ema.shadow_params, strict=True):
         shadow.copy_(averages[name])
@@ -71,6 +71,40 @@ def load(
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     return state
+
+
+def find(folder: Path, at: str) -> int:
+    """The step that "best", "last" or a number means. Raises RcdeployError that lists the steps there are."""
+    steps = steps_of(folder)
+    listed = ", ".join(map(str, steps)) or "none"
+    if at == "last" and steps:
+        return steps[-1]
+    if at == "best" and steps:
+        best = read_json(place(folder, steps[-1]) / "state.json")["best"]
+        if best and best[1] in steps:
+            return int(best[1])
+        raise RcdeployError(
+            f"{folder} has no best checkpoint: nothing was evaluated while it was trained",
+            fix=f"Checkpoints there are: {listed}.",
+        )
+    if at.isdigit() and int(at) in steps:
+        return int(at)
+    raise RcdeployError(
+        f"{folder} has no checkpoint {at!r}", fix=f"Give best, last, or a step that was kept: {listed}."
+    )
+
+
+def ema_unet(folder: Path, step: int, config: dict[str, Any]) -> UNet2DConditionModel:
+    """The student of step N with its EMA weights, fp32, in evaluation mode. config: its UNet's."""
+    unet = UNet2DConditionModel.from_config(config)
+    averages = load_tensors(place(folder, step) / "ema.safetensors")
+    unet.load_state_dict({name.removeprefix("unet."): value for name, value in averages.items()})
+    return unet.requires_grad_(False).eval()
+
+
+def ema_digest(folder: Path, step: int) -> str:
+    """sha256 of the EMA weights of step N."""
+    return sha256(place(folder, step) / "ema.safetensors")
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:

@@ -16,6 +16,7 @@ from ..recipe import Recipe
 from . import outcome
 from .features import FeatureTaps
 from .run import Progress, Run, build_run, make_batches
+from .scoring import FIGURES, Scoring
 from .step import losses
 
 
@@ -32,6 +33,8 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, say: Callable[[str
     run = build_run(recipe, folder, progress, say)
     if run.is_main:
         outcome.begin(run)
+    if recipe.evaluate.every and recipe.evaluate.score != "validation":
+        run.drawn["scoring"] = Scoring.open(run, progress, say)
     if recipe.train.trackers:
         run.accelerator.init_trackers("tracking")
     _loop(run, progress)
@@ -39,6 +42,8 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, say: Callable[[str
     if run.is_main:
         say("writing the student's pipeline")
         outcome.finish(run)
+        if run.best:
+            say(f"best step: {run.best[1]:,} ({FIGURES[recipe.evaluate.score]} {run.best[0]:.6g})")
     run.accelerator.end_training()
     return run
 
@@ -83,8 +88,7 @@ def _loop(run: Run, progress: Progress) -> None:
             progress("distill", run.step, train.max_steps, run.latest)
             looked = evaluate.every and (run.step % evaluate.every == 0 or end)
             if looked:
-                if run.is_main:
-                    outcome.look(run, batches)
+                outcome.look(run, batches)
                 accelerator.wait_for_everyone()
                 timed, started = run.step, time.monotonic()
             # after a look too: the best step must have a checkpoint to keep

@@ -20,9 +20,11 @@ from ..conditioning import GRID, VALIDATION, generator
 from ..report.pictures import grid, loss_curves
 from ..sampling import pictures
 from ..teacher import predict
+from . import checkpoint
 from .losses import output_loss
 from .run import Run
 from .run_folder import Metrics
+from .scoring import FIGURES, better
 from .step import Batches
 
 COLUMNS = 8
@@ -87,16 +89,25 @@ def _ema_weights(run: Run) -> Iterator[torch.nn.Module]:
 
 
 def look(run: Run, batches: Batches) -> None:
-    """Validation loss of the EMA weights, a grid of pictures, the loss curve; remembers the best step."""
+    """Figures of the EMA weights, a grid of pictures, the loss curve; remembers the best step.
+
+    Every process must call it: all of them draw the pictures that are scored, the main one does the rest.
+    """
+    scoring = run.drawn.get("scoring")
     with _ema_weights(run) as unet:
-        loss = validation_loss(run, unet, batches)
-        if run.best is None or loss < run.best[0]:
-            run.best = (loss, run.step)
-        _draw_grid(run, unet)
+        scores = scoring(run, _as_teacher(run, unet)) if scoring else {}
+        if run.is_main:
+            figures = {"validation": validation_loss(run, unet, batches), **scores}
+            _draw_grid(run, unet)
+    if not run.is_main:
+        return
+    name = FIGURES[run.recipe.evaluate.score]
+    if run.best is None or better(name, figures[name], run.best[0]):
+        run.best = (figures[name], run.step)
     if run.metrics:
-        run.metrics.add({"step": run.step, "validation": loss})
+        run.metrics.add({"step": run.step, **figures})
         loss_curves(run.metrics.lines, run.folder / "loss.png", title=f"{run.recipe.name}: distillation losses")
-    run.latest = {**run.latest, "validation": loss}
+    run.latest = {**run.latest, "validation": figures["validation"], name: figures[name]}
 
 
 @torch.no_grad()
@@ -161,10 +172,17 @@ def _student(run: Run, unet: torch.nn.Module) -> UNet2DConditionModel:
     return copy.eval()
 
 
+def _kept_student(run: Run) -> tuple[UNet2DConditionModel, int]:
+    """The student with its EMA weights of the last step, or of the best one, and which step that is."""
+    if run.recipe.evaluate.keep == "best" and run.best:
+        return checkpoint.ema_unet(run.folder, run.best[1], run.student_config), run.best[1]
+    with _ema_weights(run) as unet:
+        return _student(run, unet), run.step
+
+
 def finish(run: Run) -> None:
     """pipeline/: the EMA student with the teacher's text encoder, VAE and schedule, as diffusers reads it."""
-    with _ema_weights(run) as unet:
-        student = _student(run, unet)
+    student, step = _kept_student(run)
     with new_folder(run.folder / "pipeline") as beside:
         for name in ("text_encoder", "tokenizer", "vae"):
             shutil.copytree(run.teacher.folder / name, beside / name)
@@ -173,7 +191,9 @@ def finish(run: Run) -> None:
         student.half().save_pretrained(beside / "unet")
         write_json(beside / "model_index.json", _model_index(read_json(run.teacher.folder / "model_index.json")))
     manifest = _manifest(run)
-    manifest.facts |= {"best_step": run.best[1] if run.best else None, "finished": True}
+    score, best_step = run.best or (None, None)
+    manifest.facts |= {"best_step": best_step, "best_score": score, "score": FIGURES[run.recipe.evaluate.score]}
+    manifest.facts |= {"pipeline_step": step, "finished": True}
     manifest.add_files(run.folder, "pipeline")
     manifest.write(run.folder)
 

@@ -51,7 +51,7 @@ class Run:
     step: int = 0
     """updates done"""
     best: tuple[float, int] | None = None
-    """lowest validation loss, and its step"""
+    """the best value of evaluate.score, and its step"""
     lowest_loss: float = float("inf")
     latest: dict[str, float] = field(default_factory=dict)
     """the last logged figures"""
@@ -86,7 +86,7 @@ class Run:
         sums = self.mean_sums()
         if self.is_main:
             state: dict[str, Any] = {"step": self.step, "best": self.best, "lowest_loss": self.lowest_loss}
-            state |= {"since": self.since, "sums": sums}
+            state |= {"since": self.since, "sums": sums, "score": self.recipe.evaluate.score}
             checkpoint.save(self.folder, self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler, state)
             checkpoint.prune(self.folder, self.recipe.train.keep_checkpoints, self.best[1] if self.best else None)
 
@@ -99,7 +99,9 @@ class Run:
             self.folder, steps[-1], self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler
         )
         self.step, self.lowest_loss = state["step"], state["lowest_loss"]
-        self.best = tuple(state["best"]) if state["best"] else None
+        # what was best by another score is not comparable
+        same = state.get("score", "validation") == self.recipe.evaluate.score
+        self.best = tuple(state["best"]) if state["best"] and same else None
         self.since = state["since"]
         self.sums = {name: torch.tensor(v, device=self.accelerator.device) for name, v in state["sums"].items()}
         return True

@@ -29,8 +29,9 @@ class Statistics:
         centred = features - mean
         return cls(mean, centred.T @ centred / (len(features) - 1), len(features))
 
-    def save(self, path: Path) -> None:
-        save_tensors(path, {"mean": self.mean, "covariance": self.covariance, "count": torch.tensor(self.count)})
+    def save(self, path: Path, dtype: torch.dtype = torch.float64) -> None:
+        tensors = {"mean": self.mean.to(dtype), "covariance": self.covariance.to(dtype)}
+        save_tensors(path, {**tensors, "count": torch.tensor(self.count)})
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
@@ -71,10 +72,11 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
     """exp(mean KL(p(y|x) || p(y))) (Salimans et al. 2016), over `splits` parts in the order given: mean, deviation.
 
-    probabilities: [n, classes], each row a distribution.
+    probabilities: [n, classes], each row a distribution; n at least `splits`.
     """
-    scores = []
-    for part in probabilities.double().tensor_split(splits):
+    n, scores = len(probabilities), []
+    for i in range(splits):
+        part = probabilities[i * n // splits : (i + 1) * n // splits].double()
         marginal = part.mean(0, keepdim=True)
         divergence = torch.xlogy(part, part) - torch.xlogy(part, marginal)
         scores.append(divergence.sum(1).mean().exp())

@@ -10,7 +10,7 @@ from .errors import RcdeployError
 from .files import inside, read_json, sha256, write_json
 
 SCHEMA_VERSION = 1
-KINDS = ("prompt_pool", "latent_cache", "run", "package")
+KINDS = ("prompt_pool", "latent_cache", "run", "package", "evaluation")
 NAME = "manifest.json"
 
 

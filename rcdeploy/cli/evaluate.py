@@ -1,0 +1,180 @@
+"""rcdeploy evaluate"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from ..recipe import Evaluate
+from .console import err, out, quieten_libraries, show_table, stages
+from .distill import QUIET
+
+if TYPE_CHECKING:
+    from ..evaluate.source import Source
+
+
+def evaluate_command(
+    subject: str = typer.Argument(None, help="A run, a package or a diffusers folder; by default the newest run."),
+    prompts: list[Path] = typer.Option(None, help="Files of prompts; by default the recipe's. Repeatable."),
+    column: str | None = typer.Option(None, help="Of csv, jsonl and parquet files; found when not named."),
+    count: int | None = typer.Option(None, help="So many of the prompts, drawn by the seed; 0: all. By default 1,000."),
+    include: list[str] = typer.Option(None, help="Only prompts with this word (regular expression); repeatable."),
+    exclude: list[str] = typer.Option(None, help="No prompt with this word (regular expression); repeatable."),
+    split: Path | None = typer.Option(None, help="A file with a word a line: scores of prompts with and without too."),
+    metrics: str = typer.Option("", metavar="fid,is,clip,judge", help="By default all that can be had."),
+    inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
+    reference: Path | None = typer.Option(None, help="Real pictures, or their statistics (.safetensors, .npz)."),
+    clip: Path | None = typer.Option(None, help="A CLIP model in transformers' layout; the paper's is ViT-g/14."),
+    judge: Path | None = typer.Option(None, help="A judge; by default the one in the teacher's folder."),
+    checkpoint: str | None = typer.Option(None, metavar="best|last|STEP", help="EMA weights of a run's checkpoint."),
+    seed: int | None = typer.Option(None, help="Picture i is what rcdeploy generate --seed SEED+i draws."),
+    steps: int | None = typer.Option(None, help="DDIM steps; 25, or the recipe's."),
+    guidance_scale: float | None = typer.Option(None, help="7.5, or the recipe's."),
+    resize: int | None = typer.Option(None, help="Edge in pixels to score at; by default 256 of 512; 0: as drawn."),
+    folder: Path | None = typer.Option(None, "--out", "-o", help="By default evaluations/NAME-DIGEST."),
+    pictures_to: Path | None = typer.Option(None, "--write-pictures", help="Pictures as PNGs here, for other tools."),
+    allow_few: bool = typer.Option(False, "--allow-few", help="A Frechet distance of however few pictures."),
+    batch_size: int = typer.Option(16, min=1, help="Pictures drawn at once."),
+    shard_size: int = typer.Option(256, min=1, help="Pictures in a file."),
+    device: str = typer.Option("auto", help="auto, cpu, cuda."),
+    as_json: bool = typer.Option(False, "--json", help="What scores.json holds."),
+    quiet: bool = QUIET,
+) -> None:
+    """Draw pictures by a model and score them: FID, IS, CLIP score, a judge's accuracy. Run, package or teacher.
+
+    Pictures are drawn by DDIM at the model's own size and kept; whole shards stay, so the same command goes on after
+    any interruption, and several machines that see one folder may run it at once.
+
+    rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
+    rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
+
+    --split FILE gives Table 2's halves. T2I-CompBench has evaluators of its own (BLIP-VQA, UniDet and others), which
+    do not come with rcdeploy: --write-pictures DIR names pictures as they expect, {prompt}_{number}.png.
+    """
+    quieten_libraries()
+    from ..evaluate.evaluation import evaluate, identity_of, smaller, write_down, write_pictures
+    from ..evaluate.metrics import Weights, choose_metrics, open_scorer, refuse_too_few
+    from ..evaluate.picture_set import folder_of, open_set
+    from ..evaluate.prompt_choice import choose_prompts, matching
+    from ..evaluate.source import open_source, torch_device
+
+    for name, path in (("--reference", reference), ("--judge", judge), ("--clip", clip), ("--split", split)):
+        if path and not path.exists():
+            raise RcdeployError(f"{name} {path}: nothing is there")
+    source = open_source(subject, at=checkpoint, device=device)
+    defaults = _recipe_settings(source)
+    seed = defaults.seed if seed is None else seed
+    asked = choose_prompts(
+        prompts or _recipe_prompts(source, defaults),
+        column=column or source.recipe.get("prompts", {}).get("column"),
+        count=defaults.count if count is None else count,
+        at_most=count is None,
+        include=include or (),
+        exclude=exclude or (),
+        seed=seed,
+    )
+    halves = matching(asked, split) if split else None
+    counts = {"all": len(asked)} | ({"with": sum(halves), "without": len(asked) - sum(halves)} if halves else {})
+    weights = Weights(
+        inception=inception or _path(defaults.inception),
+        clip=clip or _path(defaults.clip),
+        judge=judge or source.judge,
+        reference=reference or _path(defaults.reference),
+    )
+    chosen = choose_metrics([m.strip() for m in metrics.split(",") if m.strip()], weights)
+    remarks = refuse_too_few(chosen, counts, allow_few)
+    settings = {
+        "num_inference_steps": steps or defaults.num_inference_steps,
+        "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
+    }
+    size = smaller(source.size, resize)
+    identity = identity_of(source, asked, seed, settings, size)
+    place = folder or folder_of(source.name, identity)
+    with stages(quiet or as_json) as show:
+
+        def progress(stage: str, done: int, of: int) -> None:
+            show(stage, done, of, {})
+
+        scorer = open_scorer(
+            chosen, weights, size=size, device=torch_device(device), allow_few=allow_few, progress=progress
+        )
+        pictures = open_set(
+            place, asked, identity, size=size, shard_size=shard_size, batch_size=batch_size, recipe=source.recipe
+        )
+        result = evaluate(
+            pictures, source.drawing, scorer, seed=seed, settings=settings, split=halves, progress=progress
+        )
+        if pictures_to:
+            write_pictures(pictures, pictures_to, progress)
+    record = {
+        "folder": str(place),
+        "model": source.model,
+        "identity": identity,
+        "prompts": {"sources": [str(p) for p in prompts or ()], "include": include, "exclude": exclude},
+        "split": str(split) if split else None,
+        "weights": scorer.record,
+        "weights_named": {k: str(v) if v else None for k, v in asdict(weights).items()},
+        **result,
+    }
+    write_down(pictures, record)
+    _say(record, remarks, as_json, quiet)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _recipe_settings(source: Source) -> Evaluate:
+    """The [evaluate] of the source's recipe, as far as this version knows its keys; defaults where there is none."""
+    known = {k: v for k, v in source.recipe.get("evaluate", {}).items() if k in Evaluate.model_fields}
+    return Evaluate.model_validate(known)
+
+
+def _recipe_prompts(source: Source, defaults: Evaluate) -> list[Path]:
+    """Those that the recipe evaluates with, else its paired ones, whatever it leaves out of them for training."""
+    named = defaults.prompt_files or source.recipe.get("prompts", {}).get("paired", [])
+    found = [Path(p) for p in named]
+    if not found or not all(p.exists() for p in found):
+        gone = next((f"{p} of its recipe is not there" for p in found if not p.exists()), "it has no recipe")
+        raise RcdeployError(
+            f"no prompts to draw for {source.model['path']}: {gone}",
+            fix="Name a file: --prompts captions.txt (or .csv, .jsonl, .parquet).",
+        )
+    return found
+
+
+def _say(record: dict[str, Any], remarks: list[str], as_json: bool, quiet: bool) -> None:
+    from ..evaluate.metrics import LOWER_IS_BETTER
+
+    if as_json:
+        out.print_json(json.dumps(record))
+        return
+    parts = list(record["scores"])
+    rows = [
+        {
+            "score": name,
+            **{part: _number(record["scores"][part].get(name)) for part in parts},
+            "better": "" if name == "is_deviation" else "lower" if name in LOWER_IS_BETTER else "higher",
+        }
+        for name in record["scores"]["all"]
+    ]
+    counts = ", ".join(f"{part} {n:,}" for part, n in record["counts"].items())
+    title = f"{record['model']['path']}: pictures: {counts}"
+    show_table(title, ["score", *parts, "better"], rows, as_json=False)
+    if not quiet:
+        for remark in remarks:
+            err.print(remark, style="yellow", soft_wrap=True)
+        out.print(
+            f"  scores    {record['folder']}/scores.json\n  pictures  {record['folder']}/pictures.png", soft_wrap=True
+        )
+
+
+def _number(value: float | None) -> str | None:
+    """Four digits that matter: FIDs are tens, similarities are hundredths."""
+    return None if value is None else f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"

@@ -1,0 +1,73 @@
+"""Which prompts an evaluation draws, and into which halves their scores are split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from ..conditioning import EVALUATION, generator
+from ..prompts.readers import batches, files_of, whole_words
+
+
+def choose_prompts(
+    sources: Sequence[Path],
+    *,
+    column: str | None = None,
+    count: int = 0,
+    at_most: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]:
+    """Captions of the files in their order, white space evened out; repeated ones stay.
+
+    include, exclude: patterns (whole words, case ignored) of which one must match, none may. count: so many of what is
+    left, drawn by `seed`, because files may be sorted by what they show; 0: all. Raises RcdeployError when none is
+    left, or fewer than `count`; with `at_most` fewer will do.
+    """
+    wanted, unwanted = whole_words(include), whole_words(exclude)
+    found = []
+    for rows in batches([file for source in sources for file in files_of(source)], column):
+        for row in rows:
+            prompt = " ".join(row.split())
+            if not prompt or wanted and not any(p.search(prompt) for p in wanted):
+                continue
+            if not any(p.search(prompt) for p in unwanted):
+                found.append(prompt)
+    named = ", ".join(map(str, sources))
+    if not found:
+        why = ": no caption passes --include and --exclude" if include or exclude else ""
+        raise RcdeployError(f"there is nothing to draw in {named}{why}", fix="Name another file with --prompts.")
+    if not count or count == len(found) or at_most and count > len(found):
+        return found
+    if count > len(found):
+        raise RcdeployError(
+            f"{count:,} pictures were asked for, but {named} has {len(found):,} prompts to draw",
+            fix=f"Give --count {len(found)} or less, or 0 for all of them.",
+        )
+    rows_drawn = generator(seed, EVALUATION).permutation(len(found))[:count]
+    return [found[i] for i in sorted(rows_drawn.tolist())]
+
+
+def matching(prompts: Sequence[str], file: Path) -> list[bool]:
+    """Does a line of `file`, a word or a regular expression, match the prompt as whole words? For each prompt."""
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RcdeployError(
+            f"--split {file} cannot be read: {error}", fix="It is a text file with a word or an expression a line."
+        ) from None
+    expressions = [line for line in lines if line and not line.startswith("#")]
+    if not expressions:
+        raise RcdeployError(f"--split {file} holds no word", fix="Write one word or regular expression a line.")
+    whole_words(expressions)  # each by itself, so that the one that is wrong is named
+    (pattern,) = whole_words(["|".join(f"(?:{e})" for e in expressions)])
+    found = [pattern.search(prompt) is not None for prompt in prompts]
+    if all(found) or not any(found):
+        raise RcdeployError(
+            f"--split {file} splits nothing: {'every' if all(found) else 'no'} prompt has one of its words",
+            fix="Leave --split out, or take other prompts.",
+        )
+    return found

@@ -1,0 +1,148 @@
+"""Who draws the pictures of an evaluation: a run, one of its checkpoints, a package, or any diffusers folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import NAME, Manifest
+
+from ..distill import checkpoint
+from ..distill.run_folder import newest_run
+from ..measure.subject import Subject, find_subjects
+from ..recipe import Recipe
+from ..sampling import pictures_of_seeds
+from ..student.spec import StudentSpec, student_config
+from ..teacher import Teacher
+
+Settings = dict[str, Any]
+"""num_inference_steps, guidance_scale"""
+Drawing = Callable[[Sequence[str], Sequence[int], Settings], Tensor]
+"""n prompts, n seeds, settings -> pictures uint8 [n, 3, h, w]"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """name: for folders. model: {"kind", "path", "digest", ...}, the digest that of its weights. size: (height, width)
+    in pixels. recipe: what it was made with, as far as it says. beside: the folder that a judge may stand in.
+    """
+
+    name: str
+    model: dict[str, Any]
+    size: tuple[int, int]
+    drawing: Drawing
+    recipe: dict[str, Any] = field(default_factory=dict)
+    beside: Path | None = None
+
+    @property
+    def judge(self) -> Path | None:
+        folder = self.beside / "judge" if self.beside else None
+        return folder if folder and (folder / "config.json").is_file() else None
+
+
+def open_source(word: str | None, *, at: str | None = None, device: str = "auto") -> Source:
+    """word: what to evaluate; None: the newest run under runs/. at: "best", "last" or a step: a run's checkpoint.
+
+    Raises RcdeployError for a word that is nothing that draws.
+    """
+    word = word or str(newest_run(Path("runs")))
+    if at is not None:
+        return _checkpoint(Path(word), at, torch_device(device))
+    (subject,) = find_subjects([word])
+    if subject.folder is None:
+        raise RcdeployError(
+            f"{word} is the name of a student: it has no weights, and draws nothing",
+            fix="Give a run, a package, or a diffusers folder.",
+        )
+    return _package(subject, device) if subject.kind == "package" else _diffusers(subject, torch_device(device))
+
+
+def torch_device(word: str) -> torch.device:
+    """auto: the GPU where there is one."""
+    if word == "auto":
+        word = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(word)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RcdeployError(f"torch has no device {word!r} here: {error}", fix="Give --device cpu.") from None
+    return device
+
+
+def _diffusers(subject: Subject, device: torch.device) -> Source:
+    teacher = Teacher(str(subject.folder), dtype=_dtype(device)).to(device)
+    teacher.load("text_encoder", "unet", "vae")
+    recipe = Manifest.read(Path(subject.source), "run").recipe if subject.kind == "run" else {}
+    model = {"kind": subject.kind, "path": subject.source, "digest": teacher.revision}
+    beside = Path(recipe["teacher"]["path"]) if recipe else subject.folder
+    return Source(subject.name, model, subject.size, by_teacher(teacher, subject.size), recipe, beside)
+
+
+def _checkpoint(run: Path, at: str, device: torch.device) -> Source:
+    if not (run / NAME).is_file():
+        raise RcdeployError(f"{run} is no run folder: only runs have checkpoints", fix="Leave --checkpoint out.")
+    recipe = Recipe.model_validate(Manifest.read(run, "run").recipe)
+    step = checkpoint.find(run, at)
+    teacher = Teacher(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device)).to(device)
+    wanted = recipe.student
+    config, _ = student_config(StudentSpec(width=wanted.width) if wanted.width else wanted.name, teacher.unet_config)
+    unet = checkpoint.ema_unet(run, step, config).to(device, _dtype(device))
+    weights = hashlib.sha256(f"{checkpoint.ema_digest(run, step)} {teacher.revision}".encode()).hexdigest()[:16]
+    model = {"kind": "checkpoint", "path": str(run), "step": step, "digest": weights}
+    size = _native(teacher)
+    name = f"{run.resolve().name}-step-{step}"
+    return Source(name, model, size, by_teacher(teacher, size, unet), recipe.resolved(), Path(recipe.teacher.path))
+
+
+def _package(subject: Subject, device: str) -> Source:
+    from rcdeploy_runtime.package import Package
+    from rcdeploy_runtime.text_to_image import TextToImage
+
+    package = Package(str(subject.folder))
+    runtime = TextToImage(package, device)
+
+    def drawing(prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
+        images, _ = runtime.generate(list(prompts), seed=seeds[0], sampler="ddim", **settings)
+        return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+    said = json.dumps(asdict(package.manifest), sort_keys=True)  # every file's sha256 stands in it
+    model = {
+        "kind": "package",
+        "path": subject.source,
+        "digest": hashlib.sha256(said.encode()).hexdigest()[:16],
+        "format": package.format,
+        "precision": subject.precision,
+    }
+    recipe = package.manifest.recipe
+    beside = Path(recipe["teacher"]["path"]) if "teacher" in recipe else None
+    return Source(subject.name, model, subject.size, drawing, recipe, beside)
+
+
+def by_teacher(teacher: Teacher, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Drawing:
+    """Drawing by a teacher's parts, with another UNet if one is given; noise as the runtime makes it of a seed."""
+
+    def drawing(prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
+        images = pictures_of_seeds(teacher, prompts, seeds, size, unet=unet, decode_at_once=len(prompts), **settings)
+        if not images.isfinite().all():
+            raise RcdeployError(f"NaN was drawn of {prompts[0]!r} or one of the next {len(prompts) - 1}")
+        return (images * 255).round().to(torch.uint8)
+
+    return drawing
+
+
+def _native(teacher: Teacher) -> tuple[int, int]:
+    _, height, width = teacher.latent_shape()
+    return height * teacher.pixels_per_latent, width * teacher.pixels_per_latent
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16
