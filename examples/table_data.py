@@ -1,0 +1,121 @@
+"""What the paper's tables in miniature need beside the embedded teacher: real pictures, pools of several sizes, texts.
+
+    python examples/table_data.py                       # half a minute; then rcdeploy sweep recipes/tables/table_1.toml
+
+Writes into build/tables:
+
+    real_pictures/      coloured Fashion-MNIST photographs with metadata.csv: "real" pictures of Table 1
+    pool_paired, pool_eighth, pool_half/    pools of Table B: the texts of the cached latents alone, with an eighth and
+                        with half of all captions
+    pool_unseen/        pool of Table 2: the same texts, and the captions of the unseen items
+    templates.txt       texts of Table 3 that no caption was looked at for: templates over the words alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import random
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from fashion import COLOURS, ITEMS, SIZES, draw, photographs, scenes
+from PIL import Image
+
+from rcdeploy.conditioning import SHUFFLE, generator
+from rcdeploy.prompts.pool import build_pool
+from rcdeploy.prompts.readers import read_batches, whole_words
+from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy_runtime.files import new_folder, replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATES = (
+    "{colour} {item} with {back} behind it",
+    "{item}, {colour}, {back} background",
+    "one {colour} {item} on {back}",
+    "{back} background and a {colour} {item}",
+    "{size} {colour} {item}, studio, {back} background",
+)
+"""ours; none is a phrasing of fashion.py"""
+
+
+def real_pictures(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
+    """`count` photographs, each as a random scene of its item with one of the scene's captions."""
+    photos, items = photographs(dataset, "train")
+    rng = random.Random(seed)
+    chosen = rng.sample(range(len(photos)), count)
+    by_item = [[scene for scene in scenes() if scene.item == item] for item in range(len(ITEMS))]
+    shown = [rng.choice(by_item[int(items[i])]) for i in chosen]
+    images = draw(photos[chosen], shown, torch.Generator().manual_seed(seed))
+    with new_folder(out) as beside, (beside / "metadata.csv").open("w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["file_name", "text"])
+        for i, (image, scene) in enumerate(zip(images, shown, strict=True)):
+            pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+            Image.fromarray(pixels).save(beside / f"{i:05}.png")
+            table.writerow([f"{i:05}.png", rng.choice(scene.captions())])
+
+
+def paired_texts(recipe: Recipe) -> list[str]:
+    """The prompts of the recipe's cached latents, in the cache's order (latent_cache._prepare draws them so)."""
+    unwanted = whole_words(recipe.prompts.paired_exclude)
+    captions = [c for c in all_captions(recipe) if not any(p.search(c) for p in unwanted)]
+    order = generator(recipe.cache.seed, SHUFFLE).permutation(len(captions))[: recipe.prompts.paired_count]
+    return [captions[i] for i in order]
+
+
+def all_captions(recipe: Recipe) -> list[str]:
+    return list(dict.fromkeys(c for p in recipe.prompts.paired for rows in read_batches(Path(p)) for c in rows if c))
+
+
+def pools(recipe: Recipe, out: Path) -> None:
+    captions, paired = all_captions(recipe), paired_texts(recipe)
+    shuffled = random.Random(0).sample(captions, len(captions))
+    unseen = whole_words(recipe.prompts.paired_exclude)
+    further = {
+        "paired": [],
+        "eighth": shuffled[: len(captions) // 8],
+        "half": shuffled[: len(captions) // 2],
+        "unseen": [c for c in captions if any(p.search(c) for p in unseen)],
+    }
+    for name, texts in further.items():
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{name}.txt"
+            file.write_text("".join(f"{c}\n" for c in [*paired, *texts]))
+            print(f"pool_{name}: {len(build_pool([file], out / f'pool_{name}')):,} texts")
+
+
+def templates(out: Path) -> None:
+    words = itertools.product(TEMPLATES, ITEMS, COLOURS, COLOURS, SIZES)
+    texts = {
+        " ".join(form.format(item=item, colour=colour, back=back, size=size).split())
+        for form, item, colour, back, size in words
+        if colour != back
+    }
+    with replacing(out) as beside:
+        beside.write_text("".join(f"{t}\n" for t in sorted(texts)))
+    print(f"{out.name}: {len(texts):,} texts")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/tables/fashion.toml")
+    parser.add_argument("--out", type=Path, default=ROOT / "build/tables")
+    parser.add_argument("--pictures", type=int, default=2048)
+    args = parser.parse_args()
+    recipe = load_recipe(args.recipe)
+    pools(recipe, args.out)
+    templates(args.out / "templates.txt")
+    if not (args.data / "train-images-idx3-ubyte.gz").is_file():
+        print(f"{args.data} is not there: no real pictures (Debian: dataset-fashion-mnist)", file=sys.stderr)
+        raise SystemExit(2)
+    real_pictures(args.data, args.out / "real_pictures", args.pictures)
+    print(f"real_pictures: {args.pictures:,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,224 @@
+"""From a sweep file to cells: resolved recipes with a seed, each in a folder named after what it depends on.
+
+So a cell that two lines, or two tables, have in common is trained once, and tables made one after another share runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import sha256
+from rcdeploy_runtime.manifest import NAME, Manifest
+
+from ..distill.run_folder import FREE
+from ..prompts.readers import files_of, whole_words
+from ..recipe import PATHS, Recipe, anchor, digest, load_recipe
+from .spec import SEED_KEYS, ScoreFile, SweepFile, read_score, read_sweep, refuse
+
+RUNS = Path("runs/sweeps")
+
+
+@dataclass(frozen=True)
+class Cell:
+    key: str
+    """16 hex digits: a digest of all that its weights depend on"""
+    recipe: Recipe
+    seed: int
+    folder: Path
+    trained: bool = True
+    """False: the teacher itself, which is only scored"""
+
+    @property
+    def steps(self) -> int:
+        return self.recipe.train.max_steps if self.trained else 0
+
+    @property
+    def steps_done(self) -> int:
+        """As its metrics have it."""
+        lines = metrics(self.folder)
+        return min(lines[-1]["step"], self.steps) if lines else 0
+
+    @property
+    def train_seconds(self) -> float:
+        """Of all its steps so far, stops and starts left out; the latent cache is not in it."""
+        before, seconds = 0, 0.0
+        for line in metrics(self.folder):
+            if "seconds_per_step" in line:
+                seconds += (line["step"] - before) * line["seconds_per_step"]
+                before = line["step"]
+        return seconds
+
+    def is_trained(self) -> bool:
+        if not self.trained:
+            return True
+        return (self.folder / NAME).is_file() and bool(Manifest.read(self.folder, "run").facts.get("finished"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: its name, what it sets, a cell for each seed."""
+
+    label: str
+    set: dict[str, Any]
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    file: Path
+    spec: SweepFile
+    score: ScoreFile
+    lines: list[Line]
+    teacher: Cell
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Each once: the teacher, then seed by seed, so that every line has a figure early."""
+        by_seed = itertools.chain.from_iterable(zip(*(line.cells for line in self.lines), strict=True))
+        return list({cell.key: cell for cell in [self.teacher, *by_seed]}.values())
+
+    def cell(self, key: str) -> Cell:
+        """Raises RcdeployError when no cell is called so."""
+        for cell in self.cells:
+            if cell.key == key:
+                return cell
+        raise RcdeployError(f"{self.file} has no cell {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
+
+    def judge(self) -> Path:
+        """Folder of the judge. Raises RcdeployError when there is none."""
+        folder = Path(self.score.judge or Path(self.teacher.recipe.teacher.path) / "judge")
+        if not (folder / "config.json").is_file():
+            raise RcdeployError(
+                f"there is no judge in {folder}", fix="Name one in the score file (judge = FOLDER), relative to it."
+            )
+        return folder
+
+    @cached_property
+    def scoring(self) -> str:
+        """A digest of all that the judge's readings of a cell depend on, beside its weights."""
+        drawn = self.score.model_dump(exclude={"prompts", "show", "judge", "captions", "batch_size"})
+        captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
+        judge = [sha256(self.judge() / name) for name in ("config.json", "model.safetensors")]
+        return digest([drawn, captions, judge])
+
+    def readings(self, cell: Cell) -> Path:
+        """The file with what the judge read from the cell's pictures."""
+        return cell.folder / f"readings-{self.scoring[:8]}.safetensors"
+
+    def is_done(self, cell: Cell) -> bool:
+        return cell.is_trained() and self.readings(cell).is_file()
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; what a kill left half written is left out."""
+    file, lines = folder / "metrics.jsonl", []
+    for text in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def load_plan(
+    file: Path,
+    *,
+    recipe: Path | None = None,
+    score: Path | None = None,
+    overrides: Sequence[str] = (),
+    runs: Path = RUNS,
+) -> Plan:
+    """recipe, score: instead of those that the file names. overrides: "section.key=value" for all lines, under a line's
+    own. Raises RcdeployError with everything that is wrong in the file and in the recipes of its lines.
+    """
+    spec, folder = read_sweep(file), file.resolve().parent
+    base, scoring = recipe or folder / spec.recipe, read_score(score or folder / spec.score)
+    errors: list[str] = []
+    for part in scoring.prompts.values():
+        whole_words([*part.include, *part.exclude])
+    lines: list[Line] = []
+    for label, keys in _variations(spec):
+        cells = [_cell(base, [*_said(spec.set, folder), *overrides], _said(keys, folder), s, runs) for s in spec.seeds]
+        errors += [e for c in cells if isinstance(c, list) for e in c]
+        lines.append(Line(label, keys, [c for c in cells if isinstance(c, Cell)]))
+    labels = [line.label for line in lines]
+    errors += [f"two lines are called {label!r}" for label in sorted({x for x in labels if labels.count(x) > 1})]
+    if spec.paper:
+        errors += [f"paper.rows: no line is called {r!r}" for r in spec.paper.rows if r not in (*labels, "teacher")]
+    refuse(file, list(dict.fromkeys(errors)))
+    return Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
+
+
+def _variations(spec: SweepFile) -> list[tuple[str, dict[str, Any]]]:
+    """(label, keys): every row with every combination of the grid."""
+    rows: list[tuple[list[str], dict[str, Any]]] = [([row.name], row.set) for row in spec.rows] or [([], {})]
+    combinations = list(itertools.product(*spec.grid.values()))
+    found = []
+    for names, keys in rows:
+        for values in combinations:
+            labels = [*names, *(label_of(k, v) for k, v in zip(spec.grid, values, strict=True))]
+            found.append((", ".join(labels) or "the recipe", keys | dict(zip(spec.grid, values, strict=True))))
+    return found
+
+
+def label_of(key: str, value: Any) -> str:
+    """What a value of the grid adds to a line's name."""
+    return value if isinstance(value, str) else f"{key.partition('.')[2].replace('_', ' ')} {json.dumps(value)}"
+
+
+def _said(keys: dict[str, Any], folder: Path) -> list[str]:
+    """Recipe keys as load_recipe takes them; paths start at the sweep file's folder. JSON's values are TOML's."""
+    said = []
+    for path, value in keys.items():
+        section, _, key = path.partition(".")
+        data = {section: {key: value}}
+        anchor(data, folder)
+        said.append(f"{path}={json.dumps(data[section][key])}")
+    return said
+
+
+def _cell(base: Path, shared: list[str], own: list[str], seed: int, runs: Path) -> Cell | list[str]:
+    """The cell, or what is wrong with its recipe."""
+    try:
+        recipe = load_recipe(base, [*shared, *own, *(f"{key}={seed}" for key in SEED_KEYS)])
+    except RcdeployError as error:
+        listed = [line.strip().removeprefix("• ") for line in error.message.splitlines() if line.startswith("  •")]
+        return [said.removeprefix("--set ") for said in listed] or [error.message]
+    key = digest(depends_on(recipe))
+    return Cell(key, recipe, seed, runs / f"{recipe.name}-{key[:8]}")
+
+
+def depends_on(recipe: Recipe) -> dict[str, Any]:
+    """The keys of a recipe that its student's weights depend on. Paths start at the current folder, as caches and runs
+    do, so that a tree that is moved keeps its runs.
+    """
+    ignored = FREE - PATHS - {("train", "max_steps")} | {("cache", "folder")}
+    return {
+        section: {
+            key: _near(value) if (section, key) in PATHS else value
+            for key, value in keys.items()
+            if (section, key) not in ignored
+        }
+        for section, keys in recipe.resolved().items()
+        if isinstance(keys, dict) and section != "evaluate"
+    }
+
+
+def _near(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_near(v) for v in value]
+    return os.path.relpath(value) if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _teacher(recipe: Recipe, runs: Path) -> Cell:
+    key = digest([_near(recipe.teacher.path), recipe.teacher.revision])
+    return Cell(key, recipe, 0, runs / f"teacher-{key[:8]}", trained=False)

@@ -1,0 +1,138 @@
+"""What a sweep file and a score file may say. Read and checked without importing torch.
+
+A sweep file names a base recipe, what varies (rows, a grid over recipe keys, seeds), a score file, and a paper's own
+figures to stand beside. A score file says which pictures every finished student draws and what reads them; many tables
+share one. Paths start at the file that names them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from ..recipe import Section
+
+SEED_KEYS = ("train.seed", "student.seed")
+"""what a seed of a sweep sets; caches keep their own, so that all seeds share one"""
+
+
+class Row(Section):
+    name: str = Field(min_length=1, description="what the table calls it")
+    set: dict[str, Any] = Field({}, description="recipe keys, 'section.key' = value")
+
+
+class Paper(Section):
+    source: str = Field(description="which table, of which model, after how many steps")
+    columns: list[str] = Field(min_length=1, description="headings of the figures")
+    rows: dict[str, list[float]] = Field(description="figures by the label of a line of our table")
+
+
+class SweepFile(Section):
+    title: str = Field(description="the heading of the table")
+    recipe: str = Field(description="the base recipe")
+    score: str = Field(description="the score file")
+    seeds: list[int] = Field([0], min_length=1, description="each sets train.seed and student.seed")
+    set: dict[str, Any] = Field({}, description="recipe keys that all lines share")
+    rows: list[Row] = Field([], description="named variations; each is crossed with the grid")
+    grid: dict[str, list[Any]] = Field({}, description="recipe key -> its values, all combinations")
+    paper: Paper | None = Field(None, description="the paper's own figures")
+    x: str | None = Field(None, description="a recipe key: the picture then has curves over it")
+    note: str = Field(min_length=1, description="what the table does not show")
+
+
+class PromptSet(Section):
+    include: list[str] = Field([], description="words (regular expressions) of which a prompt has at least one")
+    exclude: list[str] = Field([], description="words (regular expressions) that no prompt has")
+
+
+class ScoreFile(Section):
+    captions: list[str] = Field(min_length=1, description="files of prompts, as prompts.paired of a recipe")
+    column: str | None = Field(None, description="column of csv, jsonl and parquet files; found when not named")
+    count: int = Field(gt=0, description="pictures, one a prompt; prompts are drawn at random")
+    seed: int = Field(0, ge=0, description="of the drawing of prompts, and of the noise")
+    num_inference_steps: int = Field(25, gt=0)
+    guidance_scale: float = Field(7.5, ge=0)
+    batch_size: int = Field(16, gt=0, description="pictures drawn at once")
+    judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
+    prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
+    show: list[str] = Field([], description="figures in the table ('PART FIGURE'), all by default")
+
+
+def read_sweep(file: Path) -> SweepFile:
+    """Raises RcdeployError with everything that is wrong in the file itself; recipe keys are checked by plan.py."""
+    read: SweepFile = _read(file, SweepFile, "sweep")
+    errors = [
+        f"{where}: {key} is set by `seeds`"
+        for where, keys in (("set", read.set), ("grid", read.grid), *((f"rows, {r.name}", r.set) for r in read.rows))
+        for key in keys
+        if key in SEED_KEYS
+    ]
+    names = [row.name for row in read.rows]
+    errors += [f"rows: two are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
+    errors += [f"grid.{key}: needs at least one value" for key, values in read.grid.items() if not values]
+    if len(set(read.seeds)) < len(read.seeds):
+        errors.append(f"seeds: {read.seeds} has one twice")
+    if read.paper:
+        wide = len(read.paper.columns)
+        rows = read.paper.rows.items()
+        errors += [f"paper.rows, {r}: {len(v)} figures for {wide} columns" for r, v in rows if len(v) != wide]
+    if read.x and not all(isinstance(value, (int, float)) for value in read.grid.get(read.x, [""])):
+        errors.append(f"x: {read.x!r} is no key of the grid with numbers")
+    refuse(file, errors)
+    return read
+
+
+def read_score(file: Path) -> ScoreFile:
+    """With absolute paths. Raises RcdeployError with everything that is wrong in the file, missing files included."""
+    read: ScoreFile = _read(file, ScoreFile, "score")
+    folder = file.resolve().parent
+    captions = [str((folder / c).resolve()) for c in read.captions]
+    judge = str((folder / read.judge).resolve()) if read.judge else None
+    errors = [f"captions: {c} is not there" for c in captions if not Path(c).exists()]
+    if judge and not Path(judge).is_dir():
+        errors.append(f"judge: {judge} is no folder")
+    errors += [
+        f"show: {figure!r} begins with none of the parts {', '.join(read.prompts)}"
+        for figure in read.show
+        if not any(figure.startswith(f"{name} ") for name in read.prompts)
+    ]
+    refuse(file, errors)
+    return read.model_copy(update={"captions": captions, "judge": judge})
+
+
+def _read(file: Path, model: type[Section], kind: str) -> Any:
+    try:
+        return model.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], 1)
+        raise RcdeployError(
+            f"there is no {kind} file {file}" + (f"; did you mean {file.parent / near[0]}?" if near else "")
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
+    except ValidationError as error:
+        refuse(file, [_said(e, model) for e in error.errors()])
+
+
+def _said(error: Any, model: type[Section]) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        allowed = list(model.model_fields) if len(error["loc"]) == 1 else []
+        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1, 0.5)
+        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+    if error["type"] == "missing":
+        return f"{where}: this key is needed"
+    return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'should be')}"
+
+
+def refuse(file: Path, errors: list[str]) -> None:
+    """Raises RcdeployError that lists `errors`, if there are any."""
+    if errors:
+        listed = "\n".join(f"  • {e}" for e in errors)
+        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}")

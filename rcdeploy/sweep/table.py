@@ -1,0 +1,121 @@
+"""The table of a sweep: JSON with every cell, Markdown with means and spreads beside the paper's figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rcdeploy_runtime.files import replacing, write_json
+
+from .plan import Cell, Plan
+
+LOWER_IS_BETTER = {"frechet distance"}
+PLAIN = {"inception score"} | LOWER_IS_BETTER
+"""figures that are no fractions of pictures"""
+
+
+def collect(plan: Plan, score: Callable[[Cell], dict[str, float]]) -> dict[str, Any]:
+    """The result of a sweep as JSON, from the cells that are done; what a line sets, as its file has it."""
+    lines = [_line("teacher", {}, [plan.teacher], plan, score)]
+    lines += [_line(line.label, line.set, line.cells, plan, score) for line in plan.lines]
+    return {
+        "sweep": plan.name,
+        "title": plan.spec.title,
+        "recipe": plan.teacher.recipe.name,
+        "seeds": plan.spec.seeds,
+        "pictures": plan.score.count,
+        "lines": lines,
+        "paper": plan.spec.paper.model_dump() if plan.spec.paper else None,
+        "note": plan.spec.note,
+    }
+
+
+def _line(
+    label: str, keys: dict[str, Any], cells: Sequence[Cell], plan: Plan, score: Callable[[Cell], dict[str, float]]
+) -> dict[str, Any]:
+    rows = [
+        {"seed": cell.seed, "key": cell.key, "train_minutes": round(cell.train_seconds / 60, 3), "scores": score(cell)}
+        for cell in cells
+        if plan.is_done(cell)
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    figures = {}
+    for name in names:
+        values = [row["scores"][name] for row in rows if name in row["scores"]]
+        figures[name] = {"mean": statistics.mean(values), "lowest": min(values), "highest": max(values)}
+    return {"label": label, "set": keys, "cells": rows, "missing": len(cells) - len(rows), "figures": figures}
+
+
+def shown(plan: Plan, result: dict[str, Any]) -> list[str]:
+    """The figures that the table has: those that the score file names and that are there, else all."""
+    found = list(dict.fromkeys(name for line in result["lines"] for name in line["figures"]))
+    return [name for name in plan.score.show if name in found] or found
+
+
+def kind(figure: str) -> str:
+    """ "unseen frechet distance" -> "frechet distance"; the part's name is one word or more before it."""
+    return next((name for name in PLAIN if figure.endswith(name)), figure)
+
+
+def unit(figure: str) -> str:
+    """What stands behind a figure's name."""
+    if kind(figure) in LOWER_IS_BETTER:
+        return " ↓"
+    return "" if kind(figure) in PLAIN else ", %"
+
+
+def scaled(figure: str, value: float) -> float:
+    """Fractions in per cent."""
+    return value if kind(figure) in PLAIN else 100 * value
+
+
+def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
+    """Means over seeds with lowest and highest, the paper's figures, the command, what the table does not show."""
+    figures, paper = shown(plan, result), plan.spec.paper
+    heads = [f"{figure}{unit(figure)}" for figure in figures] + [
+        f"paper: {c}" for c in (paper.columns if paper else [])
+    ]
+    rows = [["", *heads]]
+    for line in result["lines"]:
+        cells = [_cell(figure, line["figures"].get(figure)) for figure in figures]
+        theirs = [f"{v:g}" for v in paper.rows.get(line["label"], [])] if paper else []
+        rows.append([line["label"], *cells, *(theirs or [""] * (len(heads) - len(cells)))])
+    table = ["| " + " | ".join(row) + " |" for row in rows]
+    table.insert(1, "|---|" + "---|" * len(heads))
+    missing = sum(line["missing"] for line in result["lines"])
+    seeds = len(plan.spec.seeds)
+    minutes = [cell["train_minutes"] for line in result["lines"][1:] for cell in line["cells"]]
+    spread = f"means of {seeds} seeds, lowest to highest in brackets; " if seeds > 1 else "one seed; "
+    said = [
+        f"# {plan.spec.title}",
+        "\n".join(table),
+        f"{spread}{plan.score.count:,} pictures a student."
+        + (f" {statistics.median(minutes):.2g} minutes of training a student, in the median." if minutes else ""),
+        *([f"**{missing} of {seeds * len(plan.lines) + 1} cells are not done.**"] if missing else []),
+        f"Command: `{command}`",
+        *([f"The paper's figures: {paper.source}"] if paper else []),
+        f"What it does not show: {plan.spec.note.strip()}",
+    ]
+    return "\n\n".join(s[:1].upper() + s[1:] if s is not said[1] else s for s in said) + "\n"
+
+
+def _cell(figure: str, values: dict[str, float] | None) -> str:
+    if not values:
+        return ""
+    mean, low, high = (scaled(figure, values[name]) for name in ("mean", "lowest", "highest"))
+    digits = 2 if kind(figure) in PLAIN else 0
+    return f"{mean:.{max(1, digits)}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low != high else "")
+
+
+def write(plan: Plan, result: dict[str, Any], out: Path, command: str) -> list[Path]:
+    """NAME.json, NAME.md and NAME.png below `out`."""
+    from .picture import draw
+
+    written = [out / f"{plan.name}{end}" for end in (".json", ".md", ".png")]
+    write_json(written[0], {**result, "command": command})
+    with replacing(written[1]) as beside:
+        beside.write_text(markdown(plan, result, command), encoding="utf-8")
+    draw(plan, result, written[2])
+    return written
