@@ -9,7 +9,22 @@ import typer
 from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 
-from . import bench, cache, card, distill, estimate, evaluate, export, generate, prompts, push, recipes, report, students
+from . import (
+    bench,
+    cache,
+    card,
+    distill,
+    estimate,
+    evaluate,
+    export,
+    generate,
+    prompts,
+    push,
+    recipes,
+    report,
+    students,
+    sweep,
+)
 from .console import show_error
 
 app = typer.Typer(
@@ -32,6 +47,7 @@ app.command("card")(card.card_command)
 app.command("push")(push.push_command)
 app.command("report")(report.report_command)
 app.command("students")(students.students_command)
+app.command("sweep")(sweep.sweep_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")
 
