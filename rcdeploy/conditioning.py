@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from .recipe import Conditioning
 
 Array = NDArray[np.float64]
 Probability = Callable[[Array], Array]
@@ -63,6 +67,12 @@ def probability(
         "constant": lambda u: constant(u, p),
     }
     return table[name]
+
+
+def recipe_probability(conditioning: Conditioning) -> Probability:
+    """The p(t) that a recipe's section [conditioning] asks for."""
+    c = conditioning
+    return probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .prompts.wordnet import ENTRY as WORDNET
+from .prompts.wordnet import MOST_PER_NOUN
 from .recipe_checks import cross_errors
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -50,8 +52,11 @@ class Student(Section):
 
 
 class Prompts(Section):
-    paired: list[str] = Field(min_length=1, description="files of prompts that get a cached latent")
-    pool: list[str] = Field([], description="files (or one built pool) of further prompts, text only")
+    paired: list[str] = Field(
+        min_length=1, description="files of prompts that get a cached latent; 'wordnet': made from its nouns"
+    )
+    pool: list[str] = Field([], description="files (or one built pool) of further prompts, text only; or 'wordnet'")
+    per_noun: int = Field(128, gt=0, le=MOST_PER_NOUN, description="prompts made for each noun where it says 'wordnet'")
     column: str | None = Field(None, description="column of csv, jsonl and parquet files; found when not named")
     paired_count: int | None = Field(None, gt=0, description="so many of the paired prompts, drawn by cache.seed")
     paired_exclude: list[str] = Field([], description="words (regular expressions) that no paired prompt may contain")
@@ -208,12 +213,12 @@ def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: 
 
 
 def anchor(data: dict[str, Any], folder: Path) -> None:
-    """Relative paths become absolute, from `folder`; a name on the hub (no such local path) stays."""
+    """Relative paths become absolute, from `folder`; a name on the hub (no such local path) and "wordnet" stay."""
 
     def anchored(value: Any) -> Any:
         if isinstance(value, list):
             return [anchored(v) for v in value]
-        if not isinstance(value, str) or Path(value).is_absolute():
+        if not isinstance(value, str) or Path(value).is_absolute() or value == WORDNET:
             return value
         path = (folder / value).resolve()
         on_hub = value.count("/") == 1 and not value.startswith(".") and not Path(value).suffix and not path.exists()

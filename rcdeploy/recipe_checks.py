@@ -9,6 +9,8 @@ from typing import Any
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
+from .prompts.wordnet import ENTRY as WORDNET
+from .prompts.wordnet import find_wordnet
 from .student.spec import STUDENTS, StudentSpec, student_config
 
 FID_FEATURES = 2048
@@ -38,12 +40,23 @@ def cross_errors(sections: dict[str, Any], check_files: bool) -> list[str]:
     if check_files:
         if prompts:
             for key in ("paired", "pool"):
-                errors += [f"prompts.{key}: {p} is not there" for p in getattr(prompts, key) if not Path(p).exists()]
+                errors += [f"prompts.{key}: {why}" for p in getattr(prompts, key) if (why := _missing(p))]
         if cache and cache.images and not Path(cache.images).is_dir():
             errors.append(f"cache.images: {cache.images} is no folder")
         if "teacher" in sections:
             errors += _teacher_errors(sections["teacher"].path, student)
     return errors
+
+
+def _missing(source: str) -> str | None:
+    """Why prompts cannot be had from `source`; None when they can."""
+    if source != WORDNET:
+        return None if Path(source).exists() else f"{source} is not there"
+    try:
+        find_wordnet()
+    except RcdeployError as error:
+        return f"{error.message}. {error.fix}"
+    return None
 
 
 def _student_errors(student: Any) -> list[str]:
@@ -108,3 +121,12 @@ def teacher_unet_config(folder: Path) -> dict[str, Any]:
             fix="Only teachers with a UNet2DConditionModel can be distilled: SD-1.x, SD-2.x and their like.",
         )
     return config
+
+
+def refuse_added_conditioning(path: str, unet_config: dict[str, Any]) -> None:
+    """RcdeployError for a UNet that wants more than one text encoder's embeddings."""
+    if unet_config.get("addition_embed_type"):
+        raise RcdeployError(
+            f"{path}: its UNet wants added conditioning ({unet_config['addition_embed_type']}, as SDXL has)",
+            fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
+        )

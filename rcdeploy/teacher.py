@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 
-from .recipe_checks import teacher_unet_config
+from .recipe_checks import refuse_added_conditioning, teacher_unet_config
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,7 @@ class Teacher:
         self.name = self.folder.name if Path(path).exists() else path
         self.dtype, self.device = dtype, torch.device("cpu")
         self.unet_config = teacher_unet_config(self.folder)
-        if self.unet_config.get("addition_embed_type"):
-            raise RcdeployError(
-                f"{path}: its UNet wants added conditioning ({self.unet_config['addition_embed_type']}, as SDXL has)",
-                fix="This version distils teachers with one text encoder: SD-1.x, SD-2.x and models built like them.",
-            )
+        refuse_added_conditioning(path, self.unet_config)
         schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
         # DDIM clips to [-1, 1] unless told otherwise, as pictures want it and latents do not
         self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})

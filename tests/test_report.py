@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
 from rcdeploy.measure.macs import parameters, unet_macs
-from rcdeploy.report.bars import count, in_bytes, seconds
+from rcdeploy.measure.words import count, in_bytes, seconds
 from rcdeploy.report.opened import open_run
 from rcdeploy.report.page import write_report
 from rcdeploy.report.unet_diagram import Layer, diagram, layers
@@ -332,7 +332,7 @@ def test_boxes_are_as_high_as_their_channels() -> None:
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(859_520_964, "859.5 M"), (401.64e9, "401.6 G"), (12_961, "13.0 k"), (999, "999"), (1.234e15, "1234 T")],
+    [(859_520_964, "859.5 M"), (401.64e9, "401.6 G"), (12_961, "13.0 k"), (999, "999"), (1.234e15, "1.23 P")],
 )
 def test_counts_in_words(number: float, words: str) -> None:
     assert count(number) == words

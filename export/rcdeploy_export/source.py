@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdeploy.distill.run_folder import newest_run
+from rcdeploy.recipe import portable
 from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
@@ -62,4 +63,5 @@ class Source:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        return self.run.recipe if self.run else {}
+        """The run's, without the folders of this machine: a package travels."""
+        return portable(self.run.recipe) if self.run else {}

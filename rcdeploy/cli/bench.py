@@ -10,7 +10,8 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .console import err, out, quieten_libraries, stages
+from ..measure.words import giga
+from .console import err, out, parse_size, quieten_libraries, stages
 from .distill import QUIET
 
 Table = tuple[str, list[dict[str, Any]]]
@@ -59,8 +60,8 @@ def bench_command(
     from ..measure.subject import find_subjects
 
     settings = Settings(
-        size=_size(size, "--size") if size else None,
-        sizes=tuple(_size(text, "--sizes") for text in sizes.split(",") if text),
+        size=parse_size(size) if size else None,
+        sizes=tuple(parse_size(text, "--sizes") for text in sizes.split(",") if text),
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         runs=runs,
@@ -156,8 +157,8 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                     "parameters": costs["parameters"],
                     "x size": costs["parameters"] / base["parameters"],
                     "MB": None if costs["bytes"] is None else costs["bytes"] / 1e6,
-                    "GMACs, THOP": _giga(costs["macs_thop"]),
-                    "GMACs": _giga(costs["macs"]),
+                    "GMACs, THOP": giga(costs["macs_thop"]),
+                    "GMACs": giga(costs["macs"]),
                     "x GMACs": costs["macs"] / base["macs"],
                 }
             )
@@ -228,18 +229,5 @@ def _process_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _giga(macs: int) -> str:
-    """Two digits after the point, as in Table A; more for toys."""
-    return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
-
-
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.0f}" if seconds >= 1 else f"{seconds * 1e3:.3g}"
-
-
-def _size(text: str, option: str) -> tuple[int, int]:
-    try:
-        height, width = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise RcdeployError(f"{option} {text!r} is not of the form HxW", fix=f"For example: {option} 512x512") from None
-    return height, width

@@ -42,7 +42,7 @@ def cache_command(
         "latents": len(cache),
         "shape": "x".join(map(str, cache.shape)),
         "shards": len(cache.shards),
-        "bytes": sum(f["size"] for f in cache.manifest.files.values()),
+        "bytes": cache.manifest.size_of(),
     }
     if not quiet:
         show_table("latent cache", list(row), [row], as_json=as_json)

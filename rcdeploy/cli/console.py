@@ -102,3 +102,12 @@ def quieten_libraries() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+
+
+def parse_size(text: str, option: str = "--size") -> tuple[int, int]:
+    """ "512x768" -> (height, width). Raises RcdeployError for anything else."""
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise RcdeployError(f"{option} {text!r} is not of the form HxW", fix=f"For example: {option} 512x512") from None
+    return height, width

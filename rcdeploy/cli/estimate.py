@@ -10,6 +10,7 @@ import typer
 from rich.panel import Panel
 from rich.table import Table
 
+from ..measure.words import count, in_bytes
 from ..recipe import load_recipe
 from .console import err, out, quieten_libraries
 from .distill import QUIET, RECIPE, SET
@@ -82,29 +83,16 @@ def _show(found: dict[str, Any]) -> None:
     stages = ("caching", "training", "drawing")
     parts = ("teacher", "student", "gradients", "optimizer", "ema", "activations")
     out.print(
-        f"memory: {_bytes(memory['peak'])} of {_bytes(memory['device'])} at the most\n"
-        f"  training: {', '.join(f'{name} {_bytes(memory[name])}' for name in parts)}\n"
-        f"  while {', '.join(f'{name} {_bytes(memory[name])}' for name in stages if memory[name])}",
+        f"memory: {in_bytes(memory['peak'])} of {in_bytes(memory['device'])} at the most\n"
+        f"  training: {', '.join(f'{name} {in_bytes(memory[name])}' for name in parts)}\n"
+        f"  while {', '.join(f'{name} {in_bytes(memory[name])}' for name in stages if memory[name])}",
         highlight=False,
     )
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    return _macs(row["macs"]), _bytes(row["disk_bytes"]), _time(row["seconds"])
-
-
-def _macs(macs: float) -> str:
-    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if macs >= size:
-            return f"{macs / size:,.1f} {unit}"
-    return ""
-
-
-def _bytes(size: float) -> str:
-    for unit, power in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= power:
-            return f"{size / power:,.1f} {unit}"
-    return f"{size / 1e3:,.1f} kB" if size else ""
+    macs, disk = row["macs"], row["disk_bytes"]
+    return count(macs) if macs else "", in_bytes(disk) if disk else "", _time(row["seconds"])
 
 
 def _time(seconds: float) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .console import err, out, quieten_libraries, show_table, stages
+from .console import err, out, parse_size, quieten_libraries, show_table, stages
 from .distill import QUIET
 
 
@@ -54,9 +54,8 @@ def export_command(
     if format == "single-file":
         _single_file(Source.find(source), folder, as_json)
         return
-    settings = Settings(
-        format, precision, vae_precision, opset, static, _size(size), external_data, prompts, pictures, clip
-    )
+    fixed = parse_size(size) if size else None
+    settings = Settings(format, precision, vae_precision, opset, static, fixed, external_data, prompts, pictures, clip)
     _check_trt_options(format, check, compute_capability)
     found = Source.find(source)
     target = folder or Path("packages") / f"{found.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
@@ -73,7 +72,7 @@ def export_command(
         {
             "component": p["component"],
             "precision": facts["precision"][p["component"]],
-            "MB": sum(f["size"] for n, f in manifest.files.items() if n.startswith(p["component"] + "/")) / 1e6,
+            "MB": manifest.size_of(p["component"]) / 1e6,
             "max_abs_error": f"{p['max_abs_error']:.1e}",
             "relative_error": f"{p['relative_error']:.1e}",
         }
@@ -118,16 +117,6 @@ def _single_file(source: Any, target: Path | None, as_json: bool) -> None:
         raise RcdeployError(f"{file} is a folder; --format single-file writes a file", fix="Give --out a file name.")
     write_single_file(source.teacher(), file)
     out.print_json(json.dumps({"file": str(file)})) if as_json else out.print(str(file), soft_wrap=True)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    try:
-        height, width = (int(part) for part in text.lower().split("x"))
-    except ValueError:
-        raise RcdeployError(f"--size {text!r} is not of the form HxW", fix="For example: --size 512x512") from None
-    return height, width
 
 
 def _check_trt_options(format: str, check: str | None, capabilities: str) -> None:

@@ -47,12 +47,12 @@ def plot_command(
     picture: Path = typer.Option(Path("conditioning.png"), "--out", "-o", help="The picture (.png, .svg or .pdf)."),
 ) -> None:
     """Draw p(t), the probability that a pair's text is replaced, over the timesteps (the paper's Fig. A)."""
-    from ..conditioning import probability
+    from ..conditioning import probability, recipe_probability
     from ..report.pictures import probability_curves
 
     if recipe:
         c = load_recipe(recipe, override, check_files=False).conditioning
-        p = probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
+        p = recipe_probability(c)
         curves: dict[str, Any] = {c.probability: p}
     else:
         names = ("exponential", "mirrored-exponential", "linear", "sigmoid", "constant")

@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from ..measure.words import giga
 from .console import show_table
 
 
@@ -39,19 +40,12 @@ def students_command(
             "student": row["name"],
             "removed": _removed(row),
             "parameters": row["parameters"],
-            "GMACs (THOP)": _giga(row["macs_thop"]),
-            "GMACs, all": _giga(row["macs_total"]),
+            "GMACs (THOP)": "" if row["macs_thop"] is None else giga(row["macs_thop"]),
+            "GMACs, all": "" if row["macs_total"] is None else giga(row["macs_total"]),
         }
         for row in rows
     ]
     show_table(f"students of {teacher or 'SD-1.4'}", list(shown[0]), shown, as_json=False)
-
-
-def _giga(macs: int | None) -> str:
-    """Two digits after the point, as in Table A; more for toys."""
-    if macs is None:
-        return ""
-    return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
 
 
 def _removed(row: dict[str, Any]) -> str:

@@ -240,8 +240,8 @@ def _memory(plan: Plan, on_gpu: bool) -> dict[str, int]:
     step = plan.costs["step"].peak_bytes
     looks = plan.recipe.evaluate.every > 0
     source = "teacher" if plan.recipe.cache.source == "teacher" else "encode"
-    # AdamW on a GPU works on all parameters at once; a checkpoint on the processor copies both moments
-    after = gradients + 4 * n["trained"] if on_gpu else 8 * n["trained"]
+    # the fused AdamW needs nothing of its own; a checkpoint on the processor copies both moments
+    after = gradients if on_gpu else 8 * n["trained"]
     drawing = (
         4 * n["vae"]
         + (2 if on_gpu else 4) * n["student"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdeploy.distill.run_folder import newest_run
-from rcdeploy.recipe_checks import teacher_unet_config
+from rcdeploy.recipe_checks import refuse_added_conditioning, teacher_unet_config
 from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, fitting_students, student_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
@@ -166,11 +166,7 @@ def _run(word: str) -> Subject:
 
 def _pipeline(word: str, folder: Path, kind: str) -> Subject:
     unet = teacher_unet_config(folder)
-    if unet.get("addition_embed_type"):
-        raise RcdeployError(
-            f"{word}: its UNet wants added conditioning ({unet['addition_embed_type']}, as SDXL has)",
-            fix="Pipelines with one text encoder can be measured: SD-1.x, SD-2.x and models built like them.",
-        )
+    refuse_added_conditioning(word, unet)
     configs: dict[str, Config] = {
         "unet": unet,
         "text_encoder": read_json(folder / "text_encoder" / "config.json"),
@@ -192,8 +188,7 @@ def _package(word: str) -> Subject:
     manifest, facts = package.manifest, package.manifest.facts
     named = (("unet", "unet"), ("text_encoder", "text_encoder"), ("vae", "vae_decoder"))
     configs = {name: package.json(f"{folder}/config.json") for name, folder in named}
-    files = manifest.files.items()
-    weights = {c: sum(f["size"] for name, f in files if name.startswith(f"{c}/")) for c in COMPONENTS}
+    weights = {c: manifest.size_of(c) for c in COMPONENTS}
     pixels, fixed = _pixels_per_latent(configs["vae"]), facts.get("static_size")
     try:
         _, high, wide = manifest.latents["shape"]

@@ -160,7 +160,8 @@ def _update(n: Networks, recipe: Recipe) -> Callable[[], None]:
     def run() -> None:
         parameters = list(n.student.parameters())
         if not made:
-            made.extend((torch.optim.AdamW(parameters, lr=0.0), EMAModel(n.student.unet.parameters())))
+            made.append(torch.optim.AdamW(parameters, lr=0.0, fused=True))
+            made.append(EMAModel(n.student.unet.parameters(), foreach=True))
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from rcdeploy.conditioning import SHUFFLE, generator, probability
+from rcdeploy.conditioning import SHUFFLE, generator, recipe_probability
 from rcdeploy.measure.costs import branches
 from rcdeploy.measure.subject import SD14_CONFIGS
 from rcdeploy.prompts.readers import batches, files_of, whole_words
+from rcdeploy.prompts.wordnet import ENTRY as WORDNET
 from rcdeploy.recipe import Recipe
-from rcdeploy.recipe_checks import teacher_unet_config
+from rcdeploy.recipe_checks import refuse_added_conditioning, teacher_unet_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
@@ -24,6 +25,8 @@ DISTINCT = 2_000_000
 """captions up to which duplicates are looked for; beyond, their number is an upper bound"""
 PROMPT_BYTES = 60
 """of a caption, where a file of them is not there"""
+WORDNET_NOUNS, WORDNET_PROMPT_BYTES = 25_992, 67
+"""of WordNet 3.0, as prompts.recipe_pool takes them; bytes: mean of 128 prompts of each"""
 SD14_COPIED = 4 * (123_060_480 + 83_653_863)
 """bytes of SD-1.4's text encoder and VAE in fp32, as they are published"""
 PICTURES = 8
@@ -68,11 +71,7 @@ def teacher_shapes(path: str) -> Shapes:
         )
     folder = Path(path)
     configs = {"unet": teacher_unet_config(folder)}
-    if configs["unet"].get("addition_embed_type"):
-        raise RcdeployError(
-            f"{path}: its UNet wants added conditioning ({configs['unet']['addition_embed_type']}, as SDXL has)",
-            fix="This version distils teachers with one text encoder: SD-1.x, SD-2.x and models built like them.",
-        )
+    refuse_added_conditioning(path, configs["unet"])
     configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
     steps = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
     weights = sum(f.stat().st_size for name in ("text_encoder", "vae") for f in (folder / name).glob("*.safetensors"))
@@ -89,8 +88,13 @@ class Prompts:
 
 
 def count_prompts(recipe: Recipe) -> Prompts:
-    """Reads the captions. Where files are not there: prompts.paired_count, and no others than the paired ones."""
+    """Reads the captions. Where files are not there: prompts.paired_count, and no others than the paired ones.
+
+    What a recipe has made from WordNet is counted without making it.
+    """
     wanted, notes, cache = recipe.prompts, [], recipe.cache
+    if WORDNET in (*wanted.paired, *wanted.pool):
+        return _with_made_ones(recipe)
     here = all(Path(p).exists() for p in wanted.paired)
     if here:
         texts, total = _distinct(wanted.paired, wanted.column, wanted.paired_exclude)
@@ -119,6 +123,21 @@ def count_prompts(recipe: Recipe) -> Prompts:
     if total > DISTINCT:
         notes.append(f"Beyond {DISTINCT:,} captions duplicates were not looked for.")
     return Prompts(paired, (total, size) if sources else paired, tuple(notes))
+
+
+def _with_made_ones(recipe: Recipe) -> Prompts:
+    wanted, made = recipe.prompts, recipe.prompts.per_noun * WORDNET_NOUNS
+    files = {key: [p for p in getattr(wanted, key) if p != WORDNET] for key in ("paired", "pool")}
+    others = count_prompts(recipe.model_copy(update={"prompts": wanted.model_copy(update=files)}))
+    paired_made = min(wanted.paired_count or made, made) if WORDNET in wanted.paired else 0
+    pool_made = made if WORDNET in wanted.pool else paired_made
+    paired = min(others.paired[0] + paired_made, wanted.paired_count or others.paired[0] + paired_made)
+    note = f"Prompts from WordNet: about {WORDNET_NOUNS:,} nouns, of {WORDNET_PROMPT_BYTES} bytes each."
+    return Prompts(
+        (paired, others.paired[1] + WORDNET_PROMPT_BYTES * (paired - others.paired[0])),
+        (others.pool[0] + pool_made, others.pool[1] + WORDNET_PROMPT_BYTES * pool_made),
+        (*others.notes, note),
+    )
 
 
 def _distinct(sources: list[str], column: str | None, exclude: list[str]) -> tuple[list[str], int]:
@@ -193,7 +212,7 @@ def text_cache_bytes(recipe: Recipe, shapes: Shapes, prompts: Prompts, in_half: 
 def unpaired_share(recipe: Recipe, num_train_timesteps: int) -> float:
     """Of all samples: those with a random text, which is encoded in the step. p(t) over all t, less the null ones."""
     c = recipe.conditioning
-    p = probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
+    p = recipe_probability(c)
     return float(p(np.arange(num_train_timesteps) / num_train_timesteps).mean()) * (1 - c.null_probability)
 
 

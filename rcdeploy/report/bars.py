@@ -1,15 +1,14 @@
-"""Costs as bars beside the teacher's, in words and shares; and the unit that a reader wants for each number."""
+"""Costs as bars beside the teacher's, in words and shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rcdeploy_runtime.manifest import Manifest
-
 from ..measure.costs import component_costs, image_macs
 from ..measure.latency import ratio
 from ..measure.subject import Subject
+from ..measure.words import count, in_bytes, seconds
 
 Bars = dict[str, Any]
 """{"key", "title", "rows": [{"name", "text", "share", "bar", "note"}]}; share: of the teacher's (None where there is no
@@ -76,41 +75,6 @@ def bench_bars(bench: Mapping[str, Any]) -> list[Bars]:
         if any(m[key] is not None for m in found.values())
     ]
     return [image, *others]
-
-
-def package_sizes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of a package by component: the folders of networks."""
-    sizes: dict[str, int] = {}
-    for name, file in manifest.files.items():
-        component = name.partition("/")[0]
-        if component in manifest.facts["precision"]:
-            sizes[component] = sizes.get(component, 0) + int(file["size"])
-    return sizes
-
-
-def count(number: float) -> str:
-    """859,520,964 -> '859.5 M'."""
-    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= unit:
-            return _three_digits(number / unit) + name
-    return f"{number:g}"
-
-
-def in_bytes(number: float) -> str:
-    """2,082,536 -> '2.08 MB'."""
-    for unit, name in ((1e9, " GB"), (1e6, " MB"), (1e3, " kB")):
-        if number >= unit:
-            return _three_digits(number / unit) + name
-    return f"{number:.0f} bytes"
-
-
-def seconds(number: float) -> str:
-    """0.0421 -> '42.1 ms'."""
-    return f"{number * 1e3:.3g} ms" if number < 1 else f"{_three_digits(number)} s"
-
-
-def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 1000 else f"{number:#.4g}".rstrip(".") if number >= 100 else f"{number:#.3g}"
 
 
 TIMED: tuple[tuple[str, str, Callable[[float], str]], ...] = (

@@ -14,8 +14,9 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
 
+from ..measure.words import giga
 from .provenance import provenance, random_conditioning, student_name
-from .publication import CARD, PICTURE, Licence, Publication, find_licence, on_hub, teacher_folder
+from .publication import CARD, PICTURE, Licence, Publication, find_licence, on_hub, run_of, teacher_folder
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 
@@ -65,7 +66,7 @@ def card(
     import jinja2
 
     manifest, evaluate = found.manifest, found.manifest.recipe.get("evaluate", {})
-    folder, reason = teacher_folder(manifest, teacher)
+    folder, reason = teacher_folder(run_of(found) or manifest, teacher)
     rights = find_licence(manifest, folder, reason, licence)
     drawn_with = {k: evaluate[k] for k in ("num_inference_steps", "guidance_scale") if k in evaluate}
     values = {
@@ -146,13 +147,8 @@ def _unets(found: Publication, teacher: Path | None) -> list[dict[str, Any]]:
         unet = build_on_meta(read_json(file))
         macs = unet_macs(unet, None, int(text.get("max_position_embeddings", 77)))
         row = {"name": name, "parameters": f"{parameters(unet):,}"}
-        rows.append(row | {"macs_thop": _giga(macs.thop), "macs": _giga(macs.total)})
+        rows.append(row | {"macs_thop": giga(macs.thop), "macs": giga(macs.total)})
     return rows
-
-
-def _giga(macs: int) -> str:
-    """Two digits after the point, as in the paper's Table A; more for toys."""
-    return f"{macs / 1e9:,.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
 
 
 def _components(manifest: Manifest) -> list[dict[str, str]]:
@@ -161,16 +157,12 @@ def _components(manifest: Manifest) -> list[dict[str, str]]:
         {
             "name": parity["component"],
             "precision": manifest.facts["precision"][parity["component"]],
-            "mb": f"{_bytes(manifest, parity['component']) / 1e6:,.1f}",
+            "mb": f"{manifest.size_of(parity['component']) / 1e6:,.1f}",
             "max_abs_error": f"{parity['max_abs_error']:.1e}",
             "relative_error": f"{parity['relative_error']:.1e}",
         }
         for parity in manifest.facts.get("parity", [])
     ]
-
-
-def _bytes(manifest: Manifest, component: str) -> int:
-    return sum(f["size"] for name, f in manifest.files.items() if name.startswith(f"{component}/"))
 
 
 def _bench(found: Publication, bench: dict[str, Any]) -> dict[str, Any]:

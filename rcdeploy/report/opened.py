@@ -15,7 +15,7 @@ from rcdeploy_runtime.package import Package
 
 from ..conditioning import GRID, generator
 from ..measure.subject import Subject, find_subjects
-from ..prompts.pool import PromptPool
+from ..prompts.recipe_pool import find_pool
 from ..student.spec import StudentSpec, student_config
 from ..teacher import Teacher
 
@@ -125,15 +125,9 @@ def own_prompts(opened: Opened) -> list[str]:
     if opened.evaluate["prompts"]:
         return list(opened.evaluate["prompts"])
     wanted = {m["kind"]: m["sha256"] for m in opened.manifest.made_from}.get("prompt_pool")
-    places = [Path(p) for p in opened.manifest.recipe["prompts"]["pool"]]
-    for root in dict.fromkeys((Path.cwd(), opened.folder.resolve().parent.parent)):
-        places += sorted((root / "pools").glob("*"))
-    for folder in places:
-        try:
-            pool = PromptPool.open(folder)
-        except RcdeployError:
-            continue  # another run's business
-        with pool:
-            if pool.digest == wanted:
-                return pool.draw(generator(opened.evaluate["seed"], GRID), PROMPTS)
-    return []
+    roots = (Path.cwd(), opened.folder.resolve().parent.parent)
+    pool = find_pool(wanted, opened.manifest.recipe["prompts"]["pool"], roots)
+    if pool is None:
+        return []
+    with pool:
+        return pool.draw(generator(opened.evaluate["seed"], GRID), PROMPTS)

@@ -18,12 +18,13 @@ from rcdeploy_runtime.files import read_json, replacing, sha256
 from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.text_to_image import TextToImage
 
-from ..conditioning import probability
+from ..conditioning import recipe_probability
 from ..measure.machine import describe
-from ..recipe import PATHS
+from ..measure.words import in_bytes, seconds
+from ..recipe import Conditioning, portable
 from ..student.spec import removed
 from ..teacher import Teacher
-from .bars import bench_bars, cost_bars, in_bytes, package_sizes, seconds
+from .bars import bench_bars, cost_bars
 from .opened import PROMPTS, Opened, open_run, own_prompts, student_rule
 from .pictures import loss_svg, probability_svg
 from .side_by_side import frames, side_by_side
@@ -90,7 +91,7 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
     package = opened.package.manifest if opened.package else None
     facts = package.facts if package else {}
     recipe, c = manifest.recipe, manifest.recipe["conditioning"]
-    p = probability(c["probability"], rate=c["rate"], steepness=c["steepness"], centre=c["centre"], p=c["constant"])
+    p = recipe_probability(Conditioning(**c))
     bars = cost_bars(opened.costed(), opened.size, evaluate["num_inference_steps"], evaluate["guidance_scale"])
     teacher, student = opened.teacher.unet_config if opened.teacher else None, opened.student_config
     return {
@@ -114,7 +115,7 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
         "image": {"size": opened.size, **evaluate},
         "bench": bench,
         "package": package,
-        "sizes": package_sizes(package) if package else {},
+        "sizes": {c: package.size_of(c) for c in package.facts["precision"]} if package else {},
         "seconds_per_step": [(k, seconds(v)) for k, v in (facts.get("seconds_per_step") or {}).items()],
         "error_by_timestep": [
             (f"{e['timestep']:.0f}", f"{e['relative_error']:#.2g}") for e in facts.get("unet_error_by_timestep") or []
@@ -142,8 +143,9 @@ def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
         detail = f"at step {best['step']:,}, the lowest"
         tiles.append({"label": "Validation loss", "value": f"{best['validation']:#.4g}", "detail": detail})
     if opened.package:
-        facts, files = opened.package.manifest.facts, opened.package.manifest.files
-        size, precision = in_bytes(sum(f["size"] for f in files.values())), facts["precision"]["unet"]
+        manifest = opened.package.manifest
+        facts = manifest.facts
+        size, precision = in_bytes(manifest.size_of()), facts["precision"]["unet"]
         tiles.append({"label": "Package", "value": size, "detail": f"{facts['target']}, UNet in {precision}"})
         worst = max(p["relative_error"] for p in facts["parity"])
         tiles.append({"label": "Largest error", "value": f"{worst:.1e}", "detail": "relative, package against torch"})
@@ -162,18 +164,11 @@ def _provenance(opened: Opened) -> list[tuple[str, str]]:
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """The resolved recipe as TOML; of files and folders the names alone, for the page goes to other machines."""
-
-    def shown(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shown(v) for v in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
     lines = [f"name = {json.dumps(recipe['name'], ensure_ascii=False)}"]
-    for section, keys in recipe.items():
+    for section, keys in portable(recipe).items():
         if isinstance(keys, dict):
             lines += ["", f"[{section}]"]
             for key, value in keys.items():
-                value = shown(value) if (section, key) in PATHS else value
                 unset = "# " if value is None else ""
                 lines.append(f"{unset}{key} = {'...' if unset else json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rcdeploy_runtime.files import sha256
-from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.manifest import Manifest
 
-from .publication import Publication
+from .publication import Publication, run_of
 
 
 def student_name(manifest: Manifest) -> str:
@@ -36,7 +35,7 @@ def provenance(found: Publication) -> list[str]:
     if not recipe:
         return ["No distillation: the networks are the ones of that model, exported."]
     student, train, cache, prompts = (recipe[k] for k in ("student", "train", "cache", "prompts"))
-    run = _run_of(found)
+    run = run_of(found)
     steps = run.facts.get("steps") if run else train["max_steps"]
     loss = ", ".join(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight)
     p = random_conditioning(manifest)
@@ -69,26 +68,15 @@ def _first_weights(student: dict[str, Any]) -> str:
     return Student(**student).first_weights
 
 
-def _run_of(found: Publication) -> Manifest | None:
-    """The manifest of the run: its own, or that of the run under runs/ that the package was made from."""
-    if not found.is_package:
-        return found.manifest
-    digests = {m["sha256"] for m in found.manifest.made_from if m["kind"] == "run"}
-    for file in sorted(Path("runs").glob(f"*/{NAME}")) if digests else []:
-        if sha256(file) in digests:
-            return Manifest.read(file.parent, "run")
-    return None
-
-
 def _pool_size(run: Manifest | None) -> int | None:
     """Prompts in the pool that the run drew from, if the pool is still where it was."""
-    from ..prompts.pool import PromptPool
+    from ..prompts.recipe_pool import find_pool
 
-    digests = {m["sha256"] for m in run.made_from if m["kind"] == "prompt_pool"} if run else set()
-    named = run.recipe["prompts"]["pool"] if run else []
-    for folder in [*map(Path, named), *(file.parent for file in sorted(Path("pools").glob(f"*/{NAME}")))]:
-        if digests and (folder / NAME).is_file():
-            with PromptPool.open(folder) as pool:
-                if pool.digest in digests:
-                    return len(pool)
-    return None
+    if run is None:
+        return None
+    wanted = {m["kind"]: m["sha256"] for m in run.made_from}.get("prompt_pool")
+    pool = find_pool(wanted, run.recipe["prompts"]["pool"], [Path()])
+    if pool is None:
+        return None
+    with pool:
+        return len(pool)

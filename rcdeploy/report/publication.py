@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import read_json
+from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 CARD, PICTURE = "README.md", "samples.png"
@@ -51,6 +51,17 @@ class Publication:
                 fix="Run the same rcdeploy distill command again; it goes on where it stopped.",
             )
         return cls(folder, folder / "pipeline", manifest, files)
+
+
+def run_of(found: Publication) -> Manifest | None:
+    """The manifest of the run: its own, or that of the run under runs/ that the package was made from."""
+    if not found.is_package:
+        return found.manifest
+    digests = {m["sha256"] for m in found.manifest.made_from if m["kind"] == "run"}
+    for file in sorted(Path("runs").glob(f"*/{NAME}")) if digests else []:
+        if sha256(file) in digests:
+            return Manifest.read(file.parent, "run")
+    return None
 
 
 def teacher_folder(manifest: Manifest, given: Path | None) -> tuple[Path | None, str]:

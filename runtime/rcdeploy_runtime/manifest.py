@@ -46,6 +46,11 @@ class Manifest:
             if path.is_file() and relative != NAME:
                 self.add_file(folder, relative)
 
+    def size_of(self, folder: str = "") -> int:
+        """Bytes of the files listed below `folder`, a name inside the manifest's own; by default of all."""
+        start = f"{folder}/" if folder else ""
+        return sum(int(file["size"]) for name, file in self.files.items() if name.startswith(start))
+
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, asdict(self))
 
