@@ -61,9 +61,12 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
     "precision",
     ["int8", pytest.param("mixed", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
 )
-def test_smaller_ones_are_smaller_and_measured(precision: str, small_model: Path, ir: Path, tmp_path: Path) -> None:
+def test_smaller_ones_are_smaller_and_measured(
+    precision: str, small_model: Path, ir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = Settings(format="openvino", precision=precision, pictures=1)
     export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
+    assert capfd.readouterr().out == "", "stdout belongs to --json"
     facts = Manifest.read(tmp_path / "p", "package").facts
     assert facts["precision"]["unet"] == precision and facts["precision"]["vae_decoder"] == "fp32"
     assert 1e-4 < max(e["relative_error"] for e in facts["unet_error_by_timestep"]) < 0.5

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,35 @@ def require(precision: str) -> Any:
     return openvino
 
 
+@contextmanager
+def _nncf() -> Iterator[Any]:
+    """Yields nncf, whose remarks and bars would go to stdout, where --json has its own to say."""
+    import nncf
+
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield nncf
+    finally:
+        logger.setLevel(before)
+
+
+def _compressed(nncf: Any, model: Any, calibration: Sequence[dict[str, Array]]) -> Any:
+    """In int8: weights and arithmetic where there are rows to calibrate with, else weights alone."""
+    if not calibration:
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    rows = [{**row, "timestep": np.asarray(row["timestep"]).reshape(1)} for row in calibration]
+    return nncf.quantize(
+        model,
+        nncf.Dataset(rows),
+        preset=nncf.QuantizationPreset.MIXED,
+        subset_size=len(rows),
+        model_type=nncf.ModelType.TRANSFORMER,
+    )
+
+
 def to_openvino(file: Path, folder: Path, precision: str, calibration: Sequence[dict[str, Array]]) -> None:
     """Writes folder/openvino_model.{xml,bin} from an ONNX file of opset 20.
 
@@ -38,21 +70,9 @@ def to_openvino(file: Path, folder: Path, precision: str, calibration: Sequence[
     big = file.with_name(file.name + ".data").exists()
     onnx.save(model, patched, save_as_external_data=big, location="patched.onnx.data")
     converted = openvino.Core().read_model(patched)
-    if precision == "int8" and calibration:
-        import nncf
-
-        rows = [{**row, "timestep": np.asarray(row["timestep"]).reshape(1)} for row in calibration]
-        converted = nncf.quantize(
-            converted,
-            nncf.Dataset(rows),
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(rows),
-            model_type=nncf.ModelType.TRANSFORMER,
-        )
-    elif precision in ("int8", "mixed"):
-        import nncf
-
-        converted = nncf.compress_weights(converted, mode=nncf.CompressWeightsMode.INT8_ASYM)
+    if precision in ("int8", "mixed"):
+        with _nncf() as nncf:
+            converted = _compressed(nncf, converted, calibration if precision == "int8" else ())
     openvino.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=precision in ("fp16", "bf16"))
     del converted
     patched.unlink()
