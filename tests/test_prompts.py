@@ -20,8 +20,8 @@ import pytest
 from typer.testing import CliRunner
 
 from rcdeploy.cli.prompts import app
+from rcdeploy.prompts import keep, readers
 from rcdeploy.prompts import pool as pool_module
-from rcdeploy.prompts import readers
 from rcdeploy.prompts.pool import PromptPool, build_pool
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -72,7 +72,8 @@ def test_every_kind_of_file(tmp_path: Path, kind: str) -> None:
         assert list(pool) == CAPTIONS
         assert [pool[i] for i in range(len(pool))] == CAPTIONS
         assert source_of(pool) == {
-            "name": str(path), "files": 1, "rows": 7, "kept": 5, "empty": 2, "filtered": 0, "duplicate": 0,
+            "name": str(path), "files": 1, "rows": 7, "kept": 5, "empty": 2, "length": 0, "script": 0, "filtered": 0,
+            "duplicate": 0, "not_drawn": 0,
         }  # fmt: skip
         assert pool.manifest.facts["bytes"] == sum(len(c.encode()) for c in CAPTIONS)
         assert pool.manifest.wrong_files(pool.folder) == []
@@ -192,7 +193,8 @@ def test_normalised_and_deduplicated_across_files(tmp_path: Path) -> None:
         assert [(s["rows"], s["kept"], s["empty"], s["duplicate"]) for s in pool.manifest.facts["sources"]] == [
             (4, 2, 1, 1), (2, 1, 0, 1),
         ]  # fmt: skip
-        assert pool.manifest.facts["dropped"] == {"empty": 1, "filtered": 0, "duplicate": 2}
+        dropped = {why: n for why, n in pool.manifest.facts["dropped"].items() if n}
+        assert dropped == {"empty": 1, "duplicate": 2}
         first = pool.digest
     with build(tmp_path, a, b, deduplicate=False) as pool:
         assert list(pool) == ["a cat", "A cat", "a cat", "a cat", "a dog"] and pool.digest != first
@@ -218,6 +220,57 @@ def test_include_and_exclude_match_whole_words(tmp_path: Path) -> None:
     for wrong in ("(", "a)|(b", "[z-a]"):
         with pytest.raises(RcdeployError, match="is no regular expression"):
             build(tmp_path, path, include=[wrong])
+
+
+def test_lengths_and_scripts_are_counted_by_the_first_reason(tmp_path: Path) -> None:
+    lines = ["ok", "a  b", "a cat – “très” bon 🚀", "кот", "a 猫 here", "ελλάδα", "x" * 30, "", "a dog", "ﬁne ｗｉｄｅ"]
+    path = write(tmp_path / "c.txt", "".join(f"{line}\n" for line in lines))
+    with build(tmp_path, path, min_length=3, max_length=29, script="latin", exclude=["dog"]) as pool:
+        assert list(pool) == ["a b", "a cat – “très” bon 🚀", "ﬁne ｗｉｄｅ"]
+        counted = {why: source_of(pool)[why] for why in ("rows", "kept", "empty", "length", "script", "filtered")}
+        assert counted == {"rows": 10, "kept": 3, "empty": 1, "length": 2, "script": 3, "filtered": 1}
+    with pytest.raises(RcdeployError, match="no caption has 9 characters or more, and 3 or fewer"):
+        build(tmp_path, path, min_length=9, max_length=3)
+    with pytest.raises(RcdeployError, match="'greek' is not known"):
+        build(tmp_path, path, script="greek")
+    with pytest.raises(RcdeployError, match="1 rows are empty, 9 rows are too short or too long, no other"):
+        build(tmp_path, path, min_length=99)
+
+
+def test_a_sample_has_exactly_the_size_and_keeps_the_order(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.txt", "".join(f"a{i}\n" for i in range(3000)) + "a7\n")
+    second = write(tmp_path / "b.txt", "".join(f"b{i}\n" for i in range(1000)))
+    everything = [*(f"a{i}" for i in range(3000)), *(f"b{i}" for i in range(1000))]
+    with build(tmp_path, first, second, sample=500, seed=3) as pool:
+        kept = list(pool)
+        assert len(kept) == len(set(kept)) == 500 and kept == [t for t in everything if t in set(kept)]
+        assert pool.manifest.wrong_files(pool.folder) == []
+        a, b = source_of(pool, 0), source_of(pool, 1)
+        assert a["kept"] + b["kept"] == 500 and a["kept"] == sum(t.startswith("a") for t in kept)
+        assert a["not_drawn"] == 3000 - a["kept"] and a["duplicate"] == 1 and a["rows"] == 3001
+        digest = pool.digest
+    assert build(tmp_path, first, second, sample=500, seed=3).digest == digest
+    assert build(tmp_path, first, second, sample=500, seed=4).digest != digest
+    assert list(build(tmp_path, first, second, sample=4000)) == everything
+    assert len(build(tmp_path, first, second, sample=10**6)) == 4000
+
+
+def test_a_sample_is_uniform_and_lets_go_early() -> None:
+    size, drawn = 1000, np.zeros(200, int)
+    for seed in range(40):
+        sample = keep.Sample(size, seed)
+        texts = [str(i) for i in range(10_000)]
+        # the bound is lowered between the parts, as in a long build
+        candidates = [
+            t for start in range(0, 200_000, 10_000) for t in sample.candidates([f"{start}-{t}" for t in texts])
+        ]
+        assert len(candidates) < 120_000
+        chosen = [t for t, is_in in zip(candidates, sample.chosen(), strict=True) if is_in]
+        assert len(chosen) == size
+        places = np.array([int(t.split("-")[0]) + int(t.split("-")[1]) for t in chosen])
+        drawn += np.bincount(places // 1000, minlength=200)
+    expected = 40 * size / 200
+    assert ((drawn - expected) ** 2 / expected).sum() < 199 + 5 * np.sqrt(2 * 199)  # chi-squared, 5 sigma
 
 
 def test_an_empty_pool_is_refused_and_leaves_the_old_one(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import compress, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder
 from rcdeploy_runtime.manifest import Manifest
 
-from .readers import Patterns, batches, count_rows, files_of, whole_words
+from .keep import COUNTED, Filters, Sample, Seen, select
+from .readers import batches, count_rows, files_of
 
 PROMPTS, OFFSETS = "prompts.bin", "offsets.bin"
-COUNTED = ("rows", "kept", "empty", "filtered", "duplicate")
-"""What is recorded of each source: the first is the sum of the others."""
 _unpack_pair = struct.Struct("<QQ").unpack
 _ITERATION_ROWS = 8192
 
@@ -187,6 +186,12 @@ def build_pool(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     progress: Callable[[int, int | None], None] | None = None,
+    *,
+    min_length: int = 0,
+    max_length: int | None = None,
+    script: str = "any",
+    sample: int | None = None,
+    seed: int = 0,
 ) -> PromptPool:
     """Builds a pool at `out` from caption files and folders of them (see readers), and opens it.
 
@@ -197,43 +202,76 @@ def build_pool(
     include, exclude: regular expressions (Python's re), looked for anywhere in the normalised caption, upper and lower
     case alike, but only as whole words: no letter, digit or underscore may come right before or after the match. "cat"
     finds "A Cat." but not "category"; write "cat\\w*" for both. Kept is a caption in which some `include` is found (or
-    there is none) and no `exclude`. progress: called with (rows so far, rows in all or None when unknown).
+    there is none) and no `exclude`. min_length, max_length: in characters, once normalised. script: "latin" drops
+    captions with a letter of another script. sample: exactly so many of what is left (all, if it is less), uniformly,
+    by `seed`; the whole never is on disk. progress: called with (rows so far, rows in all or None when unknown).
 
     A pool at `out` is replaced, once the new one is whole. Raises RcdeployError when `out` is something else than a
     pool or holds a source, a pattern or a source is wrong (see readers), no caption is left, or the disk is full.
     """
     out = Path(out).resolve()
-    wanted, unwanted = whole_words(include), whole_words(exclude)
+    filters = Filters.make(include, exclude, min_length, max_length, script)
     files = {str(source): files_of(Path(source)) for source in sources}
     all_files = [file for some in files.values() for file in some]
     _refuse_to_replace(out, all_files)
     total = count_rows(all_files)
-    seen = _Seen() if deduplicate else None
+    seen, drawn = Seen() if deduplicate else None, Sample(sample, seed) if sample is not None else None
     tallies: dict[str, Counter[str]] = {name: Counter() for name in files}
 
     def kept() -> Iterator[list[str]]:
         for name, tally in tallies.items():
             for rows in batches(files[name], column):
-                yield _filter(rows, tally, wanted, unwanted, seen)
+                passed = filters(rows, tally)
+                new = seen.new(passed) if seen else passed
+                kept_rows = drawn.candidates(new) if drawn else new
+                tally.update(duplicate=len(passed) - len(new), not_drawn=len(new) - len(kept_rows), kept=len(kept_rows))
+                yield kept_rows
                 if progress:
                     progress(sum(t["rows"] for t in tallies.values()), total)
 
     with new_folder(out) as folder:
         count, size = _write(folder, kept())
-        dropped = {why: sum(t[why] for t in tallies.values()) for why in ("empty", "filtered", "duplicate")}
+        if drawn:
+            chosen = drawn.chosen()
+            count, size = select(folder, PROMPTS, OFFSETS, chosen)
+            _count_drawn(tallies, chosen)
+        sources_of = _tallied(files, tallies)
+        dropped = {why: sum(source[why] for source in sources_of) for why in COUNTED[2:]}
         if not count:
-            rows = f"{dropped['empty']} rows are empty, {dropped['filtered']} fail the filters, no other is there"
-            raise RcdeployError(f"the prompt pool would be empty: {rows}", fix="Check sources, column and filters.")
-        # a file name need not be UTF-8, a manifest must
-        names = {name: name.encode(errors="replace").decode() for name in files}
-        rows_of = [{"name": names[n], "files": len(files[n])} | {k: t[k] for k in COUNTED} for n, t in tallies.items()]
+            raise _empty(dropped)
         options = {"column": column, "deduplicate": deduplicate, "include": [*include], "exclude": [*exclude]}
-        facts = {"count": count, "bytes": size, "sources": rows_of, "dropped": dropped, "options": options}
+        options |= {"min_length": min_length, "max_length": max_length, "script": script}
+        options |= {"sample": sample, "seed": seed} if sample is not None else {}
+        facts = {"count": count, "bytes": size, "sources": sources_of, "dropped": dropped, "options": options}
         manifest = Manifest("prompt_pool", facts=facts)
         for name in (PROMPTS, OFFSETS):
             manifest.add_file(folder, name)
         manifest.write(folder)  # last: without it the folder is no pool
     return PromptPool.open(out)
+
+
+def _tallied(files: dict[str, list[Path]], tallies: dict[str, Counter[str]]) -> list[dict[str, Any]]:
+    """What the manifest says of each source. A file name need not be UTF-8, a manifest must."""
+    names = {name: name.encode(errors="replace").decode() for name in files}
+    return [{"name": names[n], "files": len(files[n])} | {k: t[k] for k in COUNTED} for n, t in tallies.items()]
+
+
+def _empty(dropped: dict[str, int]) -> RcdeployError:
+    said = {"empty": "are empty", "length": "are too short or too long", "script": "are of another script",
+            "filtered": "fail the filters"}  # fmt: skip
+    rows = ", ".join(f"{dropped[why]} rows {what}" for why, what in said.items() if dropped[why])
+    what = f"{rows}, no other is there" if rows else "no row is there"
+    return RcdeployError(f"the prompt pool would be empty: {what}", fix="Check sources, column and filters.")
+
+
+def _count_drawn(tallies: dict[str, Counter[str]], chosen: np.ndarray) -> None:
+    """Candidates of the sample were counted as kept: those that are not in it are no longer."""
+    first = 0
+    for tally in tallies.values():
+        candidates = tally["kept"]
+        kept = int(chosen[first : first + candidates].sum())
+        tally.update(kept=kept - candidates, not_drawn=candidates - kept)
+        first += candidates
 
 
 def _refuse_to_replace(out: Path, files: list[Path]) -> None:
@@ -246,44 +284,6 @@ def _refuse_to_replace(out: Path, files: list[Path]) -> None:
             raise RcdeployError(f"{out} exists and is not replaced: {error.message}", fix=fix) from None
     if inside := [file for file in files if file.resolve().is_relative_to(out)]:
         raise RcdeployError(f"{inside[0]} lies in {out}, which would be replaced", fix="Choose another --out.")
-
-
-def _filter(rows: list[str], tally: Counter[str], keep: Patterns, drop: Patterns, seen: _Seen | None) -> list[str]:
-    """The rows to keep, normalised; what was dropped is counted in `tally`."""
-    texts = [text for row in rows if (text := " ".join(row.split()))]
-    passed = [text for text in texts if any(p.search(text) for p in keep)] if keep else texts
-    if drop:
-        passed = [text for text in passed if not any(p.search(text) for p in drop)]
-    kept = seen.new(passed) if seen else passed
-    empty, filtered, duplicate = len(rows) - len(texts), len(texts) - len(passed), len(passed) - len(kept)
-    tally.update(rows=len(rows), kept=len(kept), empty=empty, filtered=filtered, duplicate=duplicate)
-    return kept
-
-
-class _Seen:
-    """The captions seen so far, as sorted 64-bit hashes: 8 bytes each, in 64 parts, so that a copy is small.
-
-    Python's own hash of a str (SipHash, keyed anew in each process) costs a tenth of blake2b; the key does not matter,
-    as hashes never leave the process and what is kept does not depend on them.
-    """
-
-    def __init__(self) -> None:
-        self._parts = [np.empty(0, np.uint64) for _ in range(64)]
-        self._bounds = np.arange(64, dtype=np.uint64) << np.uint64(58)
-
-    def new(self, texts: list[str]) -> list[str]:
-        """Those of `texts` that were not seen before, each once, in order; they count as seen from now on."""
-        hashes = np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
-        values, firsts = np.unique(hashes, return_index=True)
-        is_new = np.zeros(len(texts), bool)
-        cuts = [*np.searchsorted(values, self._bounds).tolist(), len(values)]
-        for i, known in enumerate(self._parts):
-            part = values[cuts[i] : cuts[i + 1]]
-            at = np.searchsorted(known, part)
-            unknown = np.searchsorted(known, part, side="right") == at
-            self._parts[i] = np.insert(known, at[unknown], part[unknown])
-            is_new[firsts[cuts[i] : cuts[i + 1]][unknown]] = True
-        return list(compress(texts, is_new.tolist()))
 
 
 def _write(folder: Path, batched: Iterable[list[str]]) -> tuple[int, int]:

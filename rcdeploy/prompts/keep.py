@@ -1,0 +1,142 @@
+"""Which captions a pool keeps: filters, one of equal ones, and a uniform sample; what is dropped is counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from rcdeploy_runtime.errors import RcdeployError
+
+from .readers import Patterns, whole_words
+
+COUNTED = ("rows", "kept", "empty", "length", "script", "filtered", "duplicate", "not_drawn")
+"""What is recorded of each source: the first is the sum of the others."""
+_NOT_LATIN = re.compile(
+    "[\u0370-\u1dbf\u1f00-\u1fff\u2c80-\u2dff\u2e80-\u2fdf\u3005-\ua71f\ua800-\uab2f\uab66-\uf8ff"
+    "\uf900-\ufaff\ufb07-\ufdff\ufe70-\ufefe\uff66-\uffdc\U00010000-\U0001cfff\U00020000-\U0003ffff]"
+).search
+"""letters of other scripts than Latin; not punctuation, symbols, emoji"""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """wanted, unwanted: some of the first (if there are any) and none of the second is found. lengths: characters."""
+
+    wanted: Patterns
+    unwanted: Patterns
+    min_length: int = 0
+    max_length: int | None = None
+    script: Literal["any", "latin"] = "any"
+
+    @classmethod
+    def make(
+        cls, include: Sequence[str], exclude: Sequence[str], min_length: int, max_length: int | None, script: str
+    ) -> Filters:
+        """Raises RcdeployError for a pattern that is none, lengths that no caption has, an unknown script."""
+        if max_length is not None and max_length < max(1, min_length):
+            raise RcdeployError(f"no caption has {min_length} characters or more, and {max_length} or fewer")
+        if script != "any" and script != "latin":
+            raise RcdeployError(f"the script {script!r} is not known", fix="Allowed: any, latin.")
+        return cls(whole_words(include), whole_words(exclude), min_length, max_length, script)
+
+    def __call__(self, rows: list[str], tally: Counter[str]) -> list[str]:
+        """The rows that pass, normalised; those that do not are counted in `tally` by the first reason."""
+        texts = [text for row in rows if (text := " ".join(row.split()))]
+        tally.update(rows=len(rows), empty=len(rows) - len(texts))
+        if self.min_length or self.max_length is not None:
+            low, high = self.min_length, self.max_length or np.inf
+            texts = self._count("length", texts, [t for t in texts if low <= len(t) <= high], tally)
+        if self.script == "latin":  # most captions are ASCII, which Python knows without a look
+            texts = self._count("script", texts, [t for t in texts if t.isascii() or not _NOT_LATIN(t)], tally)
+        passed = [text for text in texts if any(p.search(text) for p in self.wanted)] if self.wanted else texts
+        if self.unwanted:
+            passed = [text for text in passed if not any(p.search(text) for p in self.unwanted)]
+        return self._count("filtered", texts, passed, tally)
+
+    @staticmethod
+    def _count(why: str, before: list[str], after: list[str], tally: Counter[str]) -> list[str]:
+        tally[why] += len(before) - len(after)
+        return after
+
+
+class Seen:
+    """The captions seen so far, as sorted 64-bit hashes: 8 bytes each, in 64 parts, so that a copy is small.
+
+    Python's own hash of a str (SipHash, keyed anew in each process) costs a tenth of blake2b; the key does not matter,
+    as hashes never leave the process and what is kept does not depend on them.
+    """
+
+    def __init__(self) -> None:
+        self._parts = [np.empty(0, np.uint64) for _ in range(64)]
+        self._bounds = np.arange(64, dtype=np.uint64) << np.uint64(58)
+
+    def new(self, texts: list[str]) -> list[str]:
+        """Those of `texts` that were not seen before, each once, in order; they count as seen from now on."""
+        hashes = np.fromiter(map(hash, texts), np.int64, len(texts)).view(np.uint64)
+        values, firsts = np.unique(hashes, return_index=True)
+        is_new = np.zeros(len(texts), bool)
+        cuts = [*np.searchsorted(values, self._bounds).tolist(), len(values)]
+        for i, known in enumerate(self._parts):
+            part = values[cuts[i] : cuts[i + 1]]
+            at = np.searchsorted(known, part)
+            unknown = np.searchsorted(known, part, side="right") == at
+            self._parts[i] = np.insert(known, at[unknown], part[unknown])
+            is_new[firsts[cuts[i] : cuts[i + 1]][unknown]] = True
+        return list(compress(texts, is_new.tolist()))
+
+
+class Sample:
+    """Exactly `size` of all captions that come by (all, if fewer come), each set of that size as likely as any other.
+
+    Every caption gets a random key; the `size` smallest win. Who cannot be among them is let go at once, so of n
+    captions about size x (1 + ln(n / size)) are candidates, and only their keys are kept.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self._rng, self._bound = size, np.random.Generator(np.random.Philox(seed)), 1.0
+        self._keys: list[np.ndarray] = []
+        self._smallest, self._waiting = np.empty(0), list[np.ndarray]()
+
+    def candidates(self, texts: list[str]) -> list[str]:
+        keys = self._rng.random(len(texts))
+        near = keys < self._bound
+        self._keys.append(keys[near])
+        self._waiting.append(keys[near])
+        if sum(map(len, self._waiting)) > self.size // 4 + 65536:  # not every time: it costs a pass over `size` keys
+            self._smallest = np.concatenate([self._smallest, *self._waiting])
+            self._waiting = []
+            if len(self._smallest) > self.size:
+                self._smallest = np.partition(self._smallest, self.size - 1)[: self.size]
+                self._bound = float(self._smallest[-1])
+        return list(compress(texts, near.tolist()))
+
+    def chosen(self) -> np.ndarray:
+        """For every candidate, in order: is it in the sample?"""
+        keys = np.concatenate([np.empty(0), *self._keys])
+        chosen = np.zeros(len(keys), bool)
+        chosen[np.argsort(keys, kind="stable")[: self.size]] = True
+        return chosen
+
+
+def select(folder: Path, prompts: str, offsets: str, chosen: np.ndarray) -> tuple[int, int]:
+    """Rewrites both files of a pool with the chosen rows alone. Returns their number and bytes."""
+    ends = np.fromfile(folder / offsets, "<u8").astype(np.int64)
+    rows = np.flatnonzero(chosen)
+    with (folder / prompts).open("rb") as old, (folder / f"{prompts}.chosen").open("wb") as new:
+        for first in range(0, len(chosen), 65536):
+            some = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + 65536)]
+            start, end = int(ends[first]), int(ends[min(first + 65536, len(chosen))])
+            block = old.read(end - start)
+            spans = zip((ends[some] - start).tolist(), (ends[some + 1] - start).tolist(), strict=True)
+            new.write(b"".join([block[a:b] for a, b in spans]))
+    sizes = np.concatenate([[0], np.cumsum(ends[rows + 1] - ends[rows])])
+    (folder / f"{prompts}.chosen").replace(folder / prompts)
+    (folder / offsets).write_bytes(sizes.astype("<u8").tobytes())
+    return len(rows), int(sizes[-1])
