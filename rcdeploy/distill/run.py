@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import latent_cache
-from ..conditioning import RandomConditioning, probability
+from ..conditioning import RandomConditioning, recipe_probability
 from ..prompts.pool import PromptPool
 from ..prompts.recipe_pool import open_pool
 from ..recipe import Recipe, digest
@@ -138,9 +138,10 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, say: Callable[[s
         betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_eps,
         weight_decay=train.weight_decay,
+        fused=True,  # one pass over the weights instead of a dozen
     )
     wrapped, optimizer = accelerator.prepare(model, adamw)
-    ema = EMAModel(model.unet.parameters(), decay=train.ema_decay)
+    ema = EMAModel(model.unet.parameters(), decay=train.ema_decay, foreach=True)
     run = Run(recipe, folder, accelerator, teacher, cache, pool, config, compared, model, wrapped, optimizer, ema)
     if (folder / NAME).is_file():
         check_sources(Manifest.read(folder, "run"), run.sources)
@@ -188,7 +189,7 @@ def make_student(recipe: Recipe, teacher: Teacher) -> tuple[torch.nn.Module, dic
 def make_batches(run: Run) -> Batches:
     c = run.recipe.conditioning
     conditioning = RandomConditioning(
-        p=probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant),
+        p=recipe_probability(c),
         rows=len(run.cache),
         pool_size=len(run.pool),
         num_train_timesteps=int(run.teacher.schedule.config.num_train_timesteps),
