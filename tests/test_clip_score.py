@@ -55,6 +55,22 @@ def test_pictures_are_made_square_as_pillow_makes_them(clip: Path) -> None:
     assert torch.allclose(score(pair[0], PROMPTS[:1]), score(pair[1], PROMPTS[:1]), atol=2e-3)
 
 
+def test_a_model_built_as_the_papers(tmp_path: Path) -> None:
+    """ViT-g/14 as OpenCLIP trained it: exact GELU, a vision tower wider than the text tower; prompts of any length."""
+    words = tokenizer()
+    words.model_max_length = int(1e30)  # as in folders that do not say it
+    text = {"hidden_size": 16, "vocab_size": len(words), "max_position_embeddings": 16}
+    vision = {"hidden_size": 24, "image_size": 28, "patch_size": 14, "intermediate_size": 100}
+    for tower in (text, vision):
+        tower |= {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_act": "gelu", "projection_dim": 16}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
+    model.save_pretrained(tmp_path / "clip")
+    words.save_pretrained(tmp_path / "clip")
+    found = ClipScore(tmp_path / "clip")(torch.rand(2, 3, 64, 64), ["a red shirt", "a blue bag " * 40])
+    assert found.shape == (2,) and found.isfinite().all() and (found.abs() <= 1).all()
+
+
 def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="holds no CLIP model"):
         ClipScore(tmp_path)

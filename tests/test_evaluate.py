@@ -17,6 +17,7 @@ import torch
 from conftest import PAIRED, THINGS
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from test_clip_score import clip  # noqa: F401
 from test_scores import seeded_inception
 from typer.testing import CliRunner
 
@@ -131,7 +132,7 @@ def test_a_package_draws_from_the_same_noise_as_its_source(package: Path, small_
     torch.manual_seed(0)
     Judge(ATTRIBUTES, width=4).eval().save(Path("judge"))
     for subject in (package, "model"):
-        said = evaluated(subject, "--prompts", captions, "--count", 3, "--judge", "judge")
+        said = evaluated(subject, "--prompts", captions, "--count", 3, "--judge", "judge", "--seed", 5)
         (file,) = Path(said["folder"]).glob("pictures-*.safetensors")
         pictures.append(load_file(file)["pictures"].float())
     difference = (pictures[0] - pictures[1]).abs()
@@ -395,6 +396,21 @@ def test_without_weights_it_says_which_to_name(tiny_teacher: Path, captions: Pat
     for word in ("--inception", "--clip", "--judge"):
         assert word in caught.value.message
     assert "pytorch-fid" in str(caught.value.fix)
+
+
+def test_a_run_whose_prompts_are_gone_takes_its_caches(tiny_recipe: RecipeOf, judged: Path, tmp_path: Path) -> None:
+    trained(tiny_recipe(teacher={"path": str(judged)}, train={"max_steps": 1}))
+    assert evaluated()["counts"] == {"all": 20}, "all captions, also those without a latent"
+    (tmp_path / "paired.txt").unlink()
+    assert evaluated()["counts"] == {"all": 12}
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(RcdeployError, match=r"paired\.txt of its recipe is not there"):
+        evaluated()
+
+
+def test_clip_scores(judged: Path, captions: Path, clip: Path) -> None:  # noqa: F811
+    said = evaluated(judged, "--prompts", captions, "--count", 3, "--clip", clip, "--metrics", "clip,judge")
+    assert -1 <= said["scores"]["all"]["clip"] <= 1 and "judge.item" in said["scores"]["all"]
 
 
 def test_no_run_is_there(captions: Path) -> None:

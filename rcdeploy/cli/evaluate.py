@@ -137,16 +137,19 @@ def _recipe_settings(source: Source) -> Evaluate:
 
 
 def _recipe_prompts(source: Source, defaults: Evaluate) -> list[Path]:
-    """Those that the recipe evaluates with, else its paired ones, whatever it leaves out of them for training."""
+    """Those that the recipe evaluates with, else its paired ones, whatever it leaves out of them for training; else
+    those of its latent cache, where the paired ones were made and not read from a file."""
     named = defaults.prompt_files or source.recipe.get("prompts", {}).get("paired", [])
     found = [Path(p) for p in named]
-    if not found or not all(p.exists() for p in found):
-        gone = next((f"{p} of its recipe is not there" for p in found if not p.exists()), "it has no recipe")
-        raise RcdeployError(
-            f"no prompts to draw for {source.model['path']}: {gone}",
-            fix="Name a file: --prompts captions.txt (or .csv, .jsonl, .parquet).",
-        )
-    return found
+    if found and all(p.exists() for p in found):
+        return found
+    if source.cached_prompts and not defaults.prompt_files:
+        return [source.cached_prompts]
+    gone = next((f"{p} of its recipe is not there" for p in found if not p.exists()), "it names none")
+    raise RcdeployError(
+        f"no prompts to draw for {source.model['path']}: {gone}",
+        fix="Name a file: --prompts captions.txt (or .csv, .jsonl, .parquet).",
+    )
 
 
 def _say(record: dict[str, Any], remarks: list[str], as_json: bool, quiet: bool) -> None:

@@ -21,7 +21,7 @@ def choose_prompts(
     exclude: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
-    """Captions of the files in their order, white space evened out; repeated ones stay.
+    """Captions of the files, white space evened out; repeated ones stay.
 
     include, exclude: patterns (whole words, case ignored) of which one must match, none may. count: so many of what is
     left, drawn by `seed`, because files may be sorted by what they show; 0: all. Raises RcdeployError when none is
@@ -47,8 +47,8 @@ def choose_prompts(
             f"{count:,} pictures were asked for, but {named} has {len(found):,} prompts to draw",
             fix=f"Give --count {len(found)} or less, or 0 for all of them.",
         )
-    rows_drawn = generator(seed, EVALUATION).permutation(len(found))[:count]
-    return [found[i] for i in sorted(rows_drawn.tolist())]
+    # in the order drawn: the first ones, which people look at, show a bit of everything
+    return [found[i] for i in generator(seed, EVALUATION).permutation(len(found))[:count].tolist()]
 
 
 def matching(prompts: Sequence[str], file: Path) -> list[bool]:

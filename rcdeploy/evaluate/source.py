@@ -19,7 +19,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from ..distill import checkpoint
 from ..distill.run_folder import newest_run
 from ..measure.subject import Subject, find_subjects
-from ..recipe import Recipe
+from ..recipe import PATHS, Recipe
 from ..sampling import pictures_of_seeds
 from ..student.spec import StudentSpec, student_config
 from ..teacher import Teacher
@@ -33,7 +33,8 @@ Drawing = Callable[[Sequence[str], Sequence[int], Settings], Tensor]
 @dataclass(frozen=True)
 class Source:
     """name: for folders. model: {"kind", "path", "digest", ...}, the digest that of its weights. size: (height, width)
-    in pixels. recipe: what it was made with, as far as it says. beside: the folder that a judge may stand in.
+    in pixels. recipe: what it was made with, as far as it says; of a package without its paths. beside: the folder
+    that a judge may stand in. cached_prompts: those of a run's latent cache, if it is still there.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     drawing: Drawing
     recipe: dict[str, Any] = field(default_factory=dict)
     beside: Path | None = None
+    cached_prompts: Path | None = None
 
     @property
     def judge(self) -> Path | None:
@@ -81,16 +83,25 @@ def torch_device(word: str) -> torch.device:
 def _diffusers(subject: Subject, device: torch.device) -> Source:
     teacher = Teacher(str(subject.folder), dtype=_dtype(device)).to(device)
     teacher.load("text_encoder", "unet", "vae")
-    recipe = Manifest.read(Path(subject.source), "run").recipe if subject.kind == "run" else {}
     model = {"kind": subject.kind, "path": subject.source, "digest": teacher.revision}
-    beside = Path(recipe["teacher"]["path"]) if recipe else subject.folder
-    return Source(subject.name, model, subject.size, by_teacher(teacher, subject.size), recipe, beside)
+    drawing = by_teacher(teacher, subject.size)
+    if subject.kind != "run":
+        return Source(subject.name, model, subject.size, drawing, beside=subject.folder)
+    manifest = Manifest.read(Path(subject.source), "run")
+    recipe, beside = manifest.recipe, Path(manifest.recipe["teacher"]["path"])
+    return Source(subject.name, model, subject.size, drawing, recipe, beside, _cached_prompts(manifest))
+
+
+def _cached_prompts(run: Manifest) -> Path | None:
+    file = Path(run.facts["cache_folder"]) / "prompts.txt"
+    return file if file.is_file() else None
 
 
 def _checkpoint(run: Path, at: str, device: torch.device) -> Source:
     if not (run / NAME).is_file():
         raise RcdeployError(f"{run} is no run folder: only runs have checkpoints", fix="Leave --checkpoint out.")
-    recipe = Recipe.model_validate(Manifest.read(run, "run").recipe)
+    manifest = Manifest.read(run, "run")
+    recipe = Recipe.model_validate(manifest.recipe)
     step = checkpoint.find(run, at)
     teacher = Teacher(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device)).to(device)
     wanted = recipe.student
@@ -98,9 +109,9 @@ def _checkpoint(run: Path, at: str, device: torch.device) -> Source:
     unet = checkpoint.ema_unet(run, step, config).to(device, _dtype(device))
     weights = hashlib.sha256(f"{checkpoint.ema_digest(run, step)} {teacher.revision}".encode()).hexdigest()[:16]
     model = {"kind": "checkpoint", "path": str(run), "step": step, "digest": weights}
-    size = _native(teacher)
-    name = f"{run.resolve().name}-step-{step}"
-    return Source(name, model, size, by_teacher(teacher, size, unet), recipe.resolved(), Path(recipe.teacher.path))
+    size, name = _native(teacher), f"{run.resolve().name}-step-{step}"
+    drawing, prompts = by_teacher(teacher, size, unet), _cached_prompts(manifest)
+    return Source(name, model, size, drawing, recipe.resolved(), Path(recipe.teacher.path), prompts)
 
 
 def _package(subject: Subject, device: str) -> Source:
@@ -122,9 +133,13 @@ def _package(subject: Subject, device: str) -> Source:
         "format": package.format,
         "precision": subject.precision,
     }
-    recipe = package.manifest.recipe
-    beside = Path(recipe["teacher"]["path"]) if "teacher" in recipe else None
-    return Source(subject.name, model, subject.size, drawing, recipe, beside)
+    # where things lay on the machine that exported it says nothing here
+    recipe = {
+        section: {k: v for k, v in keys.items() if (section, k) not in PATHS}
+        for section, keys in package.manifest.recipe.items()
+        if isinstance(keys, dict)
+    }
+    return Source(subject.name, model, subject.size, drawing, recipe)
 
 
 def by_teacher(teacher: Teacher, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Drawing:
