@@ -29,6 +29,7 @@ from .claims import Claim
 from .conditioning import SHUFFLE, generator
 from .prompts.pool import PromptPool, build_pool
 from .prompts.readers import files_of
+from .prompts.recipe_pool import paired_sources
 from .real_images import captioned_images, encode_images
 from .recipe import Recipe, digest
 from .sampling import sample_latents, starting_noise
@@ -113,7 +114,7 @@ def unfinished(folder: Path, manifest: Manifest) -> list[int]:
 def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
     """What a cache's latents depend on; its folder is named after the digest of this."""
     cache = recipe.cache.model_dump(mode="json", exclude={"folder", "batch_size"})
-    sources = [[f.name, sha256(f)] for p in recipe.prompts.paired for f in files_of(Path(p))]
+    sources = [[f.name, sha256(f)] for p in paired_sources(recipe) for f in files_of(p)]
     prompts = recipe.prompts.model_dump(include={"column", "paired_count", "paired_exclude"})
     schedule = {k: v for k, v in teacher.schedule.config.items() if not k.startswith("_")}
     return {
@@ -161,7 +162,7 @@ def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, A
     cache, shape = recipe.cache, teacher.latent_shape(recipe.cache.resolution)
     teacher.load("text_encoder", "vae" if cache.source == "real" else "unet")
     paired = build_pool(
-        [Path(p) for p in recipe.prompts.paired],
+        paired_sources(recipe),
         folder / "all_prompts",
         column=recipe.prompts.column,
         exclude=recipe.prompts.paired_exclude,

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .prompts_generate import generate_command
+from .prompts_unseen import unseen_command, words_command
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,6 +31,8 @@ and the more of what users will ask for, the better. Tens of millions cost no mo
     rcdeploy prompts build captions.txt more.parquet --out pools/captions
 
     rcdeploy prompts info pools/captions
+
+Without captions they are made:  rcdeploy prompts generate --out pools/made --paired 212000
 """,
 )
 
@@ -62,6 +67,13 @@ def build(
         bool,
         typer.Option("--deduplicate/--no-deduplicate", help="Keep one of equal captions (spacing does not count)."),
     ] = True,
+    min_length: Annotated[int, typer.Option(min=0, help="Drop captions of fewer characters.")] = 0,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Drop captions of more characters.")] = None,
+    script: Annotated[str, typer.Option(help="latin: drop captions with letters of any other script.")] = "any",
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Keep exactly so many of what is left, drawn uniformly.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --sample.")] = 0,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -72,12 +84,28 @@ def build(
     --include and --exclude ignore case and match whole words: "cat" finds "A Cat." but not "category"; "cat\\w*" finds
     both. So  --exclude 'watermark(ed)?' --exclude 'stock photos?'  drops what its words say and nothing else.
 
+    20 million of LAION's captions, from its parquet files:  rcdeploy prompts build laion/ --out pools/laion
+    --min-length 10 --max-length 300 --script latin --sample 20000000
+
     An old pool at --out stays until the new one is whole.
     """
     from rcdeploy.prompts.pool import build_pool
 
     with _progress(shown=not (quiet or as_json)) as progress:
-        pool = build_pool(sources, out, column, deduplicate, include or [], exclude or [], progress)
+        pool = build_pool(
+            sources,
+            out,
+            column,
+            deduplicate,
+            include or [],
+            exclude or [],
+            progress,
+            min_length=min_length,
+            max_length=max_length,
+            script=script,
+            sample=sample,
+            seed=seed,
+        )
     with pool:
         if as_json:
             typer.echo(json.dumps(_summary(pool), indent=1, ensure_ascii=False))
@@ -102,8 +130,8 @@ def info(pool: Pool, as_json: Json = False) -> None:
             typer.echo(f"  {printable(prompt)}")
 
 
-@app.command()
-def sample(
+@app.command("sample")
+def sample_command(
     pool: Pool,
     n: Annotated[int, typer.Option("-n", "--number", min=0, help="How many prompts.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same prompts.")] = 0,
@@ -138,8 +166,12 @@ def _print_table(pool: PromptPool) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from rcdeploy.prompts.keep import COUNTED
+
     summary = _summary(pool)
-    headings = ("rows", "kept", "empty", "filtered", "duplicate")
+    # pools of an earlier version count less; what never happened needs no column
+    often = {"length", "script", "not_drawn"}
+    headings = [h for h in COUNTED if h not in often or any(s.get(h) for s in summary["sources"])]
     table = Table(
         title=f"{len(pool):,} prompts, {summary['bytes'] / 1e6:,.1f} MB, {summary['mean_bytes']} bytes a prompt",
         caption=f"digest {pool.digest[:16]}",
@@ -148,7 +180,7 @@ def _print_table(pool: PromptPool) -> None:
     )
     table.add_column("source", overflow="fold")
     for heading in headings:
-        table.add_column(heading, justify="right")
+        table.add_column(heading.replace("_", " "), justify="right")
     for source in summary["sources"]:
         table.add_row(Text(printable(source["name"])), *(f"{source[heading]:,}" for heading in headings))
     Console().print(table)
@@ -176,3 +208,8 @@ def _progress(shown: bool) -> Iterator[Callable[[int, int | None], None] | None]
             bar.update(task, completed=rows, total=total, rate=rows / (time.perf_counter() - start))
 
         yield update
+
+
+app.command("generate")(generate_command)
+app.command("unseen")(unseen_command)
+app.command("words")(words_command)
