@@ -23,10 +23,11 @@ from test_students import TOY, TOY_XL
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.measure.machine import describe
 from rcdeploy.measure.macs import parameters, unet_macs
 from rcdeploy.measure.words import count, in_bytes, seconds
 from rcdeploy.report.opened import open_run
-from rcdeploy.report.page import write_report
+from rcdeploy.report.page import _machines, write_report
 from rcdeploy.report.unet_diagram import Layer, diagram, layers
 from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
@@ -154,7 +155,14 @@ def test_recipe_machine_and_origin_are_named(page: Page, made: Path) -> None:
     for folder in ("run", "package"):
         assert sha256(made / folder / "manifest.json") in page.text
     assert "torch" in page.text
+    assert "The machine that trained it and made this page" in page.words
     assert str(made.parent) not in page.source, "a path of this machine"
+
+
+def test_the_machine_that_trained_is_told_from_the_one_that_made_the_page() -> None:
+    elsewhere = {**describe(), "processor": "another one"}
+    assert [facts["processor"] for _, facts in _machines(elsewhere)][0] == "another one"
+    assert len(_machines(elsewhere)) == 2 and len(_machines(None)) == len(_machines(describe())) == 1
 
 
 def test_the_page_needs_nothing_but_itself(page: Page) -> None:

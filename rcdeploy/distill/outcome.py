@@ -17,6 +17,7 @@ from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from ..conditioning import GRID, VALIDATION, generator
+from ..measure.machine import describe
 from ..report.pictures import grid, loss_curves
 from ..sampling import pictures
 from ..teacher import predict
@@ -55,6 +56,7 @@ def _manifest(run: Run) -> Manifest:
             "init": run.recipe.student.first_weights,
             "steps": run.step,
             "cache_folder": str(run.cache.folder),
+            "machine": describe(),
         },
     )
 

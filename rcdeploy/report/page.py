@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from rcdeploy_runtime import __version__
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing, sha256
 from rcdeploy_runtime.manifest import NAME
@@ -123,9 +124,21 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
         "removed": removed(student_rule(recipe), teacher) if teacher else None,
         "diagram": Markup(diagram(teacher, student)) if teacher and student else None,
         "recipe": recipe_text(recipe),
-        "machine": describe(),
+        "machines": _machines(manifest.facts.get("machine")),
+        "version": __version__,
         "provenance": _provenance(opened),
     }
+
+
+def _machines(trained_on: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """What to call a machine, and its facts; one where training and page were made on the same."""
+    here = describe()
+    if trained_on == here:
+        return [("The machine that trained it and made this page", here)]
+    return [
+        *([("The machine that trained it", trained_on)] if trained_on else []),
+        ("The machine that made this page", here),
+    ]
 
 
 def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
