@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,13 @@ def test_halves_and_what_a_person_sees(judged: Path, captions: Path, tmp_path: P
     assert page.exit_code == 0
     assert "judge.item" in page.stdout and "higher" in page.stdout and "lower" in page.stdout
     assert "with 8, without 12" in page.stdout and "scores.json" in page.stdout
+
+
+def test_prompts_with_animals(judged: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("two dogs\na red shoe\na flock of geese\na polar bear on ice\na catalogue\n")
+    said = evaluated(judged, "--prompts", "p.txt", "--split", "animals", "--out", "set")
+    assert said["counts"] == {"all": 5, "with": 3, "without": 2}
+    assert Path("set/prompts.txt").read_text().splitlines()[1] == "a red shoe", "all of them: in the file's order"
 
 
 def test_a_package_draws_from_the_same_noise_as_its_source(package: Path, small_model: Path, captions: Path) -> None:
@@ -262,6 +271,27 @@ def test_a_run_scores_itself_and_is_evaluated_by_its_recipe(
     assert "3, " in str(caught.value.fix)
 
 
+def test_two_processes_of_a_training_draw_together(
+    recipe_file: Callable[..., Path], tiny_recipe: RecipeOf, judged: Path
+) -> None:
+    changes = {
+        "teacher": {"path": str(judged)},
+        "train": {"max_steps": 2, "adam_eps": 1e-2, "learning_rate": 1e-6},
+        "evaluate": {"every": 1, "score": "judge", "count": 12},
+    }
+    trained(tiny_recipe(**changes))
+    one = lines_with("judge.all")
+    options = {"--num_processes": "2", "--num_machines": "1", "--mixed_precision": "no", "--main_process_port": "0"}
+    launch = ["-m", "accelerate.commands.launch", "--cpu", *(word for pair in options.items() for word in pair)]
+    command = ["-m", "rcdeploy.cli.main", "distill", str(recipe_file(**changes)), "--out", "runs/two", "-q"]
+    done = subprocess.run([sys.executable, *launch, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.rmtree("runs/tiny")
+    Path("runs/two").rename("runs/tiny")
+    assert lines_with("judge.all") == pytest.approx(one, abs=1 / 12 + 1e-6), "one picture may tip by rounding"
+    assert not list(Path("runs/tiny/evaluations").iterdir())
+
+
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_best_step_can_become_the_pipeline(
     tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, keep: str
@@ -363,7 +393,7 @@ def test_fid_and_is_of_a_few_pictures(judged: Path, captions: Path, monkeypatch:
         (["TEACHER", "--prompts", "captions.txt", "--include", "cat"], "no caption passes"),
         (["TEACHER", "--prompts", "captions.txt", "--include", "("], "is no regular expression"),
         (["TEACHER", "--prompts", "captions.txt", "--split", "cats.txt"], "no prompt has one of its words"),
-        (["TEACHER", "--prompts", "captions.txt", "--split", "gone.txt"], "nothing is there"),
+        (["TEACHER", "--prompts", "captions.txt", "--split", "gone.txt"], "gone.txt cannot be read"),
         (["TEACHER", "--prompts", "captions.txt", "--metrics", "fid"], "fid needs the weights of Inception-v3"),
         (["TEACHER", "--prompts", "captions.txt", "--metrics", "clip"], "clip needs a CLIP model"),
         (["TEACHER", "--prompts", "captions.txt", "--metrics", "lpips"], "there is no metric 'lpips'"),

@@ -26,7 +26,9 @@ def evaluate_command(
     count: int | None = typer.Option(None, help="So many of the prompts, drawn by the seed; 0: all. By default 1,000."),
     include: list[str] = typer.Option(None, help="Only prompts with this word (regular expression); repeatable."),
     exclude: list[str] = typer.Option(None, help="No prompt with this word (regular expression); repeatable."),
-    split: Path | None = typer.Option(None, help="A file with a word a line: scores of prompts with and without too."),
+    split: str | None = typer.Option(
+        None, metavar="animals|FILE", help="Scores of prompts with and without these words too; a word a line."
+    ),
     metrics: str = typer.Option("", metavar="fid,is,clip,judge", help="By default all that can be had."),
     inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
     reference: Path | None = typer.Option(None, help="Real pictures, or their statistics (.safetensors, .npz)."),
@@ -54,17 +56,17 @@ def evaluate_command(
     rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
     rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
 
-    --split FILE gives Table 2's halves. T2I-CompBench has evaluators of its own (BLIP-VQA, UniDet and others), which
+    --split animals gives Table 2's halves. T2I-CompBench has evaluators of its own (BLIP-VQA, UniDet and others), which
     do not come with rcdeploy: --write-pictures DIR names pictures as they expect, {prompt}_{number}.png.
     """
     quieten_libraries()
     from ..evaluate.evaluation import evaluate, identity_of, smaller, write_down, write_pictures
     from ..evaluate.metrics import Weights, choose_metrics, open_scorer, refuse_too_few
     from ..evaluate.picture_set import folder_of, open_set
-    from ..evaluate.prompt_choice import choose_prompts, matching
+    from ..evaluate.prompt_choice import choose_prompts, halves
     from ..evaluate.source import open_source, torch_device
 
-    for name, path in (("--reference", reference), ("--judge", judge), ("--clip", clip), ("--split", split)):
+    for name, path in (("--reference", reference), ("--judge", judge), ("--clip", clip)):
         if path and not path.exists():
             raise RcdeployError(f"{name} {path}: nothing is there")
     source = open_source(subject, at=checkpoint, device=device)
@@ -79,8 +81,8 @@ def evaluate_command(
         exclude=exclude or (),
         seed=seed,
     )
-    halves = matching(asked, split) if split else None
-    counts = {"all": len(asked)} | ({"with": sum(halves), "without": len(asked) - sum(halves)} if halves else {})
+    with_words = halves(asked, split) if split else None
+    counts = {"all": len(asked)} | _half_counts(with_words)
     weights = Weights(
         inception=inception or _path(defaults.inception),
         clip=clip or _path(defaults.clip),
@@ -108,7 +110,7 @@ def evaluate_command(
             place, asked, identity, size=size, shard_size=shard_size, batch_size=batch_size, recipe=source.recipe
         )
         result = evaluate(
-            pictures, source.drawing, scorer, seed=seed, settings=settings, split=halves, progress=progress
+            pictures, source.drawing, scorer, seed=seed, settings=settings, split=with_words, progress=progress
         )
         if pictures_to:
             write_pictures(pictures, pictures_to, progress)
@@ -117,13 +119,17 @@ def evaluate_command(
         "model": source.model,
         "identity": identity,
         "prompts": {"sources": [str(p) for p in prompts or ()], "include": include, "exclude": exclude},
-        "split": str(split) if split else None,
+        "split": split,
         "weights": scorer.record,
         "weights_named": {k: str(v) if v else None for k, v in asdict(weights).items()},
         **result,
     }
     write_down(pictures, record)
     _say(record, remarks, as_json, quiet)
+
+
+def _half_counts(with_words: list[bool] | None) -> dict[str, int]:
+    return {"with": sum(with_words), "without": len(with_words) - sum(with_words)} if with_words else {}
 
 
 def _path(text: str | None) -> Path | None:

@@ -62,7 +62,7 @@ class Block(nn.Module):
             channels = c_in
             for step in branch:
                 # a pair has the same channels on both sides
-                for name, c_out, kernel in [step] if isinstance(step[0], str) else step:  # type: ignore[list-item]
+                for name, c_out, kernel in [step] if isinstance(step[0], str) else step:
                     self.add_module(f"branch{name}", Convolution(channels, int(c_out), str(kernel)))
                     after = int(c_out)
                 channels = after

@@ -138,8 +138,8 @@ def open_set(
         try:
             with replacing(folder / "prompts.txt") as beside:
                 beside.write_text("".join(f"{p}\n" for p in prompts), encoding="utf-8")
-            facts = {"identity": identity, "count": len(prompts), "shard_size": shard_size, "batch_size": batch_size}
-            Manifest(kind="evaluation", recipe=recipe or {}, facts=facts).write(folder)
+            begun = {"identity": identity, "count": len(prompts), "shard_size": shard_size, "batch_size": batch_size}
+            Manifest(kind="evaluation", recipe=recipe or {}, facts=begun).write(folder)
         finally:
             claim.release()
     facts = Manifest.read(folder, "evaluation").facts

@@ -10,6 +10,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from ..conditioning import EVALUATION, generator
 from ..prompts.readers import batches, files_of, whole_words
 
+ANIMALS = "animals"
+
 
 def choose_prompts(
     sources: Sequence[Path],
@@ -51,8 +53,30 @@ def choose_prompts(
     return [found[i] for i in generator(seed, EVALUATION).permutation(len(found))[:count].tolist()]
 
 
-def matching(prompts: Sequence[str], file: Path) -> list[bool]:
-    """Does a line of `file`, a word or a regular expression, match the prompt as whole words? For each prompt."""
+def halves(prompts: Sequence[str], words: str) -> list[bool]:
+    """Which prompts belong to the half "with". words: "animals" (Table 2), or a file with a word or expression a line.
+
+    Raises RcdeployError for a file that cannot be used, and when all prompts would be in one half.
+    """
+    found = _with_animals(prompts) if words == ANIMALS else _matching(prompts, Path(words))
+    if all(found) or not any(found):
+        raise RcdeployError(
+            f"--split {words} splits nothing: {'every' if all(found) else 'no'} prompt has one of its words",
+            fix="Leave --split out, or take other prompts.",
+        )
+    return found
+
+
+def _with_animals(prompts: Sequence[str]) -> list[bool]:
+    """By the list that keeps animals away from a student's paired prompts, plurals included."""
+    from ..prompts.animals import FILE
+    from ..prompts.keywords import Keywords
+
+    animals = Keywords.read(FILE)
+    return [animals.find(prompt) is not None for prompt in prompts]
+
+
+def _matching(prompts: Sequence[str], file: Path) -> list[bool]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -64,10 +88,4 @@ def matching(prompts: Sequence[str], file: Path) -> list[bool]:
         raise RcdeployError(f"--split {file} holds no word", fix="Write one word or regular expression a line.")
     whole_words(expressions)  # each by itself, so that the one that is wrong is named
     (pattern,) = whole_words(["|".join(f"(?:{e})" for e in expressions)])
-    found = [pattern.search(prompt) is not None for prompt in prompts]
-    if all(found) or not any(found):
-        raise RcdeployError(
-            f"--split {file} splits nothing: {'every' if all(found) else 'no'} prompt has one of its words",
-            fix="Leave --split out, or take other prompts.",
-        )
-    return found
+    return [pattern.search(prompt) is not None for prompt in prompts]
