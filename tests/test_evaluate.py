@@ -125,6 +125,7 @@ def test_halves_and_what_a_person_sees(judged: Path, captions: Path, tmp_path: P
     page = CliRunner().invoke(app, arguments)
     assert page.exit_code == 0
     assert "judge.item" in page.stdout and "higher" in page.stdout and "lower" in page.stdout
+    assert "no judge.frechet_distance of with, without: it takes more than 16" in page.stderr
     assert "with 8, without 12" in page.stdout and "scores.json" in page.stdout
 
 
@@ -399,6 +400,8 @@ def test_fid_and_is_of_a_few_pictures(judged: Path, captions: Path, monkeypatch:
         (["TEACHER", "--prompts", "captions.txt", "--metrics", "lpips"], "there is no metric 'lpips'"),
         (["TEACHER", "--prompts", "captions.txt", "--clip", "empty", "--metrics", "clip"], "holds no CLIP model"),
         (["TEACHER", "--prompts", "captions.txt", "--judge", "empty"], "holds no judge"),
+        (["TEACHER", "--prompts", "captions.txt", "--inception", "gone.safetensors"], "no weights of Inception-v3 at"),
+        (["TEACHER", "--prompts", "captions.txt", "--reference", "gone"], "nothing is there"),
         (["TEACHER", "--prompts", "captions.txt", "--resize", "128"], "would enlarge pictures of 64x64"),
         (["TEACHER", "--prompts", "captions.txt", "--device", "abacus"], "torch has no device 'abacus'"),
         (["TEACHER", "--prompts", "captions.txt", "--checkpoint", "best"], "is no run folder"),

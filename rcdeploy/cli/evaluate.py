@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from .console import err, out, quieten_libraries, show_table, stages
 from .distill import QUIET
 
 if TYPE_CHECKING:
+    from ..evaluate.metrics import Weights
     from ..evaluate.source import Source
 
 
@@ -23,7 +23,9 @@ def evaluate_command(
     subject: str = typer.Argument(None, help="A run, a package or a diffusers folder; by default the newest run."),
     prompts: list[Path] = typer.Option(None, help="Files of prompts; by default the recipe's. Repeatable."),
     column: str | None = typer.Option(None, help="Of csv, jsonl and parquet files; found when not named."),
-    count: int | None = typer.Option(None, help="So many of the prompts, drawn by the seed; 0: all. By default 1,000."),
+    count: int | None = typer.Option(
+        None, min=0, help="So many of the prompts, drawn by the seed; 0: all. By default 1,000."
+    ),
     include: list[str] = typer.Option(None, help="Only prompts with this word (regular expression); repeatable."),
     exclude: list[str] = typer.Option(None, help="No prompt with this word (regular expression); repeatable."),
     split: str | None = typer.Option(
@@ -35,10 +37,12 @@ def evaluate_command(
     clip: Path | None = typer.Option(None, help="A CLIP model in transformers' layout; the paper's is ViT-g/14."),
     judge: Path | None = typer.Option(None, help="A judge; by default the one in the teacher's folder."),
     checkpoint: str | None = typer.Option(None, metavar="best|last|STEP", help="EMA weights of a run's checkpoint."),
-    seed: int | None = typer.Option(None, help="Picture i is what rcdeploy generate --seed SEED+i draws."),
-    steps: int | None = typer.Option(None, help="DDIM steps; 25, or the recipe's."),
-    guidance_scale: float | None = typer.Option(None, help="7.5, or the recipe's."),
-    resize: int | None = typer.Option(None, help="Edge in pixels to score at; by default 256 of 512; 0: as drawn."),
+    seed: int | None = typer.Option(None, min=0, help="Picture i is what rcdeploy generate --seed SEED+i draws."),
+    steps: int | None = typer.Option(None, min=1, help="DDIM steps; 25, or the recipe's."),
+    guidance_scale: float | None = typer.Option(None, min=0, help="7.5, or the recipe's."),
+    resize: int | None = typer.Option(
+        None, min=0, help="Edge in pixels to score at; by default 256 of 512; 0: as drawn."
+    ),
     folder: Path | None = typer.Option(None, "--out", "-o", help="By default evaluations/NAME-DIGEST."),
     pictures_to: Path | None = typer.Option(None, "--write-pictures", help="Pictures as PNGs here, for other tools."),
     allow_few: bool = typer.Option(False, "--allow-few", help="A Frechet distance of however few pictures."),
@@ -61,19 +65,19 @@ def evaluate_command(
     """
     quieten_libraries()
     from ..evaluate.evaluation import evaluate, identity_of, smaller, write_down, write_pictures
-    from ..evaluate.metrics import Weights, choose_metrics, open_scorer, refuse_too_few
+    from ..evaluate.metrics import choose_metrics, open_scorer, refuse_too_few
     from ..evaluate.picture_set import folder_of, open_set
     from ..evaluate.prompt_choice import choose_prompts, halves
     from ..evaluate.source import open_source, torch_device
 
-    for name, path in (("--reference", reference), ("--judge", judge), ("--clip", clip)):
-        if path and not path.exists():
-            raise RcdeployError(f"{name} {path}: nothing is there")
+    named = {"inception": inception, "clip": clip, "judge": judge, "reference": reference}
+    _refuse_missing(named)
     source = open_source(subject, at=checkpoint, device=device)
     defaults = _recipe_settings(source)
     seed = defaults.seed if seed is None else seed
+    files = prompts or _recipe_prompts(source, defaults)
     asked = choose_prompts(
-        prompts or _recipe_prompts(source, defaults),
+        files,
         column=column or source.recipe.get("prompts", {}).get("column"),
         count=defaults.count if count is None else count,
         at_most=count is None,
@@ -83,12 +87,7 @@ def evaluate_command(
     )
     with_words = halves(asked, split) if split else None
     counts = {"all": len(asked)} | _half_counts(with_words)
-    weights = Weights(
-        inception=inception or _path(defaults.inception),
-        clip=clip or _path(defaults.clip),
-        judge=judge or source.judge,
-        reference=reference or _path(defaults.reference),
-    )
+    weights = _weights(named, source, defaults)
     chosen = choose_metrics([m.strip() for m in metrics.split(",") if m.strip()], weights)
     remarks = refuse_too_few(chosen, counts, allow_few)
     settings = {
@@ -118,22 +117,33 @@ def evaluate_command(
         "folder": str(place),
         "model": source.model,
         "identity": identity,
-        "prompts": {"sources": [str(p) for p in prompts or ()], "include": include, "exclude": exclude},
+        "prompts": {"files": [str(p) for p in files], "include": include or [], "exclude": exclude or []},
         "split": split,
         "weights": scorer.record,
-        "weights_named": {k: str(v) if v else None for k, v in asdict(weights).items()},
         **result,
     }
     write_down(pictures, record)
-    _say(record, remarks, as_json, quiet)
+    _say(record, remarks + scorer.left_out(result["counts"]), as_json, quiet)
 
 
 def _half_counts(with_words: list[bool] | None) -> dict[str, int]:
     return {"with": sum(with_words), "without": len(with_words) - sum(with_words)} if with_words else {}
 
 
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None
+def _refuse_missing(named: dict[str, Path | None]) -> None:
+    for name, path in named.items():
+        # Inception's weights have an error of their own, which says where they come from
+        if path and name != "inception" and not path.exists():
+            raise RcdeployError(f"--{name} {path}: nothing is there")
+
+
+def _weights(named: dict[str, Path | None], source: Source, defaults: Evaluate) -> Weights:
+    """What was named, else what the recipe names, and the judge that stands beside the source's teacher."""
+    from ..evaluate.metrics import Weights
+
+    of_recipe = {"inception": defaults.inception, "clip": defaults.clip, "reference": defaults.reference}
+    found = {name: Path(path) if path else None for name, path in of_recipe.items()} | {"judge": source.judge}
+    return Weights(**(found | {name: path for name, path in named.items() if path}))
 
 
 def _recipe_settings(source: Source) -> Evaluate:

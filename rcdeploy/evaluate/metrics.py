@@ -112,6 +112,14 @@ class Scorer:
             found |= {f"judge.{name}": value for name, value in self._judged(taken["judge"], asked).items()}
         return {name: float(f"{value:.6g}") for name, value in found.items()}
 
+    def left_out(self, counts: dict[str, int]) -> list[str]:
+        """Remarks on parts of so many pictures that are too few for the judge's Frechet distance."""
+        if self.judge_reference is None or self.allow_few:
+            return []
+        d = len(self.judge_reference.mean)
+        parts = [part for part, n in counts.items() if n <= d]
+        return [f"no judge.frechet_distance of {', '.join(parts)}: it takes more than {d} pictures"] if parts else []
+
     def _judged(self, readings: dict[str, Tensor], prompts: list[str]) -> dict[str, float]:
         judge, features = self.networks["judge"].judge, readings["features"]
         assert judge is not None
