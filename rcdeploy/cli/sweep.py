@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from ..claims import Claim
 from ..sweep.plan import RUNS, Cell, Plan, load_plan
 from .console import err, out, quieten_libraries, show_table, stages
 from .distill import QUIET, SET
+
+if TYPE_CHECKING:
+    from ..sweep.cell import Scores
 
 
 def sweep_command(
@@ -54,8 +57,12 @@ def sweep_command(
     words += [word for setting in override or [] for word in ("--set", setting)]
     command = shlex.join(["rcdeploy", *words])
     start = [sys.executable, "-m", "rcdeploy.cli.main", *words, "--runs", str(runs), "--quiet", "--cell"]
+    quieten_libraries()
+    from ..sweep.cell import Scores
+
+    scores = Scores(plan)  # what cannot be scored is said before anything is trained
     failures = {} if only_table else _work(plan, start, jobs, quiet)
-    _write(plan, results, command, quiet)
+    _write(plan, scores, results, command, quiet)
     if failures:
         names = _names(plan)
         listed = "\n".join(f"  • {names[k]}: {said}" for k, said in failures.items())
@@ -175,14 +182,13 @@ def _state(plan: Plan, cell: Cell) -> str:
     return f"step {cell.steps_done:,}" if cell.steps_done else "waits"
 
 
-def _write(plan: Plan, results: Path, command: str, quiet: bool) -> None:
-    from ..sweep.cell import Scorer
+def _write(plan: Plan, scores: Scores, results: Path, command: str, quiet: bool) -> None:
     from ..sweep.table import collect, write
 
     if not any(plan.is_done(cell) for cell in plan.cells):
         if not quiet:
             err.print("no cell is done: no table is written")
         return
-    written = write(plan, collect(plan, Scorer(plan)), results, command)
+    written = write(plan, collect(plan, scores), results, command)
     if not quiet:
         out.print("\n".join(str(path) for path in written), highlight=False)

@@ -1,5 +1,6 @@
-"""One cell: its student distilled, its pictures drawn and read by the judge. What the judge read is kept, not the
-pictures: scores of other parts of the prompts, or against another reference, need no new ones.
+"""One cell: its student distilled, its pictures drawn and read by networks, as rcdeploy evaluate does it.
+
+What was read is kept: scores of other parts of the prompts, or against another reference, need no new pictures.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json, write_json
+from rcdeploy_runtime.manifest import Manifest
 
 from ..claims import Claim
-from ..conditioning import GRID, generator
 from ..distill.loop import distill
 from ..distill.run import Progress
-from ..evaluate.frechet import Statistics
-from ..evaluate.judge import Judge
-from ..evaluate.scores import judge_readings, scores_of_readings
-from ..prompts.readers import batches, files_of, whole_words
-from ..sampling import pictures
+from ..evaluate.evaluation import evaluate, identity_of, smaller
+from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
+from ..evaluate.picture_set import PictureSet, open_set
+from ..evaluate.prompt_choice import choose_prompts
+from ..evaluate.source import Source, open_source
+from ..prompts.readers import whole_words
 from ..teacher import Teacher
-from ..tensors import load_tensors, save_tensors
-from .plan import Cell, Plan
+from .plan import READ, Cell, Plan
 
 TOUCH_SECONDS = 30
 
@@ -49,90 +49,97 @@ def make(plan: Plan, cell: Cell, progress: Progress, say: Callable[[str], None])
     try:
         if not cell.is_trained():
             distill(cell.recipe, cell.folder, alive, say)
-        if not plan.readings(cell).is_file():
+        if not plan.is_done(cell):
             read(plan, cell, alive)
     finally:
         claim.release()
     return True
 
 
+def read(plan: Plan, cell: Cell, progress: Progress) -> None:
+    """Draws one picture a prompt and shows them to the networks, both as far as that was not done."""
+    score, prompts = plan.score, asked(plan)
+    source = _source(cell)
+    settings = {"num_inference_steps": score.num_inference_steps, "guidance_scale": score.guidance_scale}
+    size = smaller(source.size, score.resize)
+    pictures = open_set(
+        plan.pictures(cell),
+        prompts,
+        identity_of(source, prompts, score.seed, settings, size),
+        size=size,
+        shard_size=score.shard_size,
+        batch_size=score.batch_size,
+    )
+    scorer = _scorer(plan, size)
+    evaluate(
+        pictures,
+        source.drawing,
+        scorer,
+        seed=score.seed,
+        settings=settings,
+        progress=lambda stage, done, of: progress(stage, done, of, {}),
+    )
+    file = pictures.folder / READ
+    write_json(file, (read_json(file) if file.is_file() else {}) | plan.read_by())
+    if not score.keep_pictures:
+        for shard in pictures.folder.glob("pictures-*.safetensors"):
+            shard.unlink()
+
+
 def asked(plan: Plan) -> list[str]:
     """The prompts that every cell draws: `count` of the captions at random, all of them when there are fewer."""
-    score = plan.score
-    files = [file for captions in score.captions for file in files_of(Path(captions))]
-    # as a pool has them: in order, each once
-    texts = dict.fromkeys(
-        text for rows in batches(files, score.column) for row in rows if (text := " ".join(row.split()))
-    )
-    everything = list(texts)
-    if not everything:
-        raise RcdeployError(f"{', '.join(score.captions)}: there is no caption in it")
-    order = generator(score.seed, GRID).permutation(len(everything))[: score.count]
-    return [everything[i] for i in order]
+    score, captions = plan.score, [Path(c) for c in plan.score.captions]
+    return choose_prompts(captions, column=score.column, count=score.count, at_most=True, seed=score.seed)
 
 
-def read(plan: Plan, cell: Cell, progress: Progress) -> None:
-    """Draws one picture a prompt, the i-th from the noise of (score.seed, i), and keeps the judge's readings."""
-    score, prompts = plan.score, asked(plan)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    teacher = Teacher(cell.recipe.teacher.path, revision=cell.recipe.teacher.revision).to(device)
-    unet = None
+def _source(cell: Cell) -> Source:
     if cell.trained:
-        unet = UNet2DConditionModel.from_pretrained(cell.folder / "pipeline", subfolder="unet").to(device).eval()
-    judge, parts = Judge.load(plan.judge()), []
-    for start in range(0, len(prompts), score.batch_size):
-        rows = range(start, min(start + score.batch_size, len(prompts)))
-        images = pictures(
-            teacher,
-            [prompts[i] for i in rows],
-            unet=unet,
-            seed=score.seed,
-            indices=rows,
-            resolution=cell.recipe.cache.resolution,
-            batch_size=score.batch_size,
-            num_inference_steps=score.num_inference_steps,
-            guidance_scale=score.guidance_scale,
-        )
-        parts.append(judge_readings(judge, images))
-        progress("pictures", rows.stop, len(prompts), {})
-    tensors = {"features": torch.cat([features for features, _ in parts])}
-    for name in judge.heads:
-        tensors[f"logits.{name}"] = torch.cat([logits[name] for _, logits in parts])
-    save_tensors(plan.readings(cell), tensors)
+        return open_source(str(cell.folder))
+    teacher = Teacher(cell.recipe.teacher.path, revision=cell.recipe.teacher.revision)  # perhaps from the hub
+    return open_source(str(teacher.folder))
 
 
-class Scorer:
-    """From the judge's readings to scores: {"PART FIGURE": value} for every part of the prompts."""
+def _scorer(plan: Plan, size: tuple[int, int]) -> Scorer:
+    """Raises RcdeployError for weights that are not named or not there."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    weights = Weights(**plan.weights())
+    metrics = choose_metrics(plan.score.metrics, weights)
+    return open_scorer(metrics, weights, size=size, device=device, allow_few=plan.score.allow_few)
+
+
+class Scores:
+    """From what the networks read to scores: {"PART FIGURE": value} for every part of the prompts."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan, folder = plan, plan.judge()
-        self.judge, self.prompts = Judge.load(folder), asked(plan)
-        file = folder / "reference.safetensors"
-        self.reference = Statistics.load(file) if file.is_file() else None
-        self.parts = {name: self._rows(part.include, part.exclude) for name, part in plan.score.prompts.items()}
-        for name, rows in self.parts.items():
-            if len(rows) < 2:
-                raise RcdeployError(f"prompts.{name} of the score file: {len(rows)} of {len(self.prompts)} prompts fit")
+        """Raises RcdeployError when something that scores is missing, or a part has too few pictures."""
+        self.plan, self.prompts = plan, asked(plan)
+        self._scorers: dict[tuple[int, int], Scorer] = {}
+        choose_metrics(plan.score.metrics, Weights(**plan.weights()))
+        self.parts = {name: self._chosen(part.include, part.exclude) for name, part in plan.score.prompts.items()}
+        counts = {name: sum(chosen) for name, chosen in self.parts.items()}
+        for name, count in counts.items():
+            if count < 2:
+                raise RcdeployError(f"prompts.{name} of the score file: {count} of {len(self.prompts)} prompts fit")
+        refuse_too_few(plan.score.metrics, counts, plan.score.allow_few)
 
-    def _rows(self, include: list[str], exclude: list[str]) -> list[int]:
+    def _chosen(self, include: list[str], exclude: list[str]) -> list[bool]:
         wanted, unwanted = whole_words(include), whole_words(exclude)
         return [
-            i
-            for i, prompt in enumerate(self.prompts)
-            if (not wanted or any(p.search(prompt) for p in wanted)) and not any(p.search(prompt) for p in unwanted)
+            (not wanted or any(p.search(prompt) for p in wanted)) and not any(p.search(prompt) for p in unwanted)
+            for prompt in self.prompts
         ]
 
     def __call__(self, cell: Cell) -> dict[str, float]:
-        tensors = load_tensors(self.plan.readings(cell))
-        logits: dict[str, Tensor] = {name: tensors[f"logits.{name}"] for name in self.judge.heads}
-        scores = {}
-        for part, rows in self.parts.items():
-            said = scores_of_readings(
-                self.judge,
-                tensors["features"][rows],
-                {name: values[rows] for name, values in logits.items()},
-                [self.prompts[i] for i in rows],
-                self.reference,
-            )
-            scores |= {f"{part} {name.replace('_', ' ')}": value for name, value in said.items()}
-        return scores
+        folder = self.plan.pictures(cell)
+        facts = Manifest.read(folder, "evaluation").facts
+        size = (int(facts["identity"]["size"][0]), int(facts["identity"]["size"][1]))
+        pictures = PictureSet(folder, self.prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)
+        if size not in self._scorers:
+            self._scorers[size] = _scorer(self.plan, size)
+        scorer = self._scorers[size]
+        readings = {name: pictures.read(network, lambda *_: None) for name, network in scorer.networks.items()}
+        found = {}
+        for part, chosen in self.parts.items():
+            for name, value in scorer.scores(readings, self.prompts, chosen).items():
+                found[f"{part} {name.removeprefix('judge.').replace('_', ' ')}"] = value
+        return found

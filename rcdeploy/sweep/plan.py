@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import sha256
+from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..distill.run_folder import FREE
 from ..prompts.readers import files_of, whole_words
 from ..recipe import PATHS, Recipe, anchor, digest, load_recipe
-from .spec import SEED_KEYS, ScoreFile, SweepFile, read_score, read_sweep, refuse
+from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep, refuse
 
 RUNS = Path("runs/sweeps")
+READ = "read.json"
+"""in a folder of pictures: network -> its weights, of those that have read all of them"""
 
 
 @dataclass(frozen=True)
@@ -93,29 +95,35 @@ class Plan:
                 return cell
         raise RcdeployError(f"{self.file} has no cell {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
 
-    def judge(self) -> Path:
-        """Folder of the judge. Raises RcdeployError when there is none."""
-        folder = Path(self.score.judge or Path(self.teacher.recipe.teacher.path) / "judge")
-        if not (folder / "config.json").is_file():
-            raise RcdeployError(
-                f"there is no judge in {folder}", fix="Name one in the score file (judge = FOLDER), relative to it."
-            )
-        return folder
+    def weights(self) -> dict[str, Path]:
+        """What scores the pictures: "judge", "inception", "clip", "reference", as far as they are named or there."""
+        found = {name: Path(path) for name in WEIGHTS if (path := getattr(self.score, name))}
+        beside = Path(self.teacher.recipe.teacher.path) / "judge"
+        if beside.is_dir():
+            found.setdefault("judge", beside)
+        return found
 
     @cached_property
     def scoring(self) -> str:
-        """A digest of all that the judge's readings of a cell depend on, beside its weights."""
-        drawn = self.score.model_dump(exclude={"prompts", "show", "judge", "captions", "batch_size"})
+        """A digest of all that a cell's pictures depend on, beside its weights."""
+        keys = ("column", "count", "seed", "num_inference_steps", "guidance_scale", "resize")
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
-        judge = [sha256(self.judge() / name) for name in ("config.json", "model.safetensors")]
-        return digest([drawn, captions, judge])
+        return digest([captions, *(getattr(self.score, key) for key in keys)])
 
-    def readings(self, cell: Cell) -> Path:
-        """The file with what the judge read from the cell's pictures."""
-        return cell.folder / f"readings-{self.scoring[:8]}.safetensors"
+    def pictures(self, cell: Cell) -> Path:
+        """The folder of the cell's pictures and of what networks read in them."""
+        return cell.folder / f"evaluation-{self.scoring[:8]}"
+
+    def read_by(self) -> dict[str, str]:
+        """What a cell's READ file holds when every network that this plan asks for has read its pictures."""
+        networks = {"fid": "inception", "is": "inception"}
+        weights = self.weights()
+        names = dict.fromkeys(networks.get(metric, metric) for metric in self.score.metrics)
+        return {name: _near(str(weights[name])) for name in names if name in weights}
 
     def is_done(self, cell: Cell) -> bool:
-        return cell.is_trained() and self.readings(cell).is_file()
+        file = self.pictures(cell) / READ
+        return cell.is_trained() and file.is_file() and self.read_by().items() <= read_json(file).items()
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -18,6 +18,8 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from ..recipe import Section
 
+WEIGHTS = ("judge", "inception", "clip", "reference")
+"""keys of a score file that name what lies on disk"""
 SEED_KEYS = ("train.seed", "student.seed")
 """what a seed of a sweep sets; caches keep their own, so that all seeds share one"""
 
@@ -59,7 +61,15 @@ class ScoreFile(Section):
     num_inference_steps: int = Field(25, gt=0)
     guidance_scale: float = Field(7.5, ge=0)
     batch_size: int = Field(16, gt=0, description="pictures drawn at once")
+    shard_size: int = Field(256, gt=0, description="pictures a file; whole files are kept when a cell is stopped")
+    resize: int | None = Field(None, ge=0, description="edge to score at, as rcdeploy evaluate --resize")
+    keep_pictures: bool = Field(True, description="False: what the networks read in them is kept alone")
+    metrics: list[Literal["fid", "is", "clip", "judge"]] = Field(["judge"], min_length=1)
     judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
+    inception: str | None = Field(None, description="weights of Inception-v3, for fid and is")
+    clip: str | None = Field(None, description="folder of a CLIP model")
+    reference: str | None = Field(None, description="real pictures or their statistics, for fid")
+    allow_few: bool = Field(False, description="Frechet distances of however few pictures")
     prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
     show: list[str] = Field([], description="figures in the table ('PART FIGURE'), all by default")
 
@@ -93,17 +103,16 @@ def read_score(file: Path) -> ScoreFile:
     read: ScoreFile = _read(file, ScoreFile, "score")
     folder = file.resolve().parent
     captions = [str((folder / c).resolve()) for c in read.captions]
-    judge = str((folder / read.judge).resolve()) if read.judge else None
+    named = {k: str((folder / path).resolve()) for k in WEIGHTS if (path := getattr(read, k))}
     errors = [f"captions: {c} is not there" for c in captions if not Path(c).exists()]
-    if judge and not Path(judge).is_dir():
-        errors.append(f"judge: {judge} is no folder")
+    errors += [f"{key}: {path} is not there" for key, path in named.items() if not Path(path).exists()]
     errors += [
         f"show: {figure!r} begins with none of the parts {', '.join(read.prompts)}"
         for figure in read.show
         if not any(figure.startswith(f"{name} ") for name in read.prompts)
     ]
     refuse(file, errors)
-    return read.model_copy(update={"captions": captions, "judge": judge})
+    return read.model_copy(update={"captions": captions, **named})
 
 
 def _read(file: Path, model: type[Section], kind: str) -> Any:

@@ -11,8 +11,8 @@ from rcdeploy_runtime.files import replacing, write_json
 
 from .plan import Cell, Plan
 
-LOWER_IS_BETTER = {"frechet distance"}
-PLAIN = {"inception score"} | LOWER_IS_BETTER
+LOWER_IS_BETTER = {"frechet distance", "fid"}
+PLAIN = {"inception score", "is", "is deviation", "clip"} | LOWER_IS_BETTER
 """figures that are no fractions of pictures"""
 
 
@@ -55,8 +55,8 @@ def shown(plan: Plan, result: dict[str, Any]) -> list[str]:
 
 
 def kind(figure: str) -> str:
-    """ "unseen frechet distance" -> "frechet distance"; the part's name is one word or more before it."""
-    return next((name for name in PLAIN if figure.endswith(name)), figure)
+    """Of a figure that is no fraction its name without the part's: "unseen frechet distance" -> "frechet distance"."""
+    return next((name for name in sorted(PLAIN) if figure.endswith(f" {name}")), figure)
 
 
 def unit(figure: str) -> str:
