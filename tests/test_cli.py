@@ -18,6 +18,7 @@ def test_help_teaches_every_command() -> None:
         "distill",
         "cache",
         "estimate",
+        "evaluate",
         "export",
         "generate",
         "bench",
