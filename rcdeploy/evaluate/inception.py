@@ -2,7 +2,7 @@
 
 1,008 logits; average pools that leave padding out of the mean; a maximum in the last block's pool; and pictures brought
 to 299 x 299 as TensorFlow 1 did, from the upper left corner and without smoothing. Published FIDs are of this network
-(Heusel et al. 2017); another one's features are not comparable with them. This is torch-fidelity's reading of the graph.
+(Heusel et al. 2017); another one's features are not comparable with them. The graph is read as torch-fidelity reads it;
 pytorch-fid, which BK-SDM's scripts call, has the same weights but resizes as PyTorch does, half a pixel apart: its
 numbers, and statistics that it wrote, are close to these and not the same.
 """

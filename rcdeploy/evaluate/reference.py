@@ -41,7 +41,8 @@ def open_reference(
     """-> statistics of `network`'s features, and what they are of (for the record).
 
     path: a .safetensors file (mean, covariance, count), an .npz file of pytorch-fid (mu, sigma; it resizes a little
-    otherwise: a folder is the better reference), or a folder of pictures, looked through once: the statistics are kept in the user's cache until a picture or the network changes.
+    otherwise: a folder is the better reference), or a folder of pictures, looked through once: the statistics are kept
+    in the user's cache until a picture or the network changes.
     Raises RcdeployError when it is none of these.
     """
     if path.is_dir():
