@@ -45,7 +45,7 @@ def prompt_request(noun: Noun, count: int, repeat: int) -> Request:
 def numbered_lines(answer: str) -> list[str]:
     """The different prompts of an answer: its lines that begin with a number, without it and without quotes."""
     lines = re.findall(r"^\W*\d+\s*[.):\-]\W*?\s*(\S.*)$", answer, re.MULTILINE)
-    return list(dict.fromkeys(prompt for line in lines if (prompt := " ".join(line.split()).strip("\"'“”*"))))
+    return list(dict.fromkeys(prompt for line in lines if (prompt := " ".join(line.split()).strip(" \"'“”*"))))
 
 
 @dataclass

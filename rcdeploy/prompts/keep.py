@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class Filters:
     unwanted: Patterns
     min_length: int = 0
     max_length: int | None = None
-    script: Literal["any", "latin"] = "any"
+    script: str = "any"
 
     @classmethod
     def make(
@@ -42,7 +41,7 @@ class Filters:
         """Raises RcdeployError for a pattern that is none, lengths that no caption has, an unknown script."""
         if max_length is not None and max_length < max(1, min_length):
             raise RcdeployError(f"no caption has {min_length} characters or more, and {max_length} or fewer")
-        if script != "any" and script != "latin":
+        if script not in ("any", "latin"):
             raise RcdeployError(f"the script {script!r} is not known", fix="Allowed: any, latin.")
         return cls(whole_words(include), whole_words(exclude), min_length, max_length, script)
 
@@ -64,6 +63,15 @@ class Filters:
     def _count(why: str, before: list[str], after: list[str], tally: Counter[str]) -> list[str]:
         tally[why] += len(before) - len(after)
         return after
+
+
+def nothing_left(dropped: dict[str, int]) -> RcdeployError:
+    """Says why no caption is left, by the counts of what was dropped."""
+    said = {"empty": "are empty", "length": "are too short or too long", "script": "are of another script",
+            "filtered": "fail the filters"}  # fmt: skip
+    rows = ", ".join(f"{dropped[why]} rows {what}" for why, what in said.items() if dropped[why])
+    what = f"{rows}, no other is there" if rows else "no row is there"
+    return RcdeployError(f"the prompt pool would be empty: {what}", fix="Check sources, column and filters.")
 
 
 class Seen:

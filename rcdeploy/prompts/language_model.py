@@ -205,7 +205,7 @@ class LocalModel:
         else:
             tokens = self.tokenizer(f"{request.system}\n\n{request.user}\n\n", return_tensors="pt")
         tokens = {k: tokens[k].to(self.model.device) for k in ("input_ids", "attention_mask")}
-        sampling = {"do_sample": request.temperature > 0}
+        sampling: dict[str, Any] = {"do_sample": request.temperature > 0}
         if request.temperature > 0:
             sampling |= {"temperature": request.temperature}
         with torch.random.fork_rng(), torch.inference_mode():

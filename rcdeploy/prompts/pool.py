@@ -30,7 +30,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder
 from rcdeploy_runtime.manifest import Manifest
 
-from .keep import COUNTED, Filters, Sample, Seen, select
+from .keep import COUNTED, Filters, Sample, Seen, nothing_left, select
 from .readers import batches, count_rows, files_of
 
 PROMPTS, OFFSETS = "prompts.bin", "offsets.bin"
@@ -238,8 +238,13 @@ def build_pool(
         sources_of = _tallied(files, tallies)
         dropped = {why: sum(source[why] for source in sources_of) for why in COUNTED[2:]}
         if not count:
-            raise _empty(dropped)
-        options = {"column": column, "deduplicate": deduplicate, "include": [*include], "exclude": [*exclude]}
+            raise nothing_left(dropped)
+        options: dict[str, Any] = {
+            "column": column,
+            "deduplicate": deduplicate,
+            "include": [*include],
+            "exclude": [*exclude],
+        }
         options |= {"min_length": min_length, "max_length": max_length, "script": script}
         options |= {"sample": sample, "seed": seed} if sample is not None else {}
         facts = {"count": count, "bytes": size, "sources": sources_of, "dropped": dropped, "options": options}
@@ -254,14 +259,6 @@ def _tallied(files: dict[str, list[Path]], tallies: dict[str, Counter[str]]) -> 
     """What the manifest says of each source. A file name need not be UTF-8, a manifest must."""
     names = {name: name.encode(errors="replace").decode() for name in files}
     return [{"name": names[n], "files": len(files[n])} | {k: t[k] for k in COUNTED} for n, t in tallies.items()]
-
-
-def _empty(dropped: dict[str, int]) -> RcdeployError:
-    said = {"empty": "are empty", "length": "are too short or too long", "script": "are of another script",
-            "filtered": "fail the filters"}  # fmt: skip
-    rows = ", ".join(f"{dropped[why]} rows {what}" for why, what in said.items() if dropped[why])
-    what = f"{rows}, no other is there" if rows else "no row is there"
-    return RcdeployError(f"the prompt pool would be empty: {what}", fix="Check sources, column and filters.")
 
 
 def _count_drawn(tallies: dict[str, Counter[str]], chosen: np.ndarray) -> None:

@@ -1,0 +1,115 @@
+"""The last look of the unseen-concept filter: what BLIP (here tiny, with random weights) says of the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
+from typer.testing import CliRunner
+
+from rcdeploy import latent_cache
+from rcdeploy.cli.main import app
+from rcdeploy.prompts import captioner as module
+from rcdeploy.prompts.captioner import Captioner, look
+from rcdeploy.prompts.journal import Journal
+from rcdeploy.recipe import Recipe
+from rcdeploy.teacher import Teacher
+from rcdeploy_runtime.errors import RcdeployError
+
+run = CliRunner().invoke
+WORDS = ["bus", "tree", "river", "tower", "bridge", "lamp", "chair", "stone", "road", "cloud"]
+
+
+@pytest.fixture(scope="module")
+def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("blip") / "tiny"
+    folder.mkdir()
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 5, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}
+    text = {**small, **ends, "vocab_size": len(vocabulary), "encoder_hidden_size": 16, "projection_dim": 16}
+    vision = {**small, "image_size": 16, "patch_size": 8, "projection_dim": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        config = BlipConfig(text_config=text, vision_config=vision, projection_dim=16)
+        model = BlipForConditionalGeneration(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.5)  # large: pictures must matter to what it says
+        model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Three pictures of different sizes and colours with their captions."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows, captions = ["file_name,text"], {"a red thing": "red", "a blue thing": "blue", "a thing of wolves": "green"}
+    for i, (caption, colour) in enumerate(captions.items()):
+        Image.new("RGB", (32, 20 + 8 * i), colour).save(folder / f"{i}.png")
+        rows.append(f"{i}.png,{caption}")
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_captions_of_pictures_are_kept_in_the_journal(
+    blip: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner, wanted = Captioner(blip), ["a red thing", "a blue thing", "not drawn"]
+    with Journal(tmp_path / "j.jsonl") as journal:
+        seen = look(captioner, pictures, wanted, journal)
+    assert set(seen) == {"a red thing", "a blue thing"}
+    assert len(set(seen.values())) == 2 and all(set(text.split()) <= {*WORDS, "[DEC]"} for text in seen.values())
+    alone = captioner(torch.from_numpy(np.asarray(Image.open(pictures / "1.png")).copy()).permute(2, 0, 1)[None] / 255)
+    assert alone == [seen["a blue thing"]]
+    monkeypatch.setattr(Captioner, "__call__", None)  # nothing is looked at twice
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert look(captioner, pictures, wanted, journal) == seen
+
+
+def test_unseen_drops_what_the_pictures_show(blip: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a red thing\na blue thing\na thing of wolves\nnot drawn\n")
+    with Journal(tmp_path / "other.jsonl") as journal:
+        seen = look(Captioner(blip), pictures, ["a red thing", "a blue thing"], journal)
+    given = {caption: set(text.split()) for caption, text in seen.items()}
+    word = min((given["a red thing"] ^ given["a blue thing"]) & set(WORDS))  # seen in one of them
+    (tmp_path / "words.txt").write_text(f"wolf\n{word}\n")
+    line = ["prompts", "unseen", "captions.txt", "--out", "split", "--words", "words.txt", "--json"]
+    line += ["--captioner", str(blip), "--pictures", str(pictures)]
+    counts = json.loads(run(app, line).stdout)[0]
+    hit = [caption for caption, words in given.items() if word in words]
+    assert len(hit) == 1 and counts == {"captions": 4, "kept": 2, "dropped": 2, "picture keyword": 1, "keyword": 1}
+    rows = [json.loads(row) for row in (tmp_path / "split/dropped.jsonl").read_text().splitlines()]
+    shown = [row for row in rows if row["stage"] == "picture keyword"]
+    assert [(r["caption"], r["reason"], r["seen"]) for r in shown] == [(c, word, seen[c]) for c in hit]
+
+
+def test_latents_of_a_cache_are_decoded_and_looked_at(
+    blip: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe()
+    teacher = Teacher(recipe.teacher.path)
+    cache = latent_cache.fill(recipe, teacher)
+    wanted = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
+    shown: list[Any] = []
+    monkeypatch.setattr(module, "BATCH", 1)
+    monkeypatch.setattr(Captioner, "__call__", lambda _, images: shown.append(images) or ["a bus"] * len(images))
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert look(Captioner(blip), cache.folder, wanted, journal) == {wanted[0]: "a bus", wanted[1]: "a bus"}
+    assert torch.equal(torch.cat(shown), torch.cat([teacher.decode(cache.latents([row])) for row in (1, 7)]))
+
+
+def test_a_folder_that_is_no_blip(tiny_teacher: Path, tmp_path: Path) -> None:
+    for folder in (tiny_teacher / "text_encoder", tmp_path):
+        with pytest.raises(RcdeployError, match="holds no BLIP captioning model"):
+            Captioner(folder)
