@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 from PIL import Image
 
-EMBED = Path(__file__).parent.parent / "examples/embed"
+from rcdeploy import latent_cache
+from rcdeploy.prompts.pool import PromptPool
+from rcdeploy.real_images import captioned_images
+from rcdeploy.recipe import load_recipe
+from rcdeploy.report.pictures import GAP, HEAD, LABEL_WIDTH
+from rcdeploy.teacher import Teacher
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EMBED = EXAMPLES / "embed"
 
 
-def call(name: str, *words: str) -> str:
-    done = subprocess.run([sys.executable, str(EMBED / name), *words], capture_output=True, text=True)
+def call(name: str, *words: str, folder: Path = EMBED) -> str:
+    done = subprocess.run([sys.executable, str(folder / name), *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -25,3 +37,56 @@ def test_draw(package: Path, tmp_path: Path) -> None:
 def test_studio(package: Path, tmp_path: Path) -> None:
     call("studio.py", str(package), "a red bag", "a blue bag", "a coat", "--out", "drawn")
     assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0.png", "1.png", "2.png"]
+
+
+def test_figure_3(tmp_path: Path) -> None:
+    call("figure_3.py", "--timesteps", "100", "800", "--steps", "4", "--out", "figure.png", folder=EXAMPLES)
+    sheet = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"), np.float32)
+    step = 88 + GAP
+    assert sheet.shape == (HEAD + 4 * step, LABEL_WIDTH + 4 * step, 3)  # columns: x_0, two timesteps, from noise
+    drawn = sheet[HEAD:, LABEL_WIDTH:].reshape(4, step, 4, step, 3).swapaxes(1, 2)
+    apart = np.abs(drawn - drawn[:, :1]).mean((0, 2, 3, 4))
+    assert apart[1] < apart[2]  # from t = 100 it stays what it was, from t = 800 it does not
+
+
+def test_figure_5(tmp_path: Path) -> None:
+    call("figure_5.py", "--count", "8", "--out", "figure.png", folder=EXAMPLES)
+    found = json.loads((tmp_path / "figure.json").read_text())
+    assert found["told_apart"][0] == 1
+    noise, x_0 = found["difference_predicted_noise"], found["difference_predicted_x_0"]
+    assert len(noise) == len(x_0) == len(found["timesteps"])
+    assert noise[0] > noise[-1]
+    assert x_0[0] < x_0[-1]
+
+
+def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts of the pairs are those that the cache draws; pictures of a dataset that is as big as a thumb."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import table_data
+
+    recipe = load_recipe(EXAMPLES.parent / "recipes/tables/fashion.toml", ["prompts.paired_count=40"])
+    latent_cache.prepare(recipe, Teacher(recipe.teacher.path))
+    (cache,) = tmp_path.glob("caches/*")
+    assert (cache / "prompts.txt").read_text().splitlines() == table_data.paired_texts(recipe)
+    table_data.pools(recipe, tmp_path / "out")
+    sizes = {
+        name: len(PromptPool.open(tmp_path / f"out/pool_{name}")) for name in ("paired", "eighth", "half", "unseen")
+    }
+    assert sizes["paired"] == 40
+    assert sizes["unseen"] == 40 + 3 * 1960
+    assert sizes["paired"] < sizes["eighth"] < sizes["half"] < 15_680
+    table_data.templates(tmp_path / "templates.txt")
+    texts = (tmp_path / "templates.txt").read_text().splitlines()
+    assert not set(texts) & set(table_data.all_captions(recipe))
+
+    rng, n = np.random.default_rng(0), 24
+    for name, header, values in (
+        ("images-idx3-ubyte", 16, rng.integers(0, 256, (n, 28, 28), np.uint8)),
+        ("labels-idx1-ubyte", 8, np.resize(np.array([0, 1, 3, 4, 5, 7, 8, 9], np.uint8), n)),
+    ):
+        (tmp_path / f"train-{name}.gz").write_bytes(gzip.compress(bytes(header) + values.tobytes()))
+    table_data.real_pictures(tmp_path, tmp_path / "pictures", 10)
+    pairs = captioned_images(tmp_path / "pictures")
+    assert len(pairs) == 10
+    assert all(Image.open(file).size == (64, 64) for file, _ in pairs)
+    assert {text for _, text in pairs} <= set(table_data.all_captions(recipe))
