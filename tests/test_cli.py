@@ -26,6 +26,7 @@ def test_help_teaches_every_command() -> None:
         "card",
         "push",
         "students",
+        "sweep",
         "recipes",
         "prompts",
     ):

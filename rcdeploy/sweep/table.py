@@ -35,7 +35,7 @@ def collect(plan: Plan, score: Callable[[Cell], dict[str, float]]) -> dict[str, 
 def _line(
     label: str, keys: dict[str, Any], cells: Sequence[Cell], plan: Plan, score: Callable[[Cell], dict[str, float]]
 ) -> dict[str, Any]:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"seed": cell.seed, "key": cell.key, "train_minutes": round(cell.train_seconds / 60, 3), "scores": score(cell)}
         for cell in cells
         if plan.is_done(cell)
