@@ -21,7 +21,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from .prompts.wordnet import ENTRY as WORDNET
 from .prompts.wordnet import MOST_PER_NOUN
-from .recipe_checks import cross_errors
+from .recipe_checks import cross_errors, nearest, said
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -244,14 +244,14 @@ def _override(data: dict[str, Any], override: str, errors: list[str]) -> None:
         if (section, key) in PATHS:
             anchor(data, Path.cwd())
     else:
-        errors.append(f"--set {override}: there is no section {section!r}{_nearest(section, SECTIONS)}")
+        errors.append(f"--set {override}: there is no section {section!r}{nearest(section, SECTIONS)}")
 
 
 def _validate(data: dict[str, Any], errors: list[str], check_files: bool) -> Recipe | None:
     parsed: dict[str, Any] = {}
     for section in data:
         if section not in SECTIONS and section != "name":
-            errors.append(f"[{section}]: no such section{_nearest(section, SECTIONS)}")
+            errors.append(f"[{section}]: no such section{nearest(section, SECTIONS)}")
     for section, model in SECTIONS.items():
         if section not in data and section in ("teacher", "prompts"):
             errors.append(f"[{section}]: this section is needed")
@@ -259,28 +259,9 @@ def _validate(data: dict[str, Any], errors: list[str], check_files: bool) -> Rec
         try:
             parsed[section] = model.model_validate(data.get(section, {}))
         except ValidationError as error:
-            errors += [_said(section, model, e) for e in error.errors()]
+            errors += [said(section, model, e) for e in error.errors()]
     errors += cross_errors(parsed, check_files)
     return None if errors else Recipe(name=str(data["name"]), **parsed)
-
-
-def _said(section: str, model: type[Section], error: Any) -> str:
-    where = ".".join([section, *map(str, error["loc"])])
-    if error["type"] == "extra_forbidden":
-        return f"{where}: no such key{_nearest(error['loc'][-1], model.model_fields)}"
-    if error["type"] == "missing":
-        return f"{where}: this key is needed ({model.model_fields[error['loc'][-1]].description})"
-    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    given = f", not {error['input']!r}" if error["loc"] else ""
-    near = ""
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        near = _nearest(error["input"], [w.strip("' ") for w in message[10:].replace(" or ", ",").split(",")])
-    return f"{where}: {message}{given}{near}"
-
-
-def _nearest(name: Any, allowed: Any) -> str:
-    near = difflib.get_close_matches(str(name), list(allowed), 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"
 
 
 def portable(recipe: Mapping[str, Any]) -> dict[str, Any]:

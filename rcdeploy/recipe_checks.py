@@ -6,6 +6,8 @@ import difflib
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
@@ -130,3 +132,24 @@ def refuse_added_conditioning(path: str, unet_config: dict[str, Any]) -> None:
             f"{path}: its UNet wants added conditioning ({unet_config['addition_embed_type']}, as SDXL has)",
             fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
         )
+
+
+def said(section: str, model: type[BaseModel], error: Any) -> str:
+    """pydantic's error in a sentence that says where, what is allowed, and the nearest right name."""
+    where = ".".join([section, *map(str, error["loc"])])
+    if error["type"] == "extra_forbidden":
+        return f"{where}: no such key{nearest(error['loc'][-1], model.model_fields)}"
+    if error["type"] == "missing":
+        return f"{where}: this key is needed ({model.model_fields[error['loc'][-1]].description})"
+    message = error["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    given = f", not {error['input']!r}" if error["loc"] else ""
+    near = ""
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        near = nearest(error["input"], [w.strip("' ") for w in message[10:].replace(" or ", ",").split(",")])
+    return f"{where}: {message}{given}{near}"
+
+
+def nearest(name: Any, allowed: Any) -> str:
+    """The end of a sentence about a wrong name: the right one that is most like it, or all."""
+    near = difflib.get_close_matches(str(name), list(allowed), 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(allowed)}"

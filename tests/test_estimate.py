@@ -198,6 +198,15 @@ def test_processes_share_cache_and_training_but_not_pictures(tiny_recipe: Recipe
     assert by_name["training"][2] == pytest.approx(by_name["training"][3])
 
 
+def test_scored_pictures_are_counted(tiny_recipe: Recipes) -> None:
+    plain = tiny_recipe(evaluate={"every": 2})
+    scored = plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update={"score": "judge", "count": 8})})
+    stages = [make_plan(recipe, 1, torch.float32).stages for recipe in (plain, scored)]
+    before, after = (next(s for s in of if s.name == "pictures").rows for of in stages)
+    assert after["decode"] - before["decode"] == 3 * 8  # three looks in six steps
+    assert after["student"] - before["student"] == 3 * 8 * 2 * 2  # two steps of guidance's two branches
+
+
 def test_networks_too_large_to_time_follow_the_gemm_rate(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "gemm_rate", lambda **_: 1e9)
     found = estimate(tiny_recipe(), measure=False)

@@ -26,13 +26,14 @@ from rcdeploy.cli.main import app
 from rcdeploy.measure.machine import describe
 from rcdeploy.measure.macs import parameters, unet_macs
 from rcdeploy.measure.words import count, in_bytes, seconds
-from rcdeploy.report.opened import open_run
+from rcdeploy.report.opened import Opened, open_run
 from rcdeploy.report.page import _machines, write_report
 from rcdeploy.report.unet_diagram import Layer, diagram, layers
 from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256, write_json
+from rcdeploy_runtime.manifest import Manifest
 
 EVIL = 'a <script>alert("1")</script> & a red bag'
 PROMPTS = [EVIL, "a blue shoe"]
@@ -403,3 +404,11 @@ def test_a_subject_is_what_is_there(made: Path) -> None:
     assert list(opened.costed()) == ["teacher", "student", "package"]
     assert opened.size == (64, 64)
     assert opened.notes == [NOT_OURS]
+
+
+@pytest.mark.parametrize(("score", "step"), [("validation", 2), ("fid", 4), ("judge", 6)])
+def test_the_best_step_is_the_one_that_the_recipe_scores_best(score: str, step: int, tmp_path: Path) -> None:
+    rows = [(2, 0.1, 30.0, 0.2), (4, 0.2, 20.0, 0.3), (6, 0.3, 40.0, 0.4)]
+    metrics = [{"step": s, "validation": v, "fid": f, "judge.all": j} for s, v, f, j in rows]
+    opened = Opened(tmp_path, Manifest(kind="run", recipe={"evaluate": {"score": score}}), metrics)
+    assert opened.best and opened.best["step"] == step

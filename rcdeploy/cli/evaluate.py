@@ -183,8 +183,9 @@ def _say(record: dict[str, Any], remarks: list[str], as_json: bool, quiet: bool)
         }
         for name in record["scores"]["all"]
     ]
-    counts = ", ".join(f"{part} {n:,}" for part, n in record["counts"].items())
-    title = f"{record['model']['path']}: pictures: {counts}"
+    halves = [f"{n:,} {part}" for part, n in record["counts"].items() if part != "all"]
+    title = f"{record['model']['path']}: {record['counts']['all']:,} pictures"
+    title += f" ({', '.join(halves)})" if halves else ""
     show_table(title, ["score", *parts, "better"], rows, as_json=False)
     if not quiet:
         for remark in remarks:

@@ -175,7 +175,7 @@ def stages(
         _cache(recipe, shapes, prompts),
         Stage("prompt pool", f"{prompts.pool[0]:,} prompts", {}, prompts.pool[1] + 8 * (prompts.pool[0] + 1)),
         _training(recipe, shapes, prompts, in_half, parameters),
-        _pictures(recipe),
+        _pictures(recipe, prompts.paired[0]),
         Stage("pipeline", "student in fp16, text encoder, VAE", {}, 2 * parameters["student"] + shapes.copied_bytes),
     ]
 
@@ -230,17 +230,21 @@ def _training(recipe: Recipe, shapes: Shapes, prompts: Prompts, in_half: bool, p
     return Stage("training", amount, {"step": samples, "update": train.max_steps, "text": texts}, disk)
 
 
-def _pictures(recipe: Recipe) -> Stage:
-    """Validation losses and grids: the teacher draws its own once."""
+def _pictures(recipe: Recipe, paired: int) -> Stage:
+    """Validation losses, grids (the teacher draws its own once), and the pictures that are scored, if any are."""
     evaluate = recipe.evaluate
     looks = -(-recipe.train.max_steps // evaluate.every) if evaluate.every else 0
+    rows_each = evaluate.num_inference_steps * branches(evaluate.guidance_scale)
     pictures = (len(evaluate.prompts) or PICTURES) * (looks + bool(looks))
-    drawn = (len(evaluate.prompts) or PICTURES) * evaluate.num_inference_steps * branches(evaluate.guidance_scale)
+    drawn = (len(evaluate.prompts) or PICTURES) * rows_each
     validated = evaluate.validation_size * looks
+    asked = min(evaluate.count or paired, paired) if evaluate.score != "validation" else 0
+    scored = asked * looks
     rows = {
         "teacher": drawn * bool(looks) + validated,
-        "student": drawn * looks + validated,
-        "decode": pictures,
-        "text": pictures + validated,
+        "student": drawn * looks + validated + scored * rows_each,
+        "decode": pictures + scored,
+        "text": pictures + validated + scored,
     }
-    return Stage("pictures", f"{looks:,} grids and validation losses" if looks else "none", rows, 0, shared=False)
+    amount = f"{looks:,} grids and validation losses" + (f", {scored:,} scored pictures" if scored else "")
+    return Stage("pictures", amount if looks else "none", rows, 0, shared=False)

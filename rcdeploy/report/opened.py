@@ -14,6 +14,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
 from ..conditioning import GRID, generator
+from ..distill.scoring import FIGURES, better
 from ..measure.subject import Subject, find_subjects
 from ..prompts.recipe_pool import find_pool
 from ..student.spec import StudentSpec, student_config
@@ -42,8 +43,17 @@ class Opened:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The line of metrics with the lowest validation loss."""
-        return min((m for m in self.metrics if "validation" in m), key=lambda m: m["validation"], default=None)
+        """The line of metrics that was best by what the recipe scores with: validation loss, FID or a judge."""
+        found: dict[str, Any] | None = None
+        for line in self.metrics:
+            if self.score in line and (found is None or better(self.score, line[self.score], found[self.score])):
+                found = line
+        return found
+
+    @property
+    def score(self) -> str:
+        """The figure in the metrics that says which step is best."""
+        return FIGURES[self.evaluate.get("score", "validation")]
 
     @property
     def evaluate(self) -> dict[str, Any]:

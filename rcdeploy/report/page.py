@@ -141,6 +141,10 @@ def _machines(trained_on: dict[str, Any] | None) -> list[tuple[str, dict[str, An
     ]
 
 
+SCORES = {"validation": "Validation loss", "fid": "FID", "judge.all": "Judged right, of 1"}
+"""what to call the figure that says which step is best"""
+
+
 def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
     """The key figures: the student's share of each cost, its training, the package's size and error."""
     tiles = []
@@ -153,8 +157,8 @@ def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
     pace = f"{np.median(timed):.3g} s each" if timed else ""
     tiles.append({"label": "Training steps", "value": f"{opened.step:,}", "detail": pace})
     if best := opened.best:
-        detail = f"at step {best['step']:,}, the lowest"
-        tiles.append({"label": "Validation loss", "value": f"{best['validation']:#.4g}", "detail": detail})
+        detail = f"at step {best['step']:,}, the best one"
+        tiles.append({"label": SCORES[opened.score], "value": f"{best[opened.score]:#.4g}", "detail": detail})
     if opened.package:
         manifest = opened.package.manifest
         facts = manifest.facts
