@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from rcdeploy import latent_cache
 from rcdeploy.cli.main import app
+from rcdeploy.distill.run_folder import check_unchanged
 from rcdeploy.measure import workload
 from rcdeploy.prompts import animals, templates
 from rcdeploy.prompts.generate import balanced, from_templates, quotas, write_lines
@@ -27,6 +28,7 @@ from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
 
 ROOT = Path(__file__).parent.parent
 run = CliRunner().invoke
@@ -360,6 +362,17 @@ def test_shipped_recipes_need_nothing_prepared(no_wordnet: None) -> None:
             load_recipe(file)
         said = workload.count_prompts(load_recipe(file, check_files=False))
         assert said.paired[0] == 212_000 and 3_000_000 < said.pool[0] < 4_000_000
+
+
+def test_runs_begun_before_there_was_per_noun_go_on(tiny_recipe: Recipes, tmp_path: Path) -> None:
+    recipe = tiny_recipe()
+    before = recipe.resolved()
+    del before["prompts"]["per_noun"]
+    (tmp_path / "run").mkdir()
+    Manifest("run", recipe=before).write(tmp_path / "run")
+    check_unchanged(tmp_path / "run", recipe)
+    with pytest.raises(RcdeployError, match="prompts.paired_count: 12 -> 13"):
+        check_unchanged(tmp_path / "run", tiny_recipe(prompts={"paired_count": 13}))
 
 
 def test_pools_are_found_by_their_digest(tiny_recipe: Recipes, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ FREE = {
     ("teacher", "revision"),
     ("prompts", "paired"),
     ("prompts", "pool"),
+    ("prompts", "per_noun"),
 }
 
 
