@@ -97,6 +97,9 @@ def test_rows_grid_and_seeds_make_cells(sweep_file: Callable[..., Path]) -> None
     assert (cell.recipe.student.init, cell.recipe.train.seed, cell.recipe.student.seed) == ("sliced", 1, 1)
     assert cell.recipe.cache.seed == 0
     assert cell.folder == Path(f"runs/sweeps/tiny-{cell.key[:8]}")
+    assert plan.cell(cell.key) is plan.cell(cell.key[:8]) is cell
+    with pytest.raises(RcdeployError, match="has no cell nothing"):
+        plan.cell("nothing")
 
 
 def test_a_label_names_what_a_number_is_of(sweep_file: Callable[..., Path]) -> None:

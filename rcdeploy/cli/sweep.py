@@ -158,9 +158,12 @@ def _list(plan: Plan, jobs: int, as_json: bool) -> None:
         }
         for cell in plan.cells
     ]
-    show_table(f"{plan.name}: {len(rows)} cells", list(rows[0]), rows, as_json=as_json)
     if as_json:
+        show_table("", [], rows, as_json=True)
         return
+    columns = ["cell", "state", "steps", "key"]
+    shown = [{**row, "key": row["key"][:8]} for row in rows]
+    show_table(f"{plan.name}: {len(rows)} cells in {plan.teacher.folder.parent}", columns, shown, as_json=False)
     each = [cell.train_seconds / cell.steps_done for cell in plan.cells if cell.steps_done]
     left = _steps(plan) - _steps_done(plan)
     if not left:

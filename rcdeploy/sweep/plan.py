@@ -89,9 +89,9 @@ class Plan:
         return list({cell.key: cell for cell in [self.teacher, *by_seed]}.values())
 
     def cell(self, key: str) -> Cell:
-        """Raises RcdeployError when no cell is called so."""
+        """key: whole, or its beginning as --dry-run shows it. Raises RcdeployError when no cell is called so."""
         for cell in self.cells:
-            if cell.key == key:
+            if cell.key.startswith(key):
                 return cell
         raise RcdeployError(f"{self.file} has no cell {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
 
@@ -206,8 +206,8 @@ def _cell(base: Path, shared: list[str], own: list[str], seed: int, runs: Path) 
 
 
 def depends_on(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a recipe that its student's weights depend on. Paths start at the current folder, as caches and runs
-    do, so that a tree that is moved keeps its runs.
+    """The keys of a recipe that its student's weights depend on, defaults left out: a key that a later version adds
+    changes no cell's name. Paths start at the current folder, as caches and runs do, so that a tree may be moved.
     """
     ignored = FREE - PATHS - {("train", "max_steps")} | {("cache", "folder")}
     return {
@@ -216,8 +216,8 @@ def depends_on(recipe: Recipe) -> dict[str, Any]:
             for key, value in keys.items()
             if (section, key) not in ignored
         }
-        for section, keys in recipe.resolved().items()
-        if isinstance(keys, dict) and section != "evaluate"
+        for section, keys in recipe.model_dump(mode="json", exclude_defaults=True).items()
+        if section not in ("name", "evaluate")
     }
 
 
