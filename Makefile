@@ -8,8 +8,8 @@ BIN = $(VENV)/bin
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
 
-test: $(VENV)/installed-dev  ## everything but what is marked slow
-	$(BIN)/python -m pytest -q
+test: $(VENV)/installed-dev  ## everything but what is marked slow, in two processes
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
 	$(BIN)/python -m pytest -q -m slow -s
