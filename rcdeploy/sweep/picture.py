@@ -11,12 +11,12 @@ from .table import scaled, shown, unit
 
 Line = dict[str, Any]
 """of a result, as table.collect has it"""
-PANELS = 6
+PANELS, COLUMNS = 6, 3
 TEACHER = {"color": "0.55", "linestyle": "--", "linewidth": 1}
 
 
 def draw(plan: Plan, result: dict[str, Any], path: Path) -> None:
-    """At most PANELS figures; the teacher is a dashed line across."""
+    """The first PANELS figures, COLUMNS in a row; the teacher is a dashed line across."""
     figures = shown(plan, result)[:PANELS]
     teacher, *lines = result["lines"]
     lines = [line for line in lines if line["figures"]]
@@ -31,8 +31,7 @@ def draw(plan: Plan, result: dict[str, Any], path: Path) -> None:
 
 def _marks(plan: Plan, lines: list[Line], teacher: Line, figures: list[str], path: Path) -> None:
     labels = [line["label"] for line in lines]
-    figure = new_figure(1.5 + 0.06 * max(map(len, labels)) + 2.1 * len(figures), 1.1 + 0.3 * len(lines))
-    panels = figure.subplots(1, len(figures), sharey=True, squeeze=False)[0]
+    figure, panels = _panels(figures, 1.5 + 0.06 * max(map(len, labels)), 2.6, 0.8 + 0.24 * len(lines), sharey=True)
     for axes, name in zip(panels, figures, strict=True):
         have = [(place, line) for place, line in enumerate(lines) if name in line["figures"]]
         mean, bars = _with_bars(name, [line for _, line in have])
@@ -52,8 +51,7 @@ def _curves(plan: Plan, lines: list[Line], teacher: Line, figures: list[str], pa
         own = label_of(key, line["set"][key])
         name = ", ".join(part for part in line["label"].split(", ") if part != own)
         curves.setdefault(name, []).append(line)
-    figure = new_figure(3.2 * len(figures), 3.4)
-    panels = figure.subplots(1, len(figures), squeeze=False)[0]
+    figure, panels = _panels(figures, 0, 3.2, 2.6)
     for axes, name in zip(panels, figures, strict=True):
         for label, points in curves.items():
             have = sorted((p for p in points if name in p["figures"]), key=lambda p: p["set"][key])
@@ -69,6 +67,17 @@ def _curves(plan: Plan, lines: list[Line], teacher: Line, figures: list[str], pa
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves) + 1, fontsize=8)
     figure.suptitle(plan.spec.title, fontsize=10)
     save_figure(figure, path)
+
+
+def _panels(figures: list[str], left: float, width: float, height: float, **how: Any) -> tuple[Any, list[Any]]:
+    """A figure with a panel of width x height inches for each of `figures`, COLUMNS in a row; `left` for labels."""
+    columns = min(COLUMNS, len(figures))
+    rows = -(-len(figures) // columns)
+    figure = new_figure(left + columns * width, 0.7 + rows * height)
+    panels = figure.subplots(rows, columns, squeeze=False, **how).flatten().tolist()
+    for unused in panels[len(figures) :]:
+        unused.remove()
+    return figure, panels[: len(figures)]
 
 
 def _with_bars(name: str, lines: list[Line]) -> tuple[list[float], list[list[float]]]:
