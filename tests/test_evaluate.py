@@ -24,12 +24,13 @@ from test_scores import seeded_inception
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
-from rcdeploy.distill import outcome, scoring
+from rcdeploy.distill import outcome
 from rcdeploy.distill.loop import distill
 from rcdeploy.distill.run import Run
 from rcdeploy.evaluate.evaluation import evaluate
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.evaluate import metrics
 from rcdeploy.evaluate.metrics import Weights, open_scorer
 from rcdeploy.evaluate.picture_set import open_set
 from rcdeploy.evaluate.source import open_source
@@ -320,8 +321,8 @@ def test_another_score_begins_its_best_anew(tiny_recipe: RecipeOf, judged: Path)
     [("validation", 1.0, 2.0), ("fid", 10.0, 20.0), ("judge.all", 0.9, 0.1)],
 )
 def test_which_way_is_better(figure: str, better: float, worse: float) -> None:
-    assert scoring.better(figure, better, worse) and not scoring.better(figure, worse, better)
-    assert not scoring.better(figure, better, better), "the earlier step stays the best"
+    assert metrics.better(figure, better, worse) and not metrics.better(figure, worse, better)
+    assert not metrics.better(figure, better, better), "the earlier step stays the best"
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
+from ..evaluate.metrics import FIGURES
 from ..recipe import Recipe
 from . import outcome
 from .features import FeatureTaps
 from .run import Progress, Run, build_run, make_batches
-from .scoring import FIGURES, Scoring
+from .scoring import Scoring
 from .step import losses
 
 

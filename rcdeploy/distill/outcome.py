@@ -17,6 +17,7 @@ from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from ..conditioning import GRID, VALIDATION, generator
+from ..evaluate.metrics import FIGURES, better
 from ..measure.machine import describe
 from ..report.pictures import grid, loss_curves
 from ..sampling import pictures
@@ -25,7 +26,6 @@ from . import checkpoint
 from .losses import output_loss
 from .run import Run
 from .run_folder import Metrics
-from .scoring import FIGURES, better
 from .step import Batches
 
 COLUMNS = 8

@@ -13,7 +13,7 @@ import torch
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..evaluate.evaluation import evaluate, smaller
-from ..evaluate.metrics import LOWER_IS_BETTER, Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
+from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
 from ..evaluate.picture_set import open_set
 from ..evaluate.prompt_choice import choose_prompts
 from ..evaluate.source import by_teacher
@@ -21,15 +21,8 @@ from ..evaluate.source import by_teacher
 if TYPE_CHECKING:
     from .run import Progress, Run
 
-FIGURES = {"validation": "validation", "fid": "fid", "judge": "judge.all"}
-"""what recipe.evaluate.score calls by a word -> the figure in metrics.jsonl"""
 METRICS = {"fid": ("fid", "is"), "judge": ("judge",)}
 SHARD, BATCH = 256, 16
-
-
-def better(figure: str, new: float, old: float) -> bool:
-    """Is `new` the better value of this figure?"""
-    return new < old if figure == "validation" or figure in LOWER_IS_BETTER else new > old
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,20 @@ from .scores import scores_of_readings
 
 METRICS: dict[str, Name] = {"fid": "inception", "is": "inception", "clip": "clip", "judge": "judge"}
 """a metric and the network that reads for it"""
-LOWER_IS_BETTER = ("fid", "judge.frechet_distance")
+LOWER_IS_BETTER = ("validation", "fid", "judge.frechet_distance")
+FIGURES = {"validation": "validation", "fid": "fid", "judge": "judge.all"}
+"""what recipe.evaluate.score calls by a word -> the figure in metrics.jsonl"""
 JUDGE_REFERENCE = "reference.safetensors"
 FEW = 10_000
 """below, an FID depends on how many pictures there were more than on what they show"""
 SPLITS, SHUFFLED_BY = 10, 2020
 """of the inception score, as torch-fidelity takes it: parts, and the seed of the order before they are made"""
 Readings = dict[Name, dict[str, Tensor]]
+
+
+def better(figure: str, new: float, old: float) -> bool:
+    """Is `new` the better value of this figure?"""
+    return new < old if figure in LOWER_IS_BETTER else new > old
 
 
 @dataclass(frozen=True)

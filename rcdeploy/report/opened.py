@@ -14,7 +14,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
 from ..conditioning import GRID, generator
-from ..distill.scoring import FIGURES, better
+from ..evaluate.metrics import FIGURES, better
 from ..measure.subject import Subject, find_subjects
 from ..prompts.recipe_pool import find_pool
 from ..student.spec import StudentSpec, student_config
