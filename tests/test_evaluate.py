@@ -27,10 +27,10 @@ from rcdeploy.cli.main import app
 from rcdeploy.distill import outcome
 from rcdeploy.distill.loop import distill
 from rcdeploy.distill.run import Run
+from rcdeploy.evaluate import metrics
 from rcdeploy.evaluate.evaluation import evaluate
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
-from rcdeploy.evaluate import metrics
 from rcdeploy.evaluate.metrics import Weights, open_scorer
 from rcdeploy.evaluate.picture_set import open_set
 from rcdeploy.evaluate.source import open_source
