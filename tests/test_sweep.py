@@ -287,7 +287,7 @@ def test_the_table_says_means_spreads_and_what_is_missing(made: Plan, tmp_path: 
     result = collect(made, score)
     text = markdown(made, result, "rcdeploy sweep table.toml")
     assert "|  | all item, % | all frechet distance ↓ | paper: FID |" in text
-    assert "| without | 25.0 | 2.50 | 2.5 |" in text
+    assert "| without | 25.0 | 2.50 | 2.50 |" in text
     assert "| with | 50.0 | 5.00 |  |" in text
     assert "`rcdeploy sweep table.toml`" in text
     assert made.spec.note in text

@@ -80,7 +80,7 @@ def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
     rows = [["", *heads]]
     for line in result["lines"]:
         cells = [_cell(figure, line["figures"].get(figure)) for figure in figures]
-        theirs = [f"{v:g}" for v in paper.rows.get(line["label"], [])] if paper else []
+        theirs = [f"{v:.4f}" if abs(v) < 1 else f"{v:.2f}" for v in paper.rows.get(line["label"], [])] if paper else []
         rows.append([line["label"], *cells, *(theirs or [""] * (len(heads) - len(cells)))])
     table = ["| " + " | ".join(row) + " |" for row in rows]
     table.insert(1, "|---|" + "---|" * len(heads))
