@@ -7,10 +7,8 @@ fill it together, and a killed one goes on where it was.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from .real_images import captioned_images, encode_images
 from .recipe import Recipe, digest
 from .sampling import sample_latents, starting_noise
 from .teacher import Teacher
-from .tensors import save_tensors
+from .tensors import is_whole, save_tensors
 
 Progress = Callable[[int, int], None]
 """latents done, latents in all"""
@@ -94,21 +92,9 @@ def _shard_rows(manifest: Manifest, shard: int) -> range:
     return range(shard * size, min((shard + 1) * size, int(manifest.facts["count"])))
 
 
-def shard_is_whole(path: Path) -> bool:
-    """Does the file's length agree with its own header? Reads a few bytes."""
-    try:
-        with path.open("rb") as f:
-            (length,) = struct.unpack("<Q", f.read(8))
-            header = json.loads(f.read(length))
-        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends)
-    except (OSError, ValueError, KeyError, struct.error):
-        return False
-
-
 def unfinished(folder: Path, manifest: Manifest) -> list[int]:
     """Shards that are missing or truncated."""
-    return [i for i in range(_shard_count(manifest)) if not shard_is_whole(folder / _shard_name(i))]
+    return [i for i in range(_shard_count(manifest)) if not is_whole(folder / _shard_name(i))]
 
 
 def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
@@ -241,7 +227,7 @@ def fill(
             continue
         try:
             # between the look and the claim another process may have finished it
-            if not shard_is_whole(folder / _shard_name(mine)):
+            if not is_whole(folder / _shard_name(mine)):
                 whole = sum(len(_shard_rows(manifest, i)) for i in range(_shard_count(manifest)) if i not in left)
                 latents = _shard_latents(recipe, teacher, manifest, prompts, mine, claims[mine], progress, whole)
                 save_tensors(folder / _shard_name(mine), {"latents": latents})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -30,3 +32,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise RcdeployError(f"{path} cannot be read: {error}") from error
+
+
+def is_whole(path: Path) -> bool:
+    """Does the file's length agree with its own header? Reads a few bytes."""
+    try:
+        with path.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            header = json.loads(f.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return path.stat().st_size == 8 + length + max(ends)
+    except (OSError, ValueError, KeyError, struct.error):
+        return False

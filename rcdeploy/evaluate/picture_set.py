@@ -21,9 +21,8 @@ from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..claims import Claim
-from ..latent_cache import shard_is_whole
 from ..recipe import digest
-from ..tensors import load_tensors, save_tensors
+from ..tensors import is_whole, load_tensors, save_tensors
 from .networks import Network
 from .reference import Progress, resized
 
@@ -82,7 +81,7 @@ class PictureSet:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def _left(self, what: str) -> list[int]:
-        return [i for i in range(len(self.shards)) if not shard_is_whole(self._file(what, i))]
+        return [i for i in range(len(self.shards)) if not is_whole(self._file(what, i))]
 
     def _whole(self, what: str) -> int:
         left = set(self._left(what))
@@ -99,7 +98,7 @@ class PictureSet:
                 continue
             try:
                 # between the look and the claim another process may have finished it
-                if not shard_is_whole(self._file(what, mine)):
+                if not is_whole(self._file(what, mine)):
                     yield mine, claims[mine]
             finally:
                 claims[mine].release()
