@@ -162,7 +162,7 @@ def load_plan(
     errors += [f"two lines are called {label!r}" for label in sorted({x for x in labels if labels.count(x) > 1})]
     if spec.paper:
         errors += [f"paper.rows: no line is called {r!r}" for r in spec.paper.rows if r not in (*labels, "teacher")]
-    refuse(file, list(dict.fromkeys(errors)))
+    refuse(file, list(dict.fromkeys(errors)), "Their heads say what a sweep file and its recipe need.")
     return Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
 
 

@@ -140,8 +140,8 @@ def _said(error: Any, model: type[Section]) -> str:
     return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'should be')}"
 
 
-def refuse(file: Path, errors: list[str]) -> None:
+def refuse(file: Path, errors: list[str], fix: str | None = None) -> None:
     """Raises RcdeployError that lists `errors`, if there are any."""
     if errors:
         listed = "\n".join(f"  • {e}" for e in errors)
-        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}")
+        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}", fix=fix)
