@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..report.pictures import new_figure, save_figure
+from .figures import scaled, shown, unit
 from .plan import Plan, label_of
-from .table import scaled, shown, unit
 
 Line = dict[str, Any]
 """of a result, as table.collect has it"""

@@ -9,11 +9,9 @@ from typing import Any
 
 from rcdeploy_runtime.files import replacing, write_json
 
+from .figures import PLAIN, kind, scaled, shown, unit
+from .picture import draw
 from .plan import Cell, Plan
-
-LOWER_IS_BETTER = {"frechet distance", "fid"}
-PLAIN = {"inception score", "is", "is deviation", "clip"} | LOWER_IS_BETTER
-"""figures that are no fractions of pictures"""
 
 
 def collect(plan: Plan, score: Callable[[Cell], dict[str, float]]) -> dict[str, Any]:
@@ -46,29 +44,6 @@ def _line(
         values = [row["scores"][name] for row in rows if name in row["scores"]]
         figures[name] = {"mean": statistics.mean(values), "lowest": min(values), "highest": max(values)}
     return {"label": label, "set": keys, "cells": rows, "missing": len(cells) - len(rows), "figures": figures}
-
-
-def shown(plan: Plan, result: dict[str, Any]) -> list[str]:
-    """The figures that the table has: those that the score file names and that are there, else all."""
-    found = list(dict.fromkeys(name for line in result["lines"] for name in line["figures"]))
-    return [name for name in plan.score.show if name in found] or found
-
-
-def kind(figure: str) -> str:
-    """Of a figure that is no fraction its name without the part's: "unseen frechet distance" -> "frechet distance"."""
-    return next((name for name in sorted(PLAIN) if figure.endswith(f" {name}")), figure)
-
-
-def unit(figure: str) -> str:
-    """What stands behind a figure's name."""
-    if kind(figure) in LOWER_IS_BETTER:
-        return " ↓"
-    return "" if kind(figure) in PLAIN else ", %"
-
-
-def scaled(figure: str, value: float) -> float:
-    """Fractions in per cent."""
-    return value if kind(figure) in PLAIN else 100 * value
 
 
 def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
@@ -111,8 +86,6 @@ def _cell(figure: str, values: dict[str, float] | None) -> str:
 
 def write(plan: Plan, result: dict[str, Any], out: Path, command: str) -> list[Path]:
     """NAME.json, NAME.md and NAME.png below `out`."""
-    from .picture import draw
-
     written = [out / f"{plan.name}{end}" for end in (".json", ".md", ".png")]
     write_json(written[0], {**result, "command": command})
     with replacing(written[1]) as beside:
