@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ _NOT_LATIN = re.compile(
     "\uf900-\ufaff\ufb07-\ufdff\ufe70-\ufefe\uff66-\uffdc\U00010000-\U0001cfff\U00020000-\U0003ffff]"
 ).search
 """letters of other scripts than Latin; not punctuation, symbols, emoji"""
+SELECT_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -126,25 +128,38 @@ class Sample:
         return list(compress(texts, near.tolist()))
 
     def chosen(self) -> np.ndarray:
-        """For every candidate, in order: is it in the sample?"""
+        """For every candidate, in order: is it in the sample? No candidate may come after this."""
         keys = np.concatenate([np.empty(0), *self._keys])
-        chosen = np.zeros(len(keys), bool)
-        chosen[np.argsort(keys, kind="stable")[: self.size]] = True
+        self._keys, self._smallest, self._waiting = [], np.empty(0), []  # 8 bytes a candidate and 8 of the sample
+        if len(keys) <= self.size:
+            return np.ones(len(keys), bool)
+        last = np.partition(keys, self.size - 1)[self.size - 1]
+        chosen = keys < last
+        chosen[np.flatnonzero(keys == last)[: self.size - int(chosen.sum())]] = True  # the first of equal keys
         return chosen
 
 
 def select(folder: Path, prompts: str, offsets: str, chosen: np.ndarray) -> tuple[int, int]:
-    """Rewrites both files of a pool with the chosen rows alone. Returns their number and bytes."""
-    ends = np.fromfile(folder / offsets, "<u8").astype(np.int64)
-    rows = np.flatnonzero(chosen)
-    with (folder / prompts).open("rb") as old, (folder / f"{prompts}.chosen").open("wb") as new:
-        for first in range(0, len(chosen), 65536):
-            some = rows[np.searchsorted(rows, first) : np.searchsorted(rows, first + 65536)]
-            start, end = int(ends[first]), int(ends[min(first + 65536, len(chosen))])
-            block = old.read(end - start)
-            spans = zip((ends[some] - start).tolist(), (ends[some + 1] - start).tolist(), strict=True)
-            new.write(b"".join([block[a:b] for a, b in spans]))
-    sizes = np.concatenate([[0], np.cumsum(ends[rows + 1] - ends[rows])])
-    (folder / f"{prompts}.chosen").replace(folder / prompts)
-    (folder / offsets).write_bytes(sizes.astype("<u8").tobytes())
-    return len(rows), int(sizes[-1])
+    """Rewrites both files of a pool with the chosen rows alone, a few megabytes at a time. Returns their number and
+    bytes.
+    """
+    count = size = 0
+    with contextlib.ExitStack() as files:
+        old_prompts, old_offsets = (files.enter_context((folder / name).open("rb")) for name in (prompts, offsets))
+        new_prompts, new_offsets = (
+            files.enter_context((folder / f"{name}.chosen").open("wb")) for name in (prompts, offsets)
+        )
+        new_offsets.write(old_offsets.read(8))  # the first is 0
+        for first in range(0, len(chosen), SELECT_ROWS):
+            taken = chosen[first : first + SELECT_ROWS]
+            ends = np.frombuffer(old_offsets.read(8 * len(taken)), "<u8")
+            start = old_prompts.tell()
+            lengths = np.diff(ends, prepend=np.uint64(start)).astype(np.int64)
+            block = np.frombuffer(old_prompts.read(int(ends[-1]) - start), np.uint8)
+            new_prompts.write(block[np.repeat(taken, lengths)])  # a mask of bytes: five times as fast as slices
+            new_ends = size + np.cumsum(lengths[taken])
+            new_offsets.write(new_ends.astype("<u8"))
+            count, size = count + len(new_ends), int(new_ends[-1]) if len(new_ends) else size
+    for name in (prompts, offsets):
+        (folder / f"{name}.chosen").replace(folder / name)
+    return count, size
