@@ -309,6 +309,37 @@ def test_the_table_says_means_spreads_and_what_is_missing(made: Plan, tmp_path: 
     assert "| with | 60.0 (50 to 70) | 6.00 (5.00 to 7.00) |  |" in text
 
 
+def test_what_another_table_has_is_not_made_again(sweep_file: Callable[..., Path], tmp_path: Path) -> None:
+    one_seed, run = SWEEP.replace("[0, 1]", "[0]"), CliRunner().invoke
+    plan = load_plan(sweep_file(one_seed, train={"max_steps": 2}))
+    for cell in plan.cells:
+        make(plan, cell, quiet, quiet)
+    assert run(app, ["sweep", "table.toml", "--only-table"]).exit_code == 0
+    shutil.rmtree("runs")  # a fresh clone has the table and no runs
+    table = tmp_path / "results/table.json"
+    before = json.loads(table.read_text())
+
+    sweep_file(train={"max_steps": 2})
+    listed = run(app, ["sweep", "table.toml", "--known", str(table), "--dry-run", "--json"]).output
+    assert [row["state"] for row in json.loads(listed)] == ["known"] * 3 + ["waits"] * 2
+    assert "4 steps;" in run(app, ["sweep", "table.toml", "--known", str(table), "--dry-run"]).output
+    wider = load_plan(tmp_path / "table.toml", known=[table])
+    assert [cell.seed for cell in wider.to_make] == [1, 1]
+    make(wider, wider.to_make[0], quiet, quiet)
+    assert run(app, ["sweep", "table.toml", "--known", str(table), "--only-table"]).exit_code == 0
+    after = json.loads(table.read_text())
+    assert [len(line["cells"]) for line in after["lines"]] == [1, 2, 1]
+    assert [line["cells"][0] for line in after["lines"]] == [line["cells"][0] for line in before["lines"]]
+
+    (tmp_path / "score.toml").write_text(SCORE.replace("count = 12", "count = 11"))
+    with pytest.raises(RcdeployError, match="was scored in another way"):
+        load_plan(tmp_path / "table.toml", known=[table])
+    table.write_text('{"lines": []}')
+    with pytest.raises(RcdeployError, match="is no table of rcdeploy sweep"):
+        load_plan(tmp_path / "table.toml", known=[table])
+    assert run(app, ["sweep", "table.toml", "--known", "gone.json"]).exception.message == "gone.json is missing"
+
+
 def test_curves_over_a_number(sweep_file: Callable[..., Path], tmp_path: Path) -> None:
     text = SWEEP.replace("[0, 1]", "[0]").split("[paper]")[0].replace("title =", 'x = "prompts.paired_count"\ntitle =')
     plan = load_plan(sweep_file(text + '[grid]\n"prompts.paired_count" = [4, 8]\n'))

@@ -30,6 +30,9 @@ def sweep_command(
     jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Students trained at once, each in a process of its own."),
     runs: Path = typer.Option(RUNS, "--runs", help="Where the runs are kept; tables share them."),
     results: Path = typer.Option(Path("results"), "--out", "-o", help="Where NAME.json, NAME.md and NAME.png go."),
+    known: list[Path] = typer.Option(
+        None, metavar="JSON", help="A table made before, here or elsewhere: what it has is not made again. Repeatable."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="List the cells, which are done, and the hours left."),
     only_table: bool = typer.Option(False, "--only-table", help="Make the table of the cells that are done."),
     as_json: bool = typer.Option(False, "--json", help="With --dry-run: as JSON."),
@@ -44,7 +47,7 @@ def sweep_command(
     rcdeploy sweep recipes/tables/table_c.toml --recipe recipes/b_base.toml --score MINE.toml. Of its sizes and MACs
     (Table A) there is rcdeploy students. With CUDA_VISIBLE_DEVICES=0,1,2,3 each of four jobs has one GPU.
     """
-    plan = load_plan(file, recipe=recipe, score=score, overrides=override or [], runs=runs)
+    plan = load_plan(file, recipe=recipe, score=score, overrides=override or [], runs=runs, known=known or [])
     if key:
         _one_cell(plan, key, quiet)
         return
@@ -135,11 +138,11 @@ def _work(plan: Plan, start: list[str], jobs: int, quiet: bool) -> dict[str, str
 
 
 def _steps(plan: Plan) -> int:
-    return sum(cell.steps for cell in plan.cells)
+    return sum(cell.steps for cell in plan.to_make)
 
 
 def _steps_done(plan: Plan) -> int:
-    return sum(cell.steps_done for cell in plan.cells)
+    return sum(cell.steps_done for cell in plan.to_make)
 
 
 def _duration(seconds: float) -> str:
@@ -164,7 +167,7 @@ def _list(plan: Plan, jobs: int, as_json: bool) -> None:
     columns = ["cell", "state", "steps", "key"]
     shown = [{**row, "key": row["key"][:8]} for row in rows]
     show_table(f"{plan.name}: {len(rows)} cells in {plan.teacher.folder.parent}", columns, shown, as_json=False)
-    each = [cell.train_seconds / cell.steps_done for cell in plan.cells if cell.steps_done]
+    each = [cell.train_seconds / cell.steps_done for cell in plan.to_make if cell.steps_done]
     left = _steps(plan) - _steps_done(plan)
     if not left:
         out.print("every student is trained")
@@ -177,7 +180,7 @@ def _list(plan: Plan, jobs: int, as_json: bool) -> None:
 
 def _state(plan: Plan, cell: Cell) -> str:
     if plan.is_done(cell):
-        return "done"
+        return "known" if cell.key in plan.known else "done"
     if Claim(cell.folder).path.is_file():
         return "somebody is at it"
     if cell.is_trained():

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class Plan:
     score: ScoreFile
     lines: list[Line]
     teacher: Cell
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """by a cell's key: what the JSON of an earlier table has of it"""
 
     @property
     def cells(self) -> list[Cell]:
@@ -94,6 +96,11 @@ class Plan:
             if cell.key.startswith(key):
                 return cell
         raise RcdeployError(f"{self.file} has no cell {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
+
+    @property
+    def to_make(self) -> list[Cell]:
+        """The cells that no earlier table has: done or not, they are trained and scored here."""
+        return [cell for cell in self.cells if cell.key not in self.known]
 
     def weights(self) -> dict[str, Path]:
         """What scores the pictures: "judge", "inception", "clip", "reference", as far as they are named or there."""
@@ -110,6 +117,12 @@ class Plan:
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
         return digest([captions, *(getattr(self.score, key) for key in keys)])
 
+    @property
+    def scored_by(self) -> str:
+        """A digest of all that a cell's scores depend on, beside its weights: tables that have it equal compare."""
+        parts = {name: part.model_dump() for name, part in self.score.prompts.items()}
+        return digest([self.scoring, self.read_by(), self.score.metrics, self.score.allow_few, parts])
+
     def pictures(self, cell: Cell) -> Path:
         """The folder of the cell's pictures and of what networks read in them."""
         return cell.folder / f"evaluation-{self.scoring[:8]}"
@@ -122,6 +135,8 @@ class Plan:
         return {name: _near(str(weights[name])) for name in names if name in weights}
 
     def is_done(self, cell: Cell) -> bool:
+        if cell.key in self.known:
+            return True
         file = self.pictures(cell) / READ
         return cell.is_trained() and file.is_file() and self.read_by().items() <= read_json(file).items()
 
@@ -144,9 +159,11 @@ def load_plan(
     score: Path | None = None,
     overrides: Sequence[str] = (),
     runs: Path = RUNS,
+    known: Sequence[Path] = (),
 ) -> Plan:
     """recipe, score: instead of those that the file names. overrides: "section.key=value" for all lines, under a line's
-    own. Raises RcdeployError with everything that is wrong in the file and in the recipes of its lines.
+    own. known: JSONs of tables that have some of its cells; of two that have one the first counts. Raises RcdeployError
+    with everything that is wrong in the file and in the recipes of its lines, and for a table scored in another way.
     """
     spec, folder = read_sweep(file), file.resolve().parent
     base, scoring = recipe or folder / spec.recipe, read_score(score or folder / spec.score)
@@ -163,7 +180,23 @@ def load_plan(
     if spec.paper:
         errors += [f"paper.rows: no line is called {r!r}" for r in spec.paper.rows if r not in (*labels, "teacher")]
     refuse(file, list(dict.fromkeys(errors)), "Their heads say what a sweep file and its recipe need.")
-    return Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
+    plan = Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
+    for table in known:
+        plan.known.update(_known(table, plan.scored_by) | plan.known)
+    return plan
+
+
+def _known(table: Path, scored_by: str) -> dict[str, dict[str, Any]]:
+    """The cells of a table's JSON by their keys. Raises RcdeployError when it is none, or was scored in another way."""
+    made = read_json(table)
+    try:
+        rows = {row["key"]: row for line in made["lines"] for row in line["cells"]}
+        same = made["scored_by"] == scored_by
+    except (KeyError, TypeError):
+        raise RcdeployError(f"{table} is no table of rcdeploy sweep", fix="--known takes its .json.") from None
+    if not same:
+        raise RcdeployError(f"{table} was scored in another way", fix="Its captions, settings or weights differ.")
+    return rows
 
 
 def _variations(spec: SweepFile) -> list[tuple[str, dict[str, Any]]]:

@@ -24,6 +24,7 @@ def collect(plan: Plan, score: Callable[[Cell], dict[str, float]]) -> dict[str, 
         "recipe": plan.teacher.recipe.name,
         "seeds": plan.spec.seeds,
         "pictures": plan.score.count,
+        "scored_by": plan.scored_by,
         "lines": lines,
         "paper": plan.spec.paper.model_dump() if plan.spec.paper else None,
         "note": plan.spec.note,
@@ -34,7 +35,13 @@ def _line(
     label: str, keys: dict[str, Any], cells: Sequence[Cell], plan: Plan, score: Callable[[Cell], dict[str, float]]
 ) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
-        {"seed": cell.seed, "key": cell.key, "train_minutes": round(cell.train_seconds / 60, 3), "scores": score(cell)}
+        plan.known.get(cell.key)
+        or {
+            "seed": cell.seed,
+            "key": cell.key,
+            "train_minutes": round(cell.train_seconds / 60, 3),
+            "scores": score(cell),
+        }
         for cell in cells
         if plan.is_done(cell)
     ]
