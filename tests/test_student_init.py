@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from toy_unets import TOY, TOY_XL, run_unet, same_weights, student_of
 
 from rcdeploy.student.build import build_student
 from rcdeploy.student.init import initialise, slice_channels
@@ -15,59 +14,15 @@ from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
 
-Config = dict[str, Any]
-
-TOY: Config = {
-    "sample_size": 8,
-    "block_out_channels": (40, 40, 80, 80),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 2,
-    "cross_attention_dim": 6,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
-TOY_XL: Config = {
-    "sample_size": 8,
-    "block_out_channels": [8, 16, 32],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [2, 4, 8],
-    "cross_attention_dim": 6,
-    "norm_num_groups": 4,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 30,
-}
-
-
-def _small(name: str) -> Config:
-    return student_config(name, TOY)[0]
-
-
-def _same(one: UNet2DConditionModel, other: UNet2DConditionModel) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-def _run(unet: UNet2DConditionModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    text = torch.randn(2, 5, 6, generator=generator)
-    with torch.no_grad():
-        return unet(latents, torch.tensor([100, 800]), text).sample
-
 
 # --- first weights: random, teacher -----------------------------------------------------------------------------------
 
 
 def test_random_is_the_built_student() -> None:
-    teacher, student = build_student(TOY, seed=0), build_student(_small("b-tiny"), seed=1)
+    teacher, student = build_student(TOY, seed=0), build_student(student_of("b-tiny"), seed=1)
     initialise(student, teacher, "random", seed=5)
-    assert _same(student, build_student(_small("b-tiny"), seed=5))
-    assert not _same(student, build_student(_small("b-tiny"), seed=1))
+    assert same_weights(student, build_student(student_of("b-tiny"), seed=5))
+    assert not same_weights(student, build_student(student_of("b-tiny"), seed=1))
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +65,10 @@ ONE_STAGE_ON = {
 def test_teacher_weights_land_where_the_map_says(
     teacher: UNet2DConditionModel, name: str, renamed: dict[str, str]
 ) -> None:
-    student = build_student(_small(name), seed=1)
+    student = build_student(student_of(name), seed=1)
     initialise(student, teacher, "teacher", seed=0)
     _assert_mapped(student, teacher, renamed)
-    assert _run(student).isfinite().all()
+    assert run_unet(student).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["koala-700m", "koala-1b"])
@@ -140,7 +95,7 @@ def test_teacher_weights_that_do_not_fit_are_named(
     teacher: UNet2DConditionModel, teacher_xl: UNet2DConditionModel
 ) -> None:
     with pytest.raises(RcdeployError, match="random.*sliced"):
-        initialise(build_student(_small("c-tiny"), seed=0), teacher, "teacher", seed=0)
+        initialise(build_student(student_of("c-tiny"), seed=0), teacher, "teacher", seed=0)
     tiny = build_student(student_config("b-tiny", TOY_XL)[0], seed=0)
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     with pytest.raises(RcdeployError, match=r"up_blocks\.0\.resnets\.0\.norm1\.weight"):
@@ -149,7 +104,7 @@ def test_teacher_weights_that_do_not_fit_are_named(
     # a student with something that its teacher lacks
     bare = build_student(TOY | {"mid_block_type": None}, seed=0)
     with pytest.raises(RcdeployError, match="mid_block.*the teacher has no"):
-        initialise(build_student(_small("b-base"), seed=0), bare, "teacher", seed=0)
+        initialise(build_student(student_of("b-base"), seed=0), bare, "teacher", seed=0)
     with pytest.raises(RcdeployError, match="no initialisation 'copied'"):
         initialise(tiny, teacher_xl, "copied", seed=0)  # type: ignore[arg-type]
 
@@ -224,18 +179,18 @@ def test_slicing_undoes_repetition(widths: list[int]) -> None:
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, divided[name]), name
     if widths == EVEN:  # else norm groups over [hidden; skip] weigh the two parts otherwise
-        torch.testing.assert_close(_run(teacher), _run(small), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(run_unet(teacher), run_unet(small), rtol=1e-4, atol=1e-4)
 
 
 def test_a_slice_starts_closer_to_its_teacher_than_chance() -> None:
     _, teacher, _ = _repeated(EVEN)
-    wanted = _run(teacher)
+    wanted = run_unet(teacher)
     student = build_student(SMALL, seed=1)
     initialise(student, teacher, "sliced", seed=0)
-    sliced = (_run(student) - wanted).square().mean()
+    sliced = (run_unet(student) - wanted).square().mean()
     for seed in range(3):
         initialise(student, teacher, "random", seed)
-        assert sliced < 0.2 * (_run(student) - wanted).square().mean()
+        assert sliced < 0.2 * (run_unet(student) - wanted).square().mean()
 
 
 @pytest.mark.parametrize("width", [320, 640, 1280, 40, 80])
@@ -254,24 +209,24 @@ def test_slices_stay_inside_their_head_group_and_half(width: int, factor: float)
 
 @pytest.mark.parametrize("name", ["c-base", "c-small", "c-tiny", "c-micro"])
 def test_sliced_students_of_every_width(teacher: UNet2DConditionModel, name: str) -> None:
-    student = build_student(_small(name), seed=0)
+    student = build_student(student_of(name), seed=0)
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.fill_(float("nan"))
     initialise(student, teacher, "sliced", seed=0)
-    assert _run(student).isfinite().all()
+    assert run_unet(student).isfinite().all()
     theirs = {float(value) for value in teacher.conv_in.weight.detach().flatten()}
     assert {float(value) for value in student.conv_in.weight.detach().flatten()} <= theirs
 
 
 def test_slicing_is_for_channel_students(teacher: UNet2DConditionModel) -> None:
     with pytest.raises(RcdeployError, match="not the same layers"):
-        initialise(build_student(_small("b-base"), seed=0), teacher, "sliced", seed=0)
+        initialise(build_student(student_of("b-base"), seed=0), teacher, "sliced", seed=0)
     # rounded so far that two stages have one width, and the shortcut between them is gone
     merged = build_student(student_config(StudentSpec(width=0.01), TOY)[0], seed=0)
     with pytest.raises(RcdeployError, match="conv_shortcut"):
         initialise(merged, teacher, "sliced", seed=0)
     with pytest.raises(RcdeployError, match="attention_head_dim is 2, the teacher's 4"):
-        initialise(build_student(_small("c-tiny") | {"attention_head_dim": 2}, seed=0), teacher, "sliced", seed=0)
+        initialise(build_student(student_of("c-tiny") | {"attention_head_dim": 2}, seed=0), teacher, "sliced", seed=0)
     with pytest.raises(RcdeployError, match="conv_in.weight.*cannot be sliced"):
-        initialise(build_student(TOY, seed=0), build_student(_small("c-tiny"), seed=0), "sliced", seed=0)
+        initialise(build_student(TOY, seed=0), build_student(student_of("c-tiny"), seed=0), "sliced", seed=0)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from toy_unets import TOY, TOY_XL, Config, run_unet, same_weights, student_of
 
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import (
@@ -23,35 +22,6 @@ from rcdeploy.student.spec import (
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
-
-Config = dict[str, Any]
-
-TOY: Config = {
-    "sample_size": 8,
-    "block_out_channels": (40, 40, 80, 80),
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "layers_per_block": 2,
-    "cross_attention_dim": 6,
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
-TOY_XL: Config = {
-    "sample_size": 8,
-    "block_out_channels": [8, 16, 32],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 2,
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [2, 4, 8],
-    "cross_attention_dim": 6,
-    "norm_num_groups": 4,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 4,
-    "projection_class_embeddings_input_dim": 30,
-}
-
 
 # --- rules over the teacher's config ---------------------------------------------------------------------------------
 
@@ -206,30 +176,14 @@ def test_specs_load_no_torch() -> None:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def _small(name: str) -> Config:
-    return student_config(name, TOY)[0]
-
-
-def _same(one: UNet2DConditionModel, other: UNet2DConditionModel) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-def _run(unet: UNet2DConditionModel) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    latents = torch.randn(2, 4, 8, 8, generator=generator)
-    text = torch.randn(2, 5, 6, generator=generator)
-    with torch.no_grad():
-        return unet(latents, torch.tensor([100, 800]), text).sample
-
-
 def test_building_depends_on_the_seed_alone_and_leaves_the_global_state() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = build_student(_small("c-micro"), seed=7)
+    first = build_student(student_of("c-micro"), seed=7)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
-    assert _same(first, build_student(_small("c-micro") | {"_class_name": "UNet2DConditionModel"}, seed=7))
-    assert not _same(first, build_student(_small("c-micro"), seed=8))
+    assert same_weights(first, build_student(student_of("c-micro") | {"_class_name": "UNet2DConditionModel"}, seed=7))
+    assert not same_weights(first, build_student(student_of("c-micro"), seed=8))
 
 
 def test_a_config_that_diffusers_refuses_is_a_user_error() -> None:
@@ -239,4 +193,4 @@ def test_a_config_that_diffusers_refuses_is_a_user_error() -> None:
 
 @pytest.mark.parametrize("name", ["b-base", "b-small", "b-tiny", "c-base", "c-micro"])
 def test_toy_students_run(name: str) -> None:
-    assert _run(build_student(_small(name), seed=0)).shape == (2, 4, 8, 8)
+    assert run_unet(build_student(student_of(name), seed=0)).shape == (2, 4, 8, 8)
