@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import DEFAULTS, FURTHER, PAIRED, toml
 from PIL import Image
-from test_students import TOY, TOY_XL
+from toy_unets import TOY, TOY_XL
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
@@ -202,6 +202,25 @@ def test_a_run_that_has_not_ended(made: Path, tmp_path: Path) -> None:
     assert "UNet parameters" in said["figures"]
     assert page.source.count("<svg") == 3
     assert not page.pictures("student: ")
+
+
+def test_a_run_without_random_conditioning_or_validation_claims_neither(page: Page, made: Path, tmp_path: Path) -> None:
+    assert "with random conditioning" in page.text
+    assert "the validation loss of the EMA" in page.text
+    run = tmp_path / "run"
+    shutil.copytree(made / "run", run)
+    manifest = read_json(run / "manifest.json")
+    manifest["recipe"]["conditioning"]["probability"] = "none"
+    write_json(run / "manifest.json", manifest)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if k != "validation"} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_report(run, tmp_path / "page.html", draw=False)
+    plain = Page(tmp_path / "page.html")
+    assert "without random conditioning" in plain.text
+    assert "No random conditioning: each latent keeps its own text; 10 % become the null condition." in plain.text
+    assert "validation loss of" not in plain.text
+    assert plain.source.count("<svg") == 2, "losses, and the UNet"
 
 
 def test_a_run_without_its_teacher_or_with_another(made: Path, tmp_path: Path, other_teacher: Path) -> None:
