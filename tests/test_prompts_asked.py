@@ -147,8 +147,12 @@ def test_an_endpoint_sends_what_the_protocol_wants(server: Server, monkeypatch: 
     endpoint(server).answer(HELLO)
     assert "Authorization" not in server.headers[1]
     assert Endpoint(f"{server.url}/chat/completions/", "tester").url == model.url
-    with pytest.raises(RcdeployError, match=r"variable NO_KEY is not set\nexport NO_KEY"):
+    with pytest.raises(RcdeployError, match=r"variable NO_KEY holds no API key\nexport NO_KEY"):
         endpoint(server, key_variable="NO_KEY")
+    monkeypatch.setenv("MY_KEY", "s3c\nret")
+    with pytest.raises(RcdeployError, match="MY_KEY holds no API key") as refused:
+        endpoint(server, key_variable="MY_KEY")
+    assert "s3c" not in str(refused.value)
     with pytest.raises(RcdeployError, match="is no address"):
         Endpoint("file:///etc/passwd", "tester")
 

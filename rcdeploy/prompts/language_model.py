@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import email.utils
 import hashlib
-import http.client
 import json
 import os
-import random
 import threading
 import time
-import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Protocol
+
+import httpx2
+import tenacity
 
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -74,41 +74,44 @@ class Endpoint:
     ) -> None:
         """url: up to /v1, or the whole address. key_variable: the environment variable that holds the API key.
 
-        Raises RcdeployError for what is no http address, and when that variable is not set.
+        Raises RcdeployError for what is no http address, and when that variable holds no key.
         """
         if not url.startswith(("http://", "https://")):
             raise RcdeployError(
                 f"{url} is no address of an endpoint", fix="Such as --endpoint http://localhost:8000/v1"
             )
         self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.name, self.concurrency, self.timeout_s, self.retries = model, concurrency, timeout_s, retries
-        self._headers = {"Content-Type": "application/json"}
+        self.name, self.concurrency = model, concurrency
+        headers = {"Content-Type": "application/json"}
         if key_variable is not None:
-            if not os.environ.get(key_variable):
-                raise RcdeployError(
-                    f"the environment variable {key_variable} is not set", fix=f"export {key_variable}=your API key"
-                )
-            self._headers["Authorization"] = f"Bearer {os.environ[key_variable]}"
+            key = os.environ.get(key_variable, "").strip()
+            if not (key and key.isascii() and key.isprintable()):  # what no header can hold, its error would show
+                raise RcdeployError(f"the variable {key_variable} holds no API key", fix=f"export {key_variable}=KEY")
+            headers["Authorization"] = f"Bearer {key}"
+        at_once = httpx2.Limits(max_connections=concurrency)
+        self._client = httpx2.Client(headers=headers, timeout=timeout_s, limits=at_once)
         self._interval_s = 60 / requests_per_minute if requests_per_minute else 0.0
         self._next_at, self._turn, self._stopped = 0.0, threading.Lock(), threading.Event()
+        backoff = tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S, jitter=FIRST_WAIT_S)
+        self._tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_Later),
+            wait=tenacity.wait_exception(attrgetter("after_s")) + backoff,
+            stop=tenacity.stop_after_attempt(retries + 1) | tenacity.stop_when_event_set(self._stopped),
+            sleep=tenacity.sleep_using_event(self._stopped),
+        )
 
     def answer(self, request: Request) -> str:
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
         asked = {"model": self.name, "messages": messages, "max_tokens": request.max_tokens}
         body = json.dumps({**asked, "temperature": request.temperature}).encode()
-        for attempt in range(self.retries + 1):
-            self._wait_for_a_turn()
-            try:
-                return self._post(body)
-            except _Later as error:
-                if attempt == self.retries or self._stopped.is_set():
-                    raise RcdeployError(
-                        f"{self.url} does not answer ({attempt + 1} tries): {error}",
-                        fix="Is the server up, and the address right? The same command asks only what is missing.",
-                    ) from None
-                backoff = min(FIRST_WAIT_S * 2**attempt, LONGEST_WAIT_S) * random.uniform(0.5, 1)
-                self._stopped.wait(backoff if error.after_s is None else min(error.after_s, 10 * LONGEST_WAIT_S))
-        raise AssertionError("unreachable: the last try returns or raises")
+        try:
+            return self._tries(self._post, body)
+        except tenacity.RetryError as error:
+            last = error.last_attempt
+            raise RcdeployError(
+                f"{self.url} does not answer ({last.attempt_number} tries): {last.exception()}",
+                fix="Is the server up, and the address right? The same command asks only what is missing.",
+            ) from None
 
     def stop(self) -> None:
         self._stopped.set()
@@ -125,41 +128,33 @@ class Endpoint:
 
     def _post(self, body: bytes) -> str:
         """Raises _Later for what may pass, RcdeployError for what will not."""
-        request = urllib.request.Request(self.url, body, self._headers)
+        self._wait_for_a_turn()
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-                return _content(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                said = error.read(2000).decode(errors="replace")
-            if error.code in (408, 409, 425, 429) or error.code >= 500:
-                raise _Later(f"status {error.code} {said[:200]}", _retry_after(error.headers)) from None
-            raise RcdeployError(
-                f"{self.url} refuses the request: status {error.code} {said[:500]}",
-                fix="Look at --endpoint, --model and the API key's variable (--api-key-env).",
-            ) from None
-        except (OSError, http.client.HTTPException) as error:  # refused, timed out, cut off
+            response = self._client.post(self.url, content=body)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # refused, timed out, cut off
             raise _Later(str(error) or type(error).__name__) from None
+        status, said = response.status_code, response.text
+        if status in (408, 409, 425, 429) or status >= 500:
+            raise _Later(f"status {status} {said[:200]}", response.headers.get("Retry-After", ""))
+        if not response.is_success:
+            raise RcdeployError(
+                f"{self.url} refuses the request: status {status} {said[:500]}",
+                fix="Look at --endpoint, --model and the API key's variable (--api-key-env).",
+            )
+        return _content(response.content)
 
 
 class _Later(Exception):
-    """after_s: when the server says to come again, if it does."""
+    """after_s: when a Retry-After in seconds or with a date says to come again; the usual wait comes on top."""
 
-    def __init__(self, message: str, after_s: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: str = "") -> None:
         super().__init__(message)
-        self.after_s = after_s
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds, from a header in seconds or with a date; None without one, or with one that nobody can read."""
-    given = headers.get("Retry-After")
-    if not given:
-        return None
-    try:
-        return max(0.0, float(given))
-    except ValueError:
-        date = email.utils.parsedate_tz(given)
-        return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+        try:
+            date = email.utils.parsedate_tz(retry_after)
+            seconds = email.utils.mktime_tz(date) - time.time() if date else float(retry_after)
+        except ValueError:
+            seconds = 0.0
+        self.after_s = min(max(0.0, seconds), 10 * LONGEST_WAIT_S)
 
 
 def _content(body: bytes) -> str:
