@@ -391,7 +391,7 @@ def test_fid_and_is_of_a_few_pictures(judged: Path, captions: Path, monkeypatch:
         (["TEACHER", "--prompts", "gone.txt"], "gone.txt does not exist"),
         (["TEACHER", "--prompts", "table.csv"], "has none of the columns"),
         (["TEACHER", "--prompts", "table.csv", "--column", "b"], "no column 'b'"),
-        (["TEACHER", "--prompts", "captions.txt", "--count", "21"], "21 pictures were asked for, .* has 20 prompts"),
+        (["TEACHER", "--prompts", "captions.txt", "--count", "21"], "21 prompts were asked for, .* has 20 to draw"),
         (["TEACHER", "--prompts", "captions.txt", "--include", "cat"], "no caption passes"),
         (["TEACHER", "--prompts", "captions.txt", "--include", "("], "is no regular expression"),
         (["TEACHER", "--prompts", "captions.txt", "--split", "cats.txt"], "no prompt has one of its words"),

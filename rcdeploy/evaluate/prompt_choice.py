@@ -22,12 +22,13 @@ def choose_prompts(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
+    repeat: int = 1,
 ) -> list[str]:
     """Captions of the files, white space evened out; repeated ones stay.
 
     include, exclude: patterns (whole words, case ignored) of which one must match, none may. count: so many of what is
-    left, drawn by `seed`, because files may be sorted by what they show; 0: all. Raises RcdeployError when none is
-    left, or fewer than `count`; with `at_most` fewer will do.
+    left, drawn by `seed`, because files may be sorted by what they show; 0: all. repeat: each of them so many times in
+    a row. Raises RcdeployError when none is left, or fewer than `count`; with `at_most` fewer will do.
     """
     wanted, unwanted = whole_words(include), whole_words(exclude)
     found = []
@@ -42,15 +43,15 @@ def choose_prompts(
     if not found:
         why = ": no caption passes --include and --exclude" if include or exclude else ""
         raise RcdeployError(f"there is nothing to draw in {named}{why}", fix="Name another file with --prompts.")
-    if not count or count == len(found) or at_most and count > len(found):
-        return found
-    if count > len(found):
+    if count > len(found) and not at_most:
         raise RcdeployError(
-            f"{count:,} pictures were asked for, but {named} has {len(found):,} prompts to draw",
+            f"{count:,} prompts were asked for, but {named} has {len(found):,} to draw",
             fix=f"Give --count {len(found)} or less, or 0 for all of them.",
         )
-    # in the order drawn: the first ones, which people look at, show a bit of everything
-    return [found[i] for i in generator(seed, EVALUATION).permutation(len(found))[:count].tolist()]
+    if 0 < count < len(found):
+        # in the order drawn: the first ones, which people look at, show a bit of everything
+        found = [found[i] for i in generator(seed, EVALUATION).permutation(len(found))[:count].tolist()]
+    return [prompt for prompt in found for _ in range(repeat)]
 
 
 def halves(prompts: Sequence[str], words: str) -> list[bool]:
