@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,8 @@ from .distill import QUIET
 
 if TYPE_CHECKING:
     from ..evaluate.metrics import Weights
-    from ..evaluate.source import Source
+    from ..evaluate.reference import Progress
+    from ..evaluate.source import Settings, Source
 
 
 def evaluate_command(
@@ -26,15 +29,20 @@ def evaluate_command(
     count: int | None = typer.Option(
         None, min=0, help="So many of the prompts, drawn by the seed; 0: all. By default 1,000."
     ),
+    repeat: int = typer.Option(1, min=1, help="Pictures of each prompt; T2I-CompBench draws 10."),
     include: list[str] = typer.Option(None, help="Only prompts with this word (regular expression); repeatable."),
     exclude: list[str] = typer.Option(None, help="No prompt with this word (regular expression); repeatable."),
     split: str | None = typer.Option(
         None, metavar="animals|FILE", help="Scores of prompts with and without these words too; a word a line."
     ),
-    metrics: str = typer.Option("", metavar="fid,is,clip,judge", help="By default all that can be had."),
+    metrics: str = typer.Option("", metavar="fid,is,clip,vqa,judge", help="By default all that can be had."),
     inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
     reference: Path | None = typer.Option(None, help="Real pictures, or their statistics (.safetensors, .npz)."),
     clip: Path | None = typer.Option(None, help="A CLIP model in transformers' layout; the paper's is ViT-g/14."),
+    vqa: Path | None = typer.Option(None, help="A BLIP model that answers questions, in transformers' layout."),
+    noun_phrases: Path | None = typer.Option(
+        None, metavar="NAME|FOLDER", help="spaCy's pipeline that finds what vqa asks for; by default en_core_web_sm."
+    ),
     judge: Path | None = typer.Option(None, help="A judge; by default the one in the teacher's folder."),
     checkpoint: str | None = typer.Option(None, metavar="best|last|STEP", help="EMA weights of a run's checkpoint."),
     seed: int | None = typer.Option(None, min=0, help="Picture i is what rcdeploy generate --seed SEED+i draws."),
@@ -52,7 +60,7 @@ def evaluate_command(
     as_json: bool = typer.Option(False, "--json", help="What scores.json holds."),
     quiet: bool = QUIET,
 ) -> None:
-    """Draw pictures by a model and score them: FID, IS, CLIP score, a judge's accuracy. Run, package or teacher.
+    """Draw pictures by a model and score them: FID, IS, CLIP score, BLIP-VQA, a judge's accuracy.
 
     Pictures are drawn by DDIM at the model's own size and kept; whole shards stay, so the same command goes on after
     any interruption, and several machines that see one folder may run it at once.
@@ -60,8 +68,14 @@ def evaluate_command(
     rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
     rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
 
-    --split animals gives Table 2's halves. T2I-CompBench has evaluators of its own (BLIP-VQA, UniDet and others), which
-    do not come with rcdeploy: --write-pictures DIR names pictures as they expect, {prompt}_{number}.png.
+    --split animals gives Table 2's halves. Of Table D (T2I-CompBench) the first command gives colour, and shape and
+    texture with their files of prompts, the second non-spatial, with CLIP's ViT-B/32:
+
+    rcdeploy evaluate RUN --prompts color_val.txt --count 0 --repeat 10 --resize 0 --metrics vqa --vqa blip-vqa-base/
+    rcdeploy evaluate RUN --prompts non_spatial_val.txt --count 0 --repeat 10 --resize 0 --metrics clip --clip vit-b-32/
+
+    Spatial and complex need UniDet, which is in no library: --write-pictures DIR names pictures as T2I-CompBench's own
+    evaluators expect, {prompt}_{number}.png.
     """
     quieten_libraries()
     from ..evaluate.evaluation import evaluate, identity_of, smaller, write_down, write_pictures
@@ -70,54 +84,40 @@ def evaluate_command(
     from ..evaluate.prompt_choice import choose_prompts, halves
     from ..evaluate.source import open_source, torch_device
 
-    named = {"inception": inception, "clip": clip, "judge": judge, "reference": reference}
+    named = {"inception": inception, "clip": clip, "vqa": vqa, "judge": judge, "reference": reference}
     _refuse_missing(named)
+    named["noun_phrases"] = noun_phrases  # perhaps the name of a package
     source = open_source(subject, at=checkpoint, device=device)
     defaults = _recipe_settings(source)
     seed = defaults.seed if seed is None else seed
+    settings = _drawing_settings(defaults, steps, guidance_scale)
     files = prompts or _recipe_prompts(source, defaults)
-    asked = choose_prompts(
-        files,
-        column=column or source.recipe.get("prompts", {}).get("column"),
-        count=defaults.count if count is None else count,
-        at_most=count is None,
-        include=include or (),
-        exclude=exclude or (),
-        seed=seed,
-    )
+    column = column or source.recipe.get("prompts", {}).get("column")
+    many = defaults.count if count is None else count
+    words = {"include": include or [], "exclude": exclude or []}
+    asked = choose_prompts(files, column=column, count=many, at_most=count is None, seed=seed, repeat=repeat, **words)
     with_words = halves(asked, split) if split else None
-    counts = {"all": len(asked)} | _half_counts(with_words)
     weights = _weights(named, source, defaults)
     chosen = choose_metrics([m.strip() for m in metrics.split(",") if m.strip()], weights)
-    remarks = refuse_too_few(chosen, counts, allow_few)
-    settings = {
-        "num_inference_steps": steps or defaults.num_inference_steps,
-        "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
-    }
+    remarks = refuse_too_few(chosen, _counts(asked, with_words), allow_few)
     size = smaller(source.size, resize)
     identity = identity_of(source, asked, seed, settings, size)
     place = folder or folder_of(source.name, identity)
-    with stages(quiet or as_json) as show:
-
-        def progress(stage: str, done: int, of: int) -> None:
-            show(stage, done, of, {})
-
-        scorer = open_scorer(
-            chosen, weights, size=size, device=torch_device(device), allow_few=allow_few, progress=progress
-        )
-        pictures = open_set(
-            place, asked, identity, size=size, shard_size=shard_size, batch_size=batch_size, recipe=source.recipe
-        )
-        result = evaluate(
-            pictures, source.drawing, scorer, seed=seed, settings=settings, split=with_words, progress=progress
-        )
+    with _stages(quiet or as_json) as told:
+        # opened first: what is missing is said before anything is drawn
+        on = torch_device(device)
+        scorer = open_scorer(chosen, weights, size=size, device=on, allow_few=allow_few, progress=told)
+        at_once = {"shard_size": shard_size, "batch_size": batch_size}
+        pictures = open_set(place, asked, identity, size=size, recipe=source.recipe, **at_once)
+        drawing = source.drawing
+        result = evaluate(pictures, drawing, scorer, seed=seed, settings=settings, split=with_words, progress=told)
         if pictures_to:
-            write_pictures(pictures, pictures_to, progress)
+            write_pictures(pictures, pictures_to, told)
     record = {
         "folder": str(place),
         "model": source.model,
         "identity": identity,
-        "prompts": {"files": [str(p) for p in files], "include": include or [], "exclude": exclude or []},
+        "prompts": {"files": [str(p) for p in files], **words, "repeat": repeat},
         "split": split,
         "weights": scorer.record,
         **result,
@@ -126,8 +126,23 @@ def evaluate_command(
     _say(record, remarks + scorer.left_out(result["counts"]), as_json, quiet)
 
 
-def _half_counts(with_words: list[bool] | None) -> dict[str, int]:
-    return {"with": sum(with_words), "without": len(with_words) - sum(with_words)} if with_words else {}
+@contextmanager
+def _stages(silent: bool) -> Iterator[Progress]:
+    with stages(silent) as show:
+        yield lambda stage, done, of: show(stage, done, of, {})
+
+
+def _counts(asked: list[str], with_words: list[bool] | None) -> dict[str, int]:
+    """Pictures of each part that is scored."""
+    n, halves = len(asked), with_words or []
+    return {"all": n} | ({"with": sum(halves), "without": n - sum(halves)} if halves else {})
+
+
+def _drawing_settings(defaults: Evaluate, steps: int | None, guidance_scale: float | None) -> Settings:
+    return {
+        "num_inference_steps": steps or defaults.num_inference_steps,
+        "guidance_scale": defaults.guidance_scale if guidance_scale is None else guidance_scale,
+    }
 
 
 def _refuse_missing(named: dict[str, Path | None]) -> None:
@@ -142,7 +157,8 @@ def _weights(named: dict[str, Path | None], source: Source, defaults: Evaluate) 
     from ..evaluate.metrics import Weights
 
     of_recipe = {"inception": defaults.inception, "clip": defaults.clip, "reference": defaults.reference}
-    found = {name: Path(path) if path else None for name, path in of_recipe.items()} | {"judge": source.judge}
+    found = {name: Path(path) for name, path in of_recipe.items() if path}
+    found |= {"judge": source.judge} if source.judge else {}
     return Weights(**(found | {name: path for name, path in named.items() if path}))
 
 

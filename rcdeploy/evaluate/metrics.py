@@ -16,11 +16,11 @@ from rcdeploy_runtime.files import sha256
 
 from .frechet import Statistics, frechet_distance, inception_score
 from .inception import FEATURES, HOW_TO_GET
-from .networks import Name, Network, open_network
+from .networks import PIPELINE, Name, Network, open_network
 from .reference import Progress, open_reference
 from .scores import scores_of_readings
 
-METRICS: dict[str, Name] = {"fid": "inception", "is": "inception", "clip": "clip", "judge": "judge"}
+METRICS: dict[str, Name] = {"fid": "inception", "is": "inception", "clip": "clip", "vqa": "vqa", "judge": "judge"}
 """a metric and the network that reads for it"""
 LOWER_IS_BETTER = ("validation", "fid", "judge.frechet_distance")
 FIGURES = {"validation": "validation", "fid": "fid", "judge": "judge.all"}
@@ -40,12 +40,16 @@ def better(figure: str, new: float, old: float) -> bool:
 
 @dataclass(frozen=True)
 class Weights:
-    """What lies where: Inception's weights, a CLIP folder, a judge's folder, and the FID's reference."""
+    """What lies where: Inception's weights, folders of a CLIP model, a BLIP model that answers questions and a judge,
+    and the FID's reference. noun_phrases: the name or the folder of a pipeline of spaCy's, for vqa.
+    """
 
     inception: Path | None = None
     clip: Path | None = None
+    vqa: Path | None = None
     judge: Path | None = None
     reference: Path | None = None
+    noun_phrases: Path = PIPELINE
 
     def lacks(self, metric: str) -> str | None:
         """What must be named for this metric, and how; None when it can be had."""
@@ -56,6 +60,7 @@ class Weights:
         return {
             "inception": "the weights of Inception-v3: --inception inception.safetensors. " + HOW_TO_GET,
             "clip": "a CLIP model: --clip with a folder in transformers' layout (the paper: ViT-g/14 of OpenCLIP)",
+            "vqa": "a BLIP model that answers questions: --vqa with a folder in transformers' layout",
             "judge": "a judge: a folder judge/ in the teacher's, or --judge with one",
         }[METRICS[metric]]
 
@@ -115,6 +120,8 @@ class Scorer:
             found["is"], found["is_deviation"] = inception_score(probabilities, min(SPLITS, len(rows)))
         if "clip" in self.metrics:
             found["clip"] = taken["clip"]["similarity"].double().mean().item()
+        if "vqa" in self.metrics:
+            found["vqa"] = taken["vqa"]["yes"].double().mean().item()
         if "judge" in self.metrics:
             found |= {f"judge.{name}": value for name, value in self._judged(taken["judge"], asked).items()}
         return {name: float(f"{value:.6g}") for name, value in found.items()}
@@ -146,8 +153,11 @@ def open_scorer(
 ) -> Scorer:
     """size: (height, width) of the pictures to score, which a folder of reference pictures is brought to."""
     names = dict.fromkeys(METRICS[metric] for metric in metrics)
-    networks = {name: open_network(name, getattr(weights, name), device) for name in names}
+    phrases = weights.noun_phrases
+    networks = {name: open_network(name, getattr(weights, name), device, noun_phrases=phrases) for name in names}
     record: dict[str, Any] = {n: {"path": str(net.path), "sha256": net.digest} for n, net in networks.items()}
+    if "vqa" in networks:
+        record["vqa"]["noun_phrases"] = networks["vqa"].asks
     reference = judge_reference = None
     if "fid" in metrics and weights.reference:
         reference, digest = open_reference(weights.reference, networks["inception"], size, progress)

@@ -17,9 +17,11 @@ from rcdeploy_runtime.files import sha256
 from .judge import Judge
 from .scores import judge_readings
 
-Name = Literal["inception", "clip", "judge"]
+Name = Literal["inception", "clip", "judge", "vqa"]
 READ_AT_ONCE = 32
 """pictures; always the same, because kernels round by the shape of a batch"""
+PIPELINE = Path("en_core_web_sm")
+"""spaCy's, by which T2I-CompBench finds noun phrases: a package's name here, or a folder"""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Network:
 
     path: where its weights lie. digest: of them (sha256). read: uint8 pictures [n, 3, h, w] and n prompts -> readings,
     each [n, ...] on the CPU: "features" and "logits" of Inception; "similarity" of CLIP; of a judge "features" and
-    logits under "logits.ATTRIBUTE".
+    logits under "logits.ATTRIBUTE"; of vqa "yes". asks: what makes questions of prompts, for vqa.
     """
 
     name: Name
@@ -36,11 +38,13 @@ class Network:
     digest: str
     read: Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
     judge: Judge | None = None
+    asks: str = ""
 
     @property
     def key(self) -> str:
         """A name for what it has read: another network's readings are never taken for its own."""
-        return f"{self.name}-{self.digest[:8]}"
+        asks = f"-{hashlib.sha256(self.asks.encode()).hexdigest()[:8]}" if self.asks else ""
+        return f"{self.name}-{self.digest[:8]}{asks}"
 
     @torch.inference_mode()
     def read_all(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -50,8 +54,15 @@ class Network:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def open_network(name: Name, path: Path, device: torch.device | str = "cpu") -> Network:
-    """Raises RcdeployError that says what is missing and where it comes from."""
+def open_network(
+    name: Name, path: Path, device: torch.device | str = "cpu", *, noun_phrases: Path = PIPELINE
+) -> Network:
+    """noun_phrases: as PIPELINE, for vqa.
+
+    Raises RcdeployError that says what is missing and where it comes from.
+    """
+    if name == "vqa":
+        return _vqa(path, torch.device(device), noun_phrases)
     return {"inception": _inception, "clip": _clip, "judge": _judge}[name](path, torch.device(device))
 
 
@@ -76,6 +87,18 @@ def _clip(path: Path, device: torch.device) -> Network:
         return {"similarity": score(images / 255, prompts, len(images)).cpu()}
 
     return Network("clip", path, _digest(path), read)
+
+
+def _vqa(path: Path, device: torch.device, noun_phrases: Path) -> Network:
+    from .vqa import NounPhrases, VqaScore
+
+    find = NounPhrases(str(noun_phrases))
+    score = VqaScore(path, device)
+
+    def read(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"yes": score(images, [find(prompt) for prompt in prompts]).cpu()}
+
+    return Network("vqa", path, _digest(path), read, asks=find.name)
 
 
 def _judge(path: Path, device: torch.device) -> Network:

@@ -18,7 +18,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from ..recipe import Section
 
-WEIGHTS = ("judge", "inception", "clip", "reference")
+WEIGHTS = ("judge", "inception", "clip", "vqa", "reference")
 """keys of a score file that name what lies on disk"""
 SEED_KEYS = ("train.seed", "student.seed")
 """what a seed of a sweep sets; caches keep their own, so that all seeds share one"""
@@ -64,10 +64,11 @@ class ScoreFile(Section):
     shard_size: int = Field(256, gt=0, description="pictures a file; whole files are kept when a cell is stopped")
     resize: int | None = Field(None, ge=0, description="edge to score at, as rcdeploy evaluate --resize")
     keep_pictures: bool = Field(True, description="False: what the networks read in them is kept alone")
-    metrics: list[Literal["fid", "is", "clip", "judge"]] = Field(["judge"], min_length=1)
+    metrics: list[Literal["fid", "is", "clip", "vqa", "judge"]] = Field(["judge"], min_length=1)
     judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
     inception: str | None = Field(None, description="weights of Inception-v3, for fid and is")
     clip: str | None = Field(None, description="folder of a CLIP model")
+    vqa: str | None = Field(None, description="folder of a BLIP model that answers questions")
     reference: str | None = Field(None, description="real pictures or their statistics, for fid")
     allow_few: bool = Field(False, description="Frechet distances of however few pictures")
     prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
