@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,24 +19,6 @@ from .console import err
 if TYPE_CHECKING:
     from rcdeploy.prompts.journal import Journal
     from rcdeploy.prompts.language_model import LanguageModel, Request
-
-EndpointUrl = Annotated[
-    str | None, typer.Option("--endpoint", help="A server with OpenAI's chat completions: http://localhost:8000/v1")
-]
-ModelName = Annotated[str | None, typer.Option("--model", help="The model's name there.")]
-KeyVariable = Annotated[
-    str | None, typer.Option("--api-key-env", help="The environment variable that holds the API key.")
-]
-LocalFolder = Annotated[
-    Path | None, typer.Option("--local-model", help="A language model's folder (transformers, safetensors) instead.")
-]
-Concurrency = Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")]
-PerMinute = Annotated[float | None, typer.Option("--requests-per-minute", min=0.1, help="No more than so many.")]
-TimeoutS = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds that an answer may take.")]
-Retries = Annotated[int, typer.Option(min=0, help="How often a request that failed is sent again, later each time.")]
-PriceIn = Annotated[float | None, typer.Option(min=0, help="Price of a million tokens asked, for the estimate.")]
-PriceOut = Annotated[float | None, typer.Option(min=0, help="Price of a million tokens answered.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before requests are sent to --endpoint.")]
 
 
 @dataclass(frozen=True)
@@ -72,40 +56,66 @@ class Asking:
 
 
 def make_asking(
-    endpoint: str | None,
-    name: str | None,
-    key_variable: str | None,
-    folder: Path | None,
-    concurrency: int,
-    per_minute: float | None,
-    timeout_s: float,
-    retries: int,
-    prices: tuple[float | None, float | None],
-    yes: bool,
+    endpoint: Annotated[
+        str | None, typer.Option(help="A server with OpenAI's chat completions: http://localhost:8000/v1")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name there.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(help="The environment variable that holds the API key.")] = None,
+    local_model: Annotated[
+        Path | None, typer.Option(help="A language model's folder (transformers, safetensors) instead.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Requests at once.")] = 8,
+    requests_per_minute: Annotated[float | None, typer.Option(min=0.1, help="No more than so many.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that an answer may take.")] = 120,
+    retries: Annotated[
+        int, typer.Option(min=0, help="How often a request that failed is sent again, later each time.")
+    ] = 6,
+    price_in: Annotated[
+        float | None, typer.Option(min=0, help="Price of a million tokens asked, for the estimate.")
+    ] = None,
+    price_out: Annotated[float | None, typer.Option(min=0, help="Price of a million tokens answered.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask before requests are sent to --endpoint.")
+    ] = False,
 ) -> Asking:
     """Raises RcdeployError for options that do not go together."""
     from rcdeploy.prompts.language_model import Endpoint, LocalModel
 
-    if endpoint and folder:
+    if endpoint and local_model:
         raise RcdeployError("--endpoint and --local-model are both given", fix="One language model is enough.")
-    if (name or key_variable) and not endpoint:
+    if (model or api_key_env) and not endpoint:
         raise RcdeployError("--model and --api-key-env belong to an --endpoint", fix="Add --endpoint URL.")
-    if endpoint and not name:
-        raise RcdeployError("--endpoint needs the name of a model", fix="Add --model NAME.")
-    model: LanguageModel | None = None
+    asked: LanguageModel | None = None
     if endpoint:
-        model = Endpoint(
+        if not model:
+            raise RcdeployError("--endpoint needs the name of a model", fix="Add --model NAME.")
+        asked = Endpoint(
             endpoint,
-            str(name),
-            key_variable=key_variable,
+            model,
+            key_variable=api_key_env,
             concurrency=concurrency,
-            requests_per_minute=per_minute,
-            timeout_s=timeout_s,
+            requests_per_minute=requests_per_minute,
+            timeout_s=timeout,
             retries=retries,
         )
-    elif folder:
+    elif local_model:
         from .console import quieten_libraries
 
         quieten_libraries()
-        model = LocalModel(folder)
-    return Asking(model, prices, yes)
+        asked = LocalModel(local_model)
+    return Asking(asked, (price_in, price_out), yes)
+
+
+def asks_a_model(command: Callable[..., None]) -> Callable[..., None]:
+    """In place of its keyword `asks` the command takes the options of make_asking, which make it."""
+    own, options = (inspect.signature(f, eval_str=True).parameters for f in (command, make_asking))
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        asks = make_asking(**{name: given.pop(name) for name in options})
+        command(**given, asks=asks)
+
+    shown = [p.replace(kind=p.KEYWORD_ONLY) for n in own for p in (options.values() if n == "asks" else [own[n]])]
+    with_options.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # typer reads both
+    with_options.__annotations__ = {p.name: p.annotation for p in shown}
+    return with_options

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rcdeploy.prompts.nouns import Noun
 
 
+@asking.asks_a_model
 def generate_command(
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
     nouns: Annotated[
@@ -29,17 +30,8 @@ def generate_command(
         int | None, typer.Option(min=1, help="Also so many of them, even over the nouns, to be drawn by the teacher.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    endpoint: asking.EndpointUrl = None,
-    model: asking.ModelName = None,
-    api_key_env: asking.KeyVariable = None,
-    local_model: asking.LocalFolder = None,
-    concurrency: asking.Concurrency = 8,
-    requests_per_minute: asking.PerMinute = None,
-    timeout: asking.TimeoutS = 120,
-    retries: asking.Retries = 6,
-    price_in: asking.PriceIn = None,
-    price_out: asking.PriceOut = None,
-    yes: asking.Yes = False,
+    *,
+    asks: asking.Asking,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -55,10 +47,6 @@ def generate_command(
     from rcdeploy.prompts.generate import TOKENS_A_PROMPT, Asked, from_templates, write_prompts
     from rcdeploy.prompts.journal import Journal
 
-    prices = (price_in, price_out)
-    asks = asking.make_asking(
-        endpoint, model, api_key_env, local_model, concurrency, requests_per_minute, timeout, retries, prices, yes
-    )
     candidates = _candidates(nouns, wordnet, depth, max_nouns, seed)
     how: dict[str, Any] = {
         "nouns_from": "file" if nouns else "wordnet",

@@ -20,6 +20,7 @@ Words = Annotated[
 ]
 
 
+@asking.asks_a_model
 def unseen_command(
     sources: Annotated[list[Path], typer.Argument(help="Files or folders of captions, as for build.")],
     out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
@@ -32,17 +33,8 @@ def unseen_command(
     pictures: Annotated[
         Path | None, typer.Option(help="Those pictures: a latent cache, or a folder with metadata.csv.")
     ] = None,
-    endpoint: asking.EndpointUrl = None,
-    model: asking.ModelName = None,
-    api_key_env: asking.KeyVariable = None,
-    local_model: asking.LocalFolder = None,
-    concurrency: asking.Concurrency = 8,
-    requests_per_minute: asking.PerMinute = None,
-    timeout: asking.TimeoutS = 120,
-    retries: asking.Retries = 6,
-    price_in: asking.PriceIn = None,
-    price_out: asking.PriceOut = None,
-    yes: asking.Yes = False,
+    *,
+    asks: asking.Asking,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
@@ -70,10 +62,6 @@ def unseen_command(
         write_split,
     )
 
-    prices = (price_in, price_out)
-    asks = asking.make_asking(
-        endpoint, model, api_key_env, local_model, concurrency, requests_per_minute, timeout, retries, prices, yes
-    )
     wanted = Concept(concept.lower(), keywords_of(concept, words))
     files = [file for source in sources for file in files_of(source)]
     captions = list(dict.fromkeys(c for rows in batches(files, column) for row in rows if (c := " ".join(row.split()))))
