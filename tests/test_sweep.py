@@ -23,6 +23,7 @@ from rcdeploy.cli.main import app
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.sweep.cell import Scores, asked, make
+from rcdeploy.sweep.figures import with_spread
 from rcdeploy.sweep.plan import Cell, Plan, load_plan
 from rcdeploy.sweep.table import collect, markdown, write
 from rcdeploy.sweep.work import BUSY, Interrupted, Work, environment
@@ -264,6 +265,12 @@ def test_weights_that_are_missing_are_said_before_anything_is_made(
     found = CliRunner().invoke(app, ["sweep", str(file)])
     assert isinstance(found.exception, RcdeployError)
     assert "clip needs a CLIP model" in found.exception.message
+    (tmp_path / "score.toml").write_text(
+        SCORE.replace("batch_size", 'metrics = ["vqa"]\nvqa = "judge"\nbatch_size')  # spaCy's pipeline is no package
+    )
+    found = CliRunner().invoke(app, ["sweep", str(file)])
+    assert isinstance(found.exception, RcdeployError)
+    assert "spacy download en_core_web_sm" in str(found.exception.fix) or "compbench" in str(found.exception.fix)
     assert not (tmp_path / "runs").exists()
 
 
@@ -338,6 +345,14 @@ def test_what_another_table_has_is_not_made_again(sweep_file: Callable[..., Path
     with pytest.raises(RcdeployError, match="is no table of rcdeploy sweep"):
         load_plan(tmp_path / "table.toml", known=[table])
     assert run(app, ["sweep", "table.toml", "--known", "gone.json"]).exception.message == "gone.json is missing"
+
+
+def test_figures_are_told_as_precisely_as_the_paper_tells_them() -> None:
+    assert with_spread("unseen item", 0.25, 0.2, 0.3) == "25.0 (20 to 30)"
+    assert with_spread("all frechet distance", 16.625, 16.5, 16.75) == "16.62 (16.50 to 16.75)"
+    assert with_spread("all clip", 0.28644, 0.28638, 0.2865) == "0.2864 (0.2864 to 0.2865)"
+    assert with_spread("seen vqa", 0.35991, 0.35991, 0.35991) == "0.3599"
+    assert with_spread("all is", 36.03, 36.03, 36.03) == "36.03"
 
 
 def test_curves_over_a_number(sweep_file: Callable[..., Path], tmp_path: Path) -> None:

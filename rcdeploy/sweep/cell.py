@@ -23,6 +23,7 @@ from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, ref
 from ..evaluate.picture_set import PictureSet, open_set
 from ..evaluate.prompt_choice import choose_prompts
 from ..evaluate.source import Source, open_source
+from ..evaluate.vqa import NounPhrases
 from ..prompts.readers import whole_words
 from ..teacher import Teacher
 from .plan import READ, Cell, Plan
@@ -114,7 +115,9 @@ class Scores:
         """Raises RcdeployError when something that scores is missing, or a part has too few pictures."""
         self.plan, self.prompts = plan, asked(plan)
         self._scorers: dict[tuple[int, int], Scorer] = {}
-        choose_metrics(plan.score.metrics, Weights(**plan.weights()))
+        weights = Weights(**plan.weights())
+        if "vqa" in choose_metrics(plan.score.metrics, weights):
+            NounPhrases(str(weights.noun_phrases))
         self.parts = {name: self._chosen(part.include, part.exclude) for name, part in plan.score.prompts.items()}
         counts = {name: sum(chosen) for name, chosen in self.parts.items()}
         for name, count in counts.items():

@@ -7,7 +7,9 @@ from typing import Any
 from .plan import Plan
 
 LOWER_IS_BETTER = {"frechet distance", "fid"}
-PLAIN = {"inception score", "is", "is deviation", "clip"} | LOWER_IS_BETTER
+SMALL = {"clip", "vqa"}
+"""means of numbers below 1: told by four digits, as the paper does"""
+PLAIN = {"inception score", "is", "is deviation"} | SMALL | LOWER_IS_BETTER
 """figures that are no fractions of pictures"""
 
 
@@ -32,3 +34,10 @@ def unit(figure: str) -> str:
 def scaled(figure: str, value: float) -> float:
     """Fractions in per cent."""
     return value if kind(figure) in PLAIN else 100 * value
+
+
+def with_spread(figure: str, mean: float, lowest: float, highest: float) -> str:
+    """For a table: the mean, and the spread where there is one."""
+    digits = 4 if kind(figure) in SMALL else 2 if kind(figure) in PLAIN else 0
+    mean, low, high = (scaled(figure, value) for value in (mean, lowest, highest))
+    return f"{mean:.{max(1, digits)}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low != high else "")

@@ -103,7 +103,7 @@ class Plan:
         return [cell for cell in self.cells if cell.key not in self.known]
 
     def weights(self) -> dict[str, Path]:
-        """What scores the pictures: "judge", "inception", "clip", "reference", as far as they are named or there."""
+        """What scores the pictures, by the names of WEIGHTS, as far as they are named or there."""
         found = {name: Path(path) for name in WEIGHTS if (path := getattr(self.score, name))}
         beside = Path(self.teacher.recipe.teacher.path) / "judge"
         if beside.is_dir():

@@ -9,7 +9,7 @@ from typing import Any
 
 from rcdeploy_runtime.files import replacing, write_json
 
-from .figures import PLAIN, kind, scaled, shown, unit
+from .figures import shown, unit, with_spread
 from .picture import draw
 from .plan import Cell, Plan
 
@@ -61,7 +61,7 @@ def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
     ]
     rows = [["", *heads]]
     for line in result["lines"]:
-        cells = [_cell(figure, line["figures"].get(figure)) for figure in figures]
+        cells = [with_spread(f, **line["figures"][f]) if f in line["figures"] else "" for f in figures]
         theirs = [f"{v:.4f}" if abs(v) < 1 else f"{v:.2f}" for v in paper.rows.get(line["label"], [])] if paper else []
         rows.append([line["label"], *cells, *(theirs or [""] * (len(heads) - len(cells)))])
     table = ["| " + " | ".join(row) + " |" for row in rows]
@@ -81,14 +81,6 @@ def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
         f"What it does not show: {plan.spec.note.strip()}",
     ]
     return "\n\n".join(s[:1].upper() + s[1:] if s is not said[1] else s for s in said) + "\n"
-
-
-def _cell(figure: str, values: dict[str, float] | None) -> str:
-    if not values:
-        return ""
-    mean, low, high = (scaled(figure, values[name]) for name in ("mean", "lowest", "highest"))
-    digits = 2 if kind(figure) in PLAIN else 0
-    return f"{mean:.{max(1, digits)}f}" + (f" ({low:.{digits}f} to {high:.{digits}f})" if low != high else "")
 
 
 def write(plan: Plan, result: dict[str, Any], out: Path, command: str) -> list[Path]:
