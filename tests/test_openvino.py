@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from rcdeploy_export.package import export_package
 from rcdeploy_export.settings import Settings
 from rcdeploy_export.source import Source
 from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.openvino_session import OpenVinoSession
 
 PROMPT, SEED, STEPS = "a red shirt", 3, 10
 
@@ -55,6 +58,35 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
         PROMPT, width=64, height=64, num_inference_steps=STEPS, guidance_scale=7.5, generator=Same()
     ).data[0]
     assert np.abs(drawn.astype(int) - picture(ir)).max() <= 2
+
+
+def test_the_first_shapes_are_compiled_for_and_all_others_served(ir: Path) -> None:
+    session, rng = OpenVinoSession(ir / "unet", threads=1), np.random.default_rng(0)
+    assert not session._compiled, "nothing is compiled before shapes are known"
+    channels = session._model.input("sample").partial_shape[1].get_length()
+    text = session._model.input("encoder_hidden_states").partial_shape
+    latents = rng.standard_normal((4, channels, 8, 8), np.float32)
+    states = rng.standard_normal((4, text[1].get_length(), text[2].get_length()), np.float32)
+
+    def answer(rows: int, edge: int = 8) -> np.ndarray:
+        sample = latents[:rows, :, :edge, :edge]
+        return session.run({"sample": sample, "timestep": np.array(500), "encoder_hidden_states": states[:rows]})
+
+    two = answer(2)
+    assert [key is None for key in session._compiled] == [False]
+    assert np.allclose(answer(4)[:2], two, atol=1e-5)
+    assert answer(4, 4).shape == (4, channels, 4, 4)
+    assert [key is None for key in session._compiled] == [False, True], "one for the first shapes, one for any"
+    with ThreadPoolExecutor(2) as threads:
+        assert all(np.allclose(a, two, atol=1e-5) for a in threads.map(answer, [2] * 4))
+
+
+def test_what_openvino_cannot_load_is_said_at_once(ir: Path, tmp_path: Path) -> None:
+    with pytest.raises(RcdeployError, match="OpenVINO cannot load"):
+        OpenVinoSession(ir / "unet", device="abacus")
+    (tmp_path / "openvino_model.xml").write_text("<net")
+    with pytest.raises(RcdeployError, match="OpenVINO cannot load"):
+        OpenVinoSession(tmp_path)
 
 
 @pytest.mark.parametrize(
