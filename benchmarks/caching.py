@@ -1,6 +1,6 @@
 """Filling the latent cache: rcdeploy's code against a plain loop over diffusers' pipeline, in turns, in one process.
 
-    python benchmarks/caching.py [--count 64] [--batch 32] [--turns 5] [--json]
+    python benchmarks/caching.py [--count 64] [--batch 32] [--steps 25] [--turns 5] [--threads N] [--json]
 
 Both sample the same latents of the Fashion teacher (same texts, noise, batch, DDIM steps and guidance) and write them
 to disk in fp16; how far apart the two caches are is printed. Ours is `latent_cache.fill` into a new folder, with all
@@ -10,9 +10,7 @@ and a file a latent. Read the ratio: other work on the machine meets both alike.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -21,24 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
+from beside_plain import ROOT, command, medians_and_ratios, quickstart
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcdeploy.latent_cache import LatentCache, fill, prepare
 from rcdeploy.measure.machine import gemm_rate
-from rcdeploy.recipe import load_recipe
 from rcdeploy.sampling import starting_noise
 from rcdeploy.teacher import Teacher
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def ours(folder: Path, teacher: Teacher, settings: dict[str, Any]) -> tuple[LatentCache, float]:
     """-> the cache, and the seconds of what is done once a cache: all captions read, deduplicated, drawn from."""
-    overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    recipe = load_recipe(ROOT / "recipes/quickstart.toml", [*overrides, f"cache.folder={json.dumps(str(folder))}"])
+    recipe = quickstart({**settings, "cache.folder": str(folder)})
     begun = time.perf_counter()
     prepare(recipe, teacher)
     prepared = time.perf_counter() - begun
@@ -60,7 +54,8 @@ def plain(folder: Path, pipe: Any, prompts: list[str], noise: torch.Tensor, batc
             np.save(folder / f"{i}.npy", latent.half().numpy())
 
 
-def measure(count: int, batch: int, steps: int, turns: int) -> dict[str, Any]:
+def measure(count: int = 64, batch: int = 32, steps: int = 25, turns: int = 5) -> dict[str, Any]:
+    """count: latents. steps: of DDIM. turns: caches of each."""
     with tempfile.TemporaryDirectory(prefix="rcdeploy-caching-") as name, contextlib.chdir(name):
         settings = {"prompts.paired_count": count, "cache.batch_size": batch, "cache.num_inference_steps": steps}
         teacher = Teacher(str(ROOT / "examples/teachers/fashion"))
@@ -102,8 +97,7 @@ def measure(count: int, batch: int, steps: int, turns: int) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     s, rate = result["settings"], result["gemm_macs_per_second"]
-    median = {name: statistics.median(found) for name, found in result["seconds"].items()}
-    ratios = [p / o for o, p in zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True)]
+    median, ratios = medians_and_ratios(result["seconds"])
     lines = [
         f"{s['count']} latents of the Fashion teacher, {s['num_inference_steps']} DDIM steps with guidance, batch "
         f"{s['batch']}, {s['threads']} threads, {len(ratios)} turns",
@@ -120,7 +114,7 @@ def markdown(result: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"Plain / ours: {median['plain'] / median['ours']:.3f} (turns {min(ratios):.3f} to {max(ratios):.3f}). Of "
+            f"Plain / ours: {median['plain'] / median['ours']:.3f} (turns {ratios[0]:.3f} to {ratios[-1]:.3f}). Of "
             f"ours {statistics.median(result['preparing_seconds']):.3f} s are once a cache, whatever its size: "
             "all captions are read, deduplicated and drawn from, which the plain loop finds done. "
             f"{result['macs'] / 1e9:.1f} GMACs (counted in the plain loop), {result['macs'] / rate:.2f} s at this "
@@ -130,21 +124,5 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=64, help="latents")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=25, help="DDIM steps")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    transformers.utils.logging.disable_progress_bar()
-    result = measure(args.count, args.batch, args.steps, args.turns)
-    print(json.dumps(result) if args.json else markdown(result))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, markdown)

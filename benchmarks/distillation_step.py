@@ -1,6 +1,6 @@
 """One training step: rcdeploy's loop against a plain one, in turns, in one process.
 
-    python benchmarks/distillation_step.py [--steps 24] [--batch 32] [--student c-micro] [--json]
+    python benchmarks/distillation_step.py [--steps 40] [--batch 32] [--student c-micro] [--threads N] [--json]
 
 Ours is `rcdeploy distill` itself: its loop reports after every step, and the plain loop takes its own step right there.
 So both meet whatever else the machine does: read the ratio. Same teacher, first weights, taps, losses, optimizer, EMA,
@@ -16,10 +16,8 @@ what this machine reaches on plain matrix products; and the bytes that clipping,
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
-import json
 import statistics
 import tempfile
 import time
@@ -30,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 from accelerate import Accelerator
+from beside_plain import command, medians_and_ratios, quickstart
 from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,10 +42,9 @@ from rcdeploy.distill.run import make_student
 from rcdeploy.latent_cache import LatentCache, fill
 from rcdeploy.measure.machine import gemm_rate
 from rcdeploy.measure.macs import unet_macs
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
 from rcdeploy.teacher import Teacher
 
-ROOT = Path(__file__).resolve().parent.parent
 WARM_UP = 3
 """steps of each that are not timed; the first of them is counted"""
 
@@ -169,8 +166,8 @@ class Turns:
         self.macs[name] = counter.get_total_flops() // 2
 
 
-def measure(steps: int, batch: int, student: str) -> dict[str, Any]:
-    """Both loops, a step each in turns; the seconds of each, and what was counted."""
+def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[str, Any]:
+    """Both loops, `steps` timed steps each, in turns; the seconds of each, and what was counted."""
     settings = {
         "student.name": student,
         "student.init": "sliced" if student.startswith("c-") else "teacher",
@@ -187,8 +184,7 @@ def measure(steps: int, batch: int, student: str) -> dict[str, Any]:
         "evaluate.every": 0,
     }
     with tempfile.TemporaryDirectory(prefix="rcdeploy-step-") as name, contextlib.chdir(name):
-        overrides = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        recipe = load_recipe(ROOT / "recipes/quickstart.toml", overrides)
+        recipe = quickstart(settings)
         teacher = Teacher(recipe.teacher.path)
         pairs = Pairs(Path("latents"), fill(recipe, teacher), teacher.tokenizer, recipe)
         turns = Turns(plain_loop(recipe, teacher, pairs))
@@ -210,8 +206,7 @@ def measure(steps: int, batch: int, student: str) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     s, rate = result["settings"], result["gemm_macs_per_second"]
-    median = {name: statistics.median(found) for name, found in result["seconds"].items()}
-    ratios = sorted(p / o for o, p in zip(result["seconds"]["ours"], result["seconds"]["plain"], strict=True))
+    median, ratios = medians_and_ratios(result["seconds"])
     low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
     lines = [
         f"{s['student']} of the Fashion teacher, batch {s['batch']}, {s['threads']} threads, {s['steps']} steps each",
@@ -237,20 +232,5 @@ def markdown(result: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40, help="timed steps of each")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--student", default="c-micro")
-    parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    transformers.utils.logging.disable_progress_bar()
-    result = measure(args.steps, args.batch, args.student)
-    print(json.dumps(result) if args.json else markdown(result))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, measure, markdown)

@@ -6,7 +6,7 @@ Launch: python benchmarks/prompt_pool.py [--count 20000000] [--sample N] [--json
 
 Captions are made up, of some 70 bytes, all different; one in a hundred comes again and must be found to be a duplicate.
 Building and reading run in processes of their own, so that the memory of one does not hide that of the other. The page
-cache is warm: the captions were just written. Resident memory is VmRSS, and its peak is ru_maxrss.
+cache is warm: the captions were just written. Peaks are the processes' own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import importlib.util
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+
+from rcdeploy.measure.latency_worker import peak_memory
 
 WORDS = (
     "watercolour painting photo sketch render poster mural collage "
@@ -60,15 +62,7 @@ def write_captions(path: Path, count: int) -> None:
 
 
 def resident_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
-    return peak_mb()
-
-
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
@@ -86,7 +80,7 @@ def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
             "text_mb": pool.manifest.facts["bytes"] / 1e6,
             "build_s": seconds,
             "build_rows_per_s": source["rows"] / seconds,
-            "build_peak_added_mb": peak_mb() - before,
+            "build_peak_added_mb": (peak_memory() or 0) / 2**20 - before,
         }
 
 
