@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,3 +118,32 @@ def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Ten
     background = palette[[s.background for s in chosen]].view(n, 3, 1, 1) * light * (1 - shadow)
     item = palette[[s.colour for s in chosen]].view(n, 3, 1, 1) * (0.4 + 0.6 * grey)
     return (background * (1 - alpha) + item * alpha).clamp(0, 1)
+
+
+def some_scenes(items: Tensor, rng: random.Random) -> list[Scene]:
+    """A random scene for each of the n items."""
+    of_item = [list(group) for _, group in itertools.groupby(scenes(), lambda scene: scene.item)]
+    return [rng.choice(of_item[item]) for item in items.tolist()]
+
+
+def seeded(seed: int) -> tuple[torch.Generator, random.Random]:
+    """What `some_drawn` and `all_drawn` draw by."""
+    return torch.Generator().manual_seed(seed), random.Random(seed)
+
+
+def some_drawn(
+    photos: Tensor, items: Tensor, n: int, generator: torch.Generator, rng: random.Random
+) -> tuple[Tensor, list[Scene]]:
+    """n random photographs in random scenes -> pictures [n, 3, 64, 64] in [0, 1], scenes."""
+    rows = torch.randint(0, len(photos), (n,), generator=generator)
+    chosen = some_scenes(items[rows], rng)
+    return draw(photos[rows], chosen, generator), chosen
+
+
+def all_drawn(
+    photos: Tensor, items: Tensor, batch: int, generator: torch.Generator, rng: random.Random
+) -> Iterator[tuple[Tensor, list[Scene]]]:
+    """Every photograph once, in order, in a random scene: batches of what `some_drawn` gives."""
+    for part, of_part in zip(photos.split(batch), items.split(batch), strict=True):
+        chosen = some_scenes(of_part, rng)
+        yield draw(part, chosen, generator), chosen

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from train_teacher import build_tokenizer, noise_schedule
+from teacher_networks import build_tokenizer, noise_schedule
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from rcdeploy.student.spec import SD14_UNET_CONFIG

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from fashion import COLOURS, ITEMS, SIZES, draw, photographs, scenes
+from fashion import COLOURS, ITEMS, SIZES, draw, photographs, some_scenes
 from PIL import Image
 
 from rcdeploy.conditioning import SHUFFLE, generator
@@ -47,8 +47,7 @@ def real_pictures(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
     photos, items = photographs(dataset, "train")
     rng = random.Random(seed)
     chosen = rng.sample(range(len(photos)), count)
-    by_item = [[scene for scene in scenes() if scene.item == item] for item in range(len(ITEMS))]
-    shown = [rng.choice(by_item[int(items[i])]) for i in chosen]
+    shown = some_scenes(items[chosen], rng)
     images = draw(photos[chosen], shown, torch.Generator().manual_seed(seed))
     with new_folder(out) as beside, (beside / "metadata.csv").open("w", newline="") as f:
         table = csv.writer(f)

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.training_utils import EMAModel
-from fashion import ATTRIBUTES, IMAGE_SIZE, Scene, draw, photographs, scenes
+from fashion import ATTRIBUTES, Scene, all_drawn, photographs, scenes, seeded, some_drawn
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from teacher_networks import CONTEXT, build_text_encoder, build_tokenizer, build_unet, build_vae, noise_schedule
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
@@ -36,9 +36,6 @@ from rcdeploy.sampling import pictures
 from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.files import write_json
 
-CONTEXT = 32
-LATENT_CHANNELS = 8
-"""SD has 4; at 8 x 8 they lose the clothes' shapes"""
 Step = Callable[[int], torch.Tensor]
 
 
@@ -65,89 +62,14 @@ def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: flo
             running = 0.0
 
 
-def some_scenes(labels: torch.Tensor, rng: random.Random) -> list[Scene]:
-    by_item: dict[int, list[Scene]] = {}
-    for scene in scenes():
-        by_item.setdefault(scene.item, []).append(scene)
-    return [rng.choice(by_item[int(label)]) for label in labels]
-
-
-def build_vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=4,
-        mid_block_add_attention=False,  # convolutions alone: it can learn from parts of pictures
-        sample_size=IMAGE_SIZE,
-    )
-
-
-def build_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(40, 40, 80, 80),
-        layers_per_block=2,
-        attention_head_dim=4,
-        norm_num_groups=4,
-        cross_attention_dim=64,
-    )
-
-
-def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level BPE, its merges learnt from our captions; ids in CLIP's order."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    learner.decoder = decoders.ByteLevel()
-    learner.train_from_iterator(
-        captions, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False)
-    )
-    merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = letters + [x + "</w>" for x in letters] + ["".join(m) for m in merges]
-    vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
-    tokenizer.save_pretrained(folder)
-    # transformers 5 writes tokenizer.json alone; transformers 4, and Optimum with it, reads these two
-    (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    return tokenizer
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=256,
-            projection_dim=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
-    photos, labels = photographs(data, "train")
-    generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+def train_vae(args: argparse.Namespace) -> AutoencoderKL:
+    photos, items = photographs(args.data, "train")
+    generator, rng = seeded(args.seed)
     torch.manual_seed(args.seed)  # each stage by itself: one that is skipped changes no other
     vae = build_vae()
 
     def step(i: int) -> torch.Tensor:
-        rows = torch.randint(0, len(photos), (32,), generator=generator)
-        images = draw(photos[rows], some_scenes(labels[rows], rng), generator) * 2 - 1
+        images = some_drawn(photos, items, 32, generator, rng)[0] * 2 - 1
         if i < args.vae_steps * 3 // 4:  # a quarter of the picture is a quarter of the work; whole ones in the end
             top, left = torch.randint(8, 25, (2,), generator=generator).tolist()
             images = images[:, :, top : top + 32, left : left + 32]
@@ -161,8 +83,7 @@ def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
 
     # the UNet's latents will be a little wrong: the decoder learns to draw clean outlines from those too
     def robust_step(_: int) -> torch.Tensor:
-        rows = torch.randint(0, len(photos), (32,), generator=generator)
-        images = draw(photos[rows], some_scenes(labels[rows], rng), generator) * 2 - 1
+        images = some_drawn(photos, items, 32, generator, rng)[0] * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             with torch.no_grad():
                 latents = vae.encode(images).latent_dist.sample(generator).float()
@@ -175,32 +96,26 @@ def train_vae(data: Path, args: argparse.Namespace) -> AutoencoderKL:
     return vae.eval()
 
 
-def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
-    photos, labels = photographs(data, "train")
-    generator, rng = torch.Generator().manual_seed(args.seed), random.Random(args.seed)
+def train_judge(args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
+    """-> the judge, and the shares of the test split that it reads right."""
+    photos, items = photographs(args.data, "train")
+    generator, rng = seeded(args.seed)
     torch.manual_seed(args.seed)
     judge = Judge(ATTRIBUTES)
 
-    def loss(photos: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        chosen = some_scenes(labels, rng)
+    def step(_: int) -> torch.Tensor:
+        images, chosen = some_drawn(photos, items, 128, generator, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-            logits = judge(draw(photos, chosen, generator))
+            logits = judge(images)
         return torch.stack(
             [F.cross_entropy(logits[a].float(), torch.tensor([getattr(s, a) for s in chosen])) for a in ATTRIBUTES]
         ).sum()
 
-    def step(i: int) -> torch.Tensor:
-        rows = torch.randint(0, len(photos), (128,), generator=generator)
-        return loss(photos[rows], labels[rows])
-
     train("judge", list(judge.parameters()), step, args.judge_steps, 3e-3, lambda: None)
     judge.eval()
-    photos, labels = photographs(data, "t10k")
     right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
-    for rows in torch.arange(len(photos)).split(500):
-        chosen = some_scenes(labels[rows], rng)
-        verdicts = judge.verdicts(draw(photos[rows], chosen, generator), [s.captions()[0] for s in chosen])
-        for name, verdict in verdicts.items():
+    for images, chosen in all_drawn(*photographs(args.data, "t10k"), 500, generator, rng):
+        for name, verdict in judge.verdicts(images, [s.captions()[0] for s in chosen]).items():
             right[name] += verdict.float().tolist()
     return judge, {name: sum(r) / len(r) for name, r in right.items()}
 
@@ -209,45 +124,30 @@ def train_judge(data: Path, args: argparse.Namespace) -> tuple[Judge, dict[str, 
 def write_reference(args: argparse.Namespace) -> None:
     """Statistics of the judge's features of the test split, each photograph once in a random scene."""
     judge = Judge.load(args.out / "judge")
-    photos, labels = photographs(args.data, "t10k")
-    generator, rng = torch.Generator().manual_seed(args.seed + 3), random.Random(args.seed + 3)
-    chosen = some_scenes(labels, rng)
-    parts = torch.arange(len(photos)).split(250)
-    features = [judge.features(draw(photos[rows], [chosen[i] for i in rows], generator)) for rows in parts]
+    drawn = all_drawn(*photographs(args.data, "t10k"), 250, *seeded(args.seed + 3))
+    features = [judge.features(images) for images, _ in drawn]
     # fp32 keeps the file small
     Statistics.of(torch.cat(features)).save(args.out / "judge" / JUDGE_REFERENCE, torch.float32)
 
 
 @torch.inference_mode()
-def encode(vae: AutoencoderKL, data: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
-    """Every training photograph once in a random scene -> latent means and stds [n, c, 8, 8], unscaled; scenes."""
-    photos, labels = photographs(data, "train")
-    generator, rng = torch.Generator().manual_seed(seed + 1), random.Random(seed + 1)
-    chosen, means, stds = some_scenes(labels, rng), [], []
-    for rows in torch.arange(len(photos)).split(250):
-        images = draw(photos[rows], [chosen[i] for i in rows], generator)
+def encode(
+    vae: AutoencoderKL, photos: torch.Tensor, items: torch.Tensor, batch: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
+    """Every photograph once in a random scene -> latent means and stds [n, c, 8, 8], unscaled; scenes."""
+    means, stds, scenes_of_all = [], [], []
+    for images, chosen in all_drawn(photos, items, batch, *seeded(seed)):
         posterior = vae.encode(images * 2 - 1).latent_dist
         means.append(posterior.mean)
         stds.append(posterior.std)
-    return torch.cat(means), torch.cat(stds), chosen
-
-
-def noise_schedule() -> DDIMScheduler:
-    """SD-1.4's."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
+        scenes_of_all += chosen
+    return torch.cat(means), torch.cat(stds), scenes_of_all
 
 
 def train_unet(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, data: Path, args: argparse.Namespace
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    means, stds, chosen = encode(vae, data, args.seed)
+    means, stds, chosen = encode(vae, *photographs(args.data, "train"), 250, args.seed + 1)
     means, stds = means.clone(), stds.clone()
     scale = vae.config.scaling_factor
     ids = tokenizer(
@@ -283,78 +183,6 @@ def train_unet(
     return unet.eval(), text_encoder.eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("build/teacher"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--vae-steps", type=int, default=6000)
-    parser.add_argument("--decoder-steps", type=int, default=700)
-    parser.add_argument("--judge-steps", type=int, default=4000)
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
-    parser.add_argument("--unet-steps", type=int, default=6000)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
-    parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
-    parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
-    parser.add_argument("--reference-only", action="store_true", help="only judge/reference.safetensors of --out")
-    args = parser.parse_args()
-    if args.reference_only:
-        write_reference(args)
-        return
-    args.work.mkdir(parents=True, exist_ok=True)
-
-    vae_file, unet_file, text_file = (args.work / f"{n}.safetensors" for n in ("vae", "unet", "text_encoder"))
-    vae = build_vae().eval()
-    if vae_file.exists():
-        vae.load_state_dict(load_file(vae_file))
-    else:
-        vae = train_vae(args.data, args)
-        save_file(vae.state_dict(), vae_file)
-    means, stds, _ = encode_some(vae, args)
-    scale = round(1 / math.sqrt(means.var() + stds.square().mean()), 5)
-    if args.begin_from:  # the UNet that goes on knows latents at its own scale
-        scale = json.loads((args.begin_from / "vae/config.json").read_text())["scaling_factor"]
-    vae.register_to_config(scaling_factor=scale)
-
-    if not (args.work / "judge/config.json").exists():
-        judge, accuracy = train_judge(args.data, args)
-        (args.work / "judge.json").write_text(json.dumps({"test_accuracy": accuracy}, indent=1) + "\n")
-        print("judge on the test split:", accuracy, flush=True)
-        judge.save(args.work / "judge")
-
-    captions = [c for s in scenes() for c in s.captions()]
-    words = args.begin_from / "captions.txt.gz" if args.begin_from else None
-    learnt_from = gzip.decompress(words.read_bytes()).decode().splitlines() if words else captions
-    tokenizer = build_tokenizer(learnt_from, args.work / "tokenizer")
-    if unet_file.exists():
-        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
-        unet.load_state_dict(load_file(unet_file))
-        text_encoder.load_state_dict(load_file(text_file))
-    else:
-        unet, text_encoder = train_unet(vae, tokenizer, args.data, args)
-        save_file(unet.state_dict(), unet_file)
-        save_file(text_encoder.state_dict(), text_file)
-
-    StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=noise_schedule(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).to(dtype=torch.float16).save_pretrained(args.out)
-    build_tokenizer(learnt_from, args.out / "tokenizer")
-    Judge.load(args.work / "judge").save(args.out / "judge")
-    write_reference(args)
-    with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
-        f.write("".join(c + "\n" for c in captions).encode())
-    measure(args, captions)
-
-
 def measure(args: argparse.Namespace, captions: list[str]) -> None:
     """1,000 pictures of captions drawn evenly, DDIM-25: what the judge reads in them; and a row of 8 to look at."""
     teacher, judge = Teacher(str(args.out)), Judge.load(args.out / "judge")
@@ -372,13 +200,96 @@ def measure(args: argparse.Namespace, captions: list[str]) -> None:
     print(json.dumps(figures), f"{seconds:.3f} s a picture")
 
 
-def encode_some(vae: AutoencoderKL, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, None]:
-    photos, labels = photographs(args.data, "train")
-    chosen = some_scenes(labels[:500], random.Random(args.seed))
-    with torch.inference_mode():
-        images = draw(photos[:500], chosen, torch.Generator().manual_seed(args.seed))
-        posterior = vae.encode(images * 2 - 1).latent_dist
-    return posterior.mean, posterior.std, None
+def the_vae(args: argparse.Namespace) -> AutoencoderKL:
+    file = args.work / "vae.safetensors"
+    vae = build_vae().eval()
+    if file.exists():
+        vae.load_state_dict(load_file(file))
+    else:
+        vae = train_vae(args)
+        save_file(vae.state_dict(), file)
+    if args.begin_from:  # the UNet that goes on knows latents at its own scale
+        scale = json.loads((args.begin_from / "vae/config.json").read_text())["scaling_factor"]
+    else:
+        photos, items = photographs(args.data, "train")
+        means, stds, _ = encode(vae, photos[:500], items[:500], 500, args.seed)
+        scale = round(1 / math.sqrt(means.var() + stds.square().mean()), 5)
+    vae.register_to_config(scaling_factor=scale)
+    return vae
+
+
+def the_judge(args: argparse.Namespace) -> Judge:
+    if not (args.work / "judge/config.json").exists():
+        judge, accuracy = train_judge(args)
+        (args.work / "judge.json").write_text(json.dumps({"test_accuracy": accuracy}, indent=1) + "\n")
+        print("judge on the test split:", accuracy, flush=True)
+        judge.save(args.work / "judge")
+    return Judge.load(args.work / "judge")
+
+
+def the_unet(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    unet_file, text_file = (args.work / f"{name}.safetensors" for name in ("unet", "text_encoder"))
+    if unet_file.exists():
+        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+        unet.load_state_dict(load_file(unet_file))
+        text_encoder.load_state_dict(load_file(text_file))
+    else:
+        unet, text_encoder = train_unet(vae, tokenizer, args)
+        save_file(text_encoder.state_dict(), text_file)
+        save_file(unet.state_dict(), unet_file)
+    return unet, text_encoder
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("build/teacher"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=700)
+    parser.add_argument("--judge-steps", type=int, default=4000)
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
+    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
+    parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
+    parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
+    parser.add_argument("--reference-only", action="store_true", help="only judge/reference.safetensors of --out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    if args.reference_only:
+        write_reference(args)
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    vae, judge = the_vae(args), the_judge(args)
+    captions = [c for s in scenes() for c in s.captions()]
+    words = args.begin_from / "captions.txt.gz" if args.begin_from else None
+    learnt_from = gzip.decompress(words.read_bytes()).decode().splitlines() if words else captions
+    tokenizer = build_tokenizer(learnt_from, args.work / "tokenizer")
+    unet, text_encoder = the_unet(vae, tokenizer, args)
+
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=noise_schedule(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(dtype=torch.float16).save_pretrained(args.out)
+    build_tokenizer(learnt_from, args.out / "tokenizer")
+    judge.save(args.out / "judge")
+    write_reference(args)
+    with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
+        f.write("".join(c + "\n" for c in captions).encode())
+    measure(args, captions)
 
 
 if __name__ == "__main__":
