@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from fashion import ATTRIBUTES, Scene, all_drawn, photographs, scenes, seeded, some_drawn
 from safetensors.torch import load_file, save_file
@@ -42,10 +43,7 @@ Step = Callable[[int], torch.Tensor]
 def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: float, after: Callable[[], None]) -> None:
     """AdamW, 5 % warm-up, cosine to zero, clipped at 1; step(i) gives the loss, after() follows each update."""
     optimizer = torch.optim.AdamW(params, lr, weight_decay=1e-2)
-    warm = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min((i + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * i / steps))
-    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     start, running = time.monotonic(), 0.0
     for i in range(steps):
         loss = step(i)
