@@ -6,11 +6,12 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import is_running, read_json
+from rcdeploy_runtime.files import is_running, read_json, remove_new
 
 STALE_SECONDS = 900
 """a claim that was not touched for so long belongs to a machine that died"""
@@ -55,3 +56,24 @@ class Claim:
 
     def release(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def make_once(make: Callable[[], None], whole: Path, claim: Claim, made: Iterable[Path]) -> None:
+    """Calls `make` unless the file `whole` is there; processes that come at once wait for the one that makes it.
+
+    made: what `make` writes, then the folders above; what of it was not there before is removed if `make` fails.
+    """
+    new = [path for path in made if not path.exists()]
+    while not whole.is_file():
+        claim.path.parent.mkdir(parents=True, exist_ok=True)
+        if not claim.take():
+            time.sleep(0.5)
+            continue
+        try:
+            if not whole.is_file():  # between the look and the claim another process may have finished it
+                make()
+        except BaseException:
+            claim.release()
+            remove_new(new)
+            raise
+        claim.release()

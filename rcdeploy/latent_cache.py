@@ -20,10 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import remove_new, replacing, sha256, write_json
+from rcdeploy_runtime.files import replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .claims import Claim
+from .claims import Claim, make_once
 from .conditioning import SHUFFLE, generator
 from .prompts.pool import PromptPool, build_pool
 from .prompts.readers import files_of
@@ -123,22 +123,11 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
     Raises RcdeployError for a cache of another teacher, resolution or set of prompts.
     """
     folder, wanted = folder_of(recipe, teacher), identity(recipe, teacher)
-    claim, new = Claim(folder / "prepare"), [p for p in (folder, *folder.parents) if not p.exists()]
     if not (folder / NAME).is_file():
         # weights that cannot be used are found before anything is made
         _ = (teacher.text_encoder, teacher.unet if recipe.cache.source == "teacher" else teacher.vae)
-    while not (folder / NAME).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        if not claim.take():
-            time.sleep(0.5)
-            continue
-        try:
-            _prepare(recipe, teacher, folder, wanted)
-        except BaseException:
-            remove_new(new)
-            raise
-        finally:
-            claim.release()
+    whole, made = folder / NAME, (folder, *folder.parents)
+    make_once(lambda: _prepare(recipe, teacher, folder, wanted), whole, Claim(folder / "prepare"), made)
     manifest = Manifest.read(folder, "latent_cache")
     _refuse_another(folder, manifest, wanted, teacher)
     return folder, manifest

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import remove_new, sha256
+from rcdeploy_runtime.files import sha256
 from rcdeploy_runtime.manifest import NAME
 
-from ..claims import Claim
+from ..claims import Claim, make_once
 from ..recipe import Recipe, digest
 from . import templates
 from .generate import balanced, from_templates, write_lines
@@ -65,29 +64,12 @@ def _from_wordnet(recipe: Recipe, count: int | None, tell: Tell) -> Path:
             counts = [recipe.prompts.per_noun] * len(nouns)
             write_lines(file, balanced(nouns, prompts_of, counts, count, recipe.cache.seed))
 
-    _once(file, file, make)
+    make_once(make, file, _claim(file), (file, file.parent))
     return file
 
 
-def _once(whole: Path, made: Path, make: Callable[[], None]) -> None:
-    """Calls `make` unless `whole` is there; processes that come at once wait for the one that makes it.
-
-    made: what `make` writes; it is removed if `make` fails, with the folders above that were made for it.
-    """
-    claim, new = Claim(made.with_name(made.name + ".build")), [p for p in (made, made.parent) if not p.exists()]
-    while not whole.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        if not claim.take():
-            time.sleep(0.5)
-            continue
-        try:
-            if not whole.is_file():  # between the look and the claim another process may have finished it
-                make()
-        except BaseException:
-            claim.release()
-            remove_new(new)
-            raise
-        claim.release()
+def _claim(made: Path) -> Claim:
+    return Claim(made.with_name(made.name + ".build"))
 
 
 def open_pool(recipe: Recipe, tell: Tell = _silent) -> PromptPool:
@@ -111,7 +93,7 @@ def open_pool(recipe: Recipe, tell: Tell = _silent) -> PromptPool:
         tell(f"building the prompt pool {folder}")
         build_pool(files, folder, column=recipe.prompts.column, exclude=exclude)
 
-    _once(folder / NAME, folder, make)
+    make_once(make, folder / NAME, _claim(folder), (folder, folder.parent))
     return PromptPool.open(folder)
 
 
