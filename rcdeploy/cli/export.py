@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
 
 from .console import err, out, parse_size, quieten_libraries, show_table, stages
 from .distill import QUIET
@@ -67,25 +68,28 @@ def export_command(
         _build(target, compute_capability, quiet or as_json)
     if as_zip:
         zip_package(target, target.with_name(target.name + ".zip"))
-    facts: dict[str, Any] = manifest.facts
-    rows = [
+    rows = _components(manifest)
+    if as_json:
+        out.print_json(json.dumps({"package": str(target), "components": rows, "facts": manifest.facts}))
+    elif not quiet:
+        show_table(f"{target}: as torch says, at several shapes", list(rows[0]), rows, as_json=False)
+        if "verdict" in manifest.facts:
+            _say_quality(manifest.facts, precision)
+        out.print(f'Draw from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+
+
+def _components(manifest: Manifest) -> list[dict[str, Any]]:
+    """Of each network: its precision, megabytes, and how far it is from torch."""
+    return [
         {
             "component": p["component"],
-            "precision": facts["precision"][p["component"]],
+            "precision": manifest.facts["precision"][p["component"]],
             "MB": manifest.size_of(p["component"]) / 1e6,
             "max_abs_error": f"{p['max_abs_error']:.1e}",
             "relative_error": f"{p['relative_error']:.1e}",
         }
-        for p in facts["parity"]
+        for p in manifest.facts["parity"]
     ]
-    if as_json:
-        out.print_json(json.dumps({"package": str(target), "components": rows, "facts": facts}))
-        return
-    if not quiet:
-        show_table(f"{target}: as torch says, at several shapes", list(rows[0]), rows, as_json=False)
-        if "verdict" in facts:
-            _say_quality(facts, precision)
-        out.print(f'Draw from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
 
 
 def _say_quality(facts: dict[str, Any], precision: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,7 +13,9 @@ from . import asking
 from .console import show_table, stages
 
 if TYPE_CHECKING:
+    from rcdeploy.prompts.journal import Journal
     from rcdeploy.prompts.keywords import Keywords
+    from rcdeploy.prompts.unseen import Concept, Dropped
 
 Words = Annotated[
     Path | None, typer.Option("--words", help="A word or phrase a line, singular, for any other concept than animals.")
@@ -50,37 +52,15 @@ def unseen_command(
         raise RcdeployError("--captioner and --pictures go together", fix="Give both, or neither.")
     from rcdeploy.prompts.journal import Journal
     from rcdeploy.prompts.readers import batches, files_of
-    from rcdeploy.prompts.unseen import (
-        SENTENCES,
-        TOKENS_A_SENTENCE,
-        Concept,
-        Dropped,
-        by_keywords,
-        by_model,
-        by_pictures,
-        model_requests,
-        write_split,
-    )
+    from rcdeploy.prompts.unseen import Concept, write_split
 
     wanted = Concept(concept.lower(), keywords_of(concept, words))
     files = [file for source in sources for file in files_of(source)]
     captions = list(dict.fromkeys(c for rows in batches(files, column) for row in rows if (c := " ".join(row.split()))))
     if not captions:
         raise RcdeployError("the sources hold no caption")
-    why: dict[str, Dropped] = {drop.caption: drop for drop in by_keywords(wanted, captions) if drop}
     with Journal(out / "journal.jsonl") as journal, stages(quiet or as_json) as progress:
-        if asks.model:
-            left = [c for c in captions if c not in why]
-            asks.confirm(model_requests(wanted, left), journal, SENTENCES * TOKENS_A_SENTENCE // 2, concept)
-            found = by_model(wanted, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
-            why |= {drop.caption: drop for drop in found if drop}
-        if captioner and pictures:
-            from rcdeploy.prompts.captioner import Captioner, look
-
-            left = [c for c in captions if c not in why]
-            seen = look(Captioner(captioner), pictures, left, journal, lambda d, n: progress("looked at", d, n, {}))
-            found = by_pictures(wanted, seen, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
-            why |= {drop.caption: drop for drop in found if drop}
+        why = _dropped(wanted, captions, asks, captioner, pictures, journal, progress)
     how: dict[str, object] = {
         "concept": wanted.name,
         "words": len(wanted.keywords.words),
@@ -89,6 +69,34 @@ def unseen_command(
     }
     counts = write_split(out, captions, [why.get(caption) for caption in captions], how)
     show_table(f"captions without {concept} in {out}", list(counts), [counts], as_json=as_json)
+
+
+def _dropped(
+    wanted: Concept,
+    captions: list[str],
+    asks: asking.Asking,
+    captioner: Path | None,
+    pictures: Path | None,
+    journal: Journal,
+    progress: Any,
+) -> dict[str, Dropped]:
+    """By caption: each stage is given what those before it left."""
+    from rcdeploy.prompts.unseen import SENTENCES, TOKENS_A_SENTENCE, by_keywords, by_model, by_pictures, model_requests
+
+    why = {drop.caption: drop for drop in by_keywords(wanted, captions) if drop}
+    if asks.model:
+        left = [c for c in captions if c not in why]
+        asks.confirm(model_requests(wanted, left), journal, SENTENCES * TOKENS_A_SENTENCE // 2, wanted.name)
+        found = by_model(wanted, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
+        why |= {drop.caption: drop for drop in found if drop}
+    if captioner and pictures:
+        from rcdeploy.prompts.captioner import Captioner, look
+
+        left = [c for c in captions if c not in why]
+        seen = look(Captioner(captioner), pictures, left, journal, lambda d, n: progress("looked at", d, n, {}))
+        found = by_pictures(wanted, seen, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
+        why |= {drop.caption: drop for drop in found if drop}
+    return why
 
 
 def words_command(
