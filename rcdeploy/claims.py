@@ -73,7 +73,10 @@ def make_once(make: Callable[[], None], whole: Path, claim: Claim, made: Iterabl
             if not whole.is_file():  # between the look and the claim another process may have finished it
                 make()
         except BaseException:
+            remove_new(new[:1])  # still ours: another process may begin it as soon as the claim is gone
             claim.release()
-            remove_new(new)
+            for folder in new[1:]:
+                with suppress(OSError):  # not empty, or not made yet
+                    folder.rmdir()
             raise
         claim.release()
