@@ -190,26 +190,35 @@ def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: 
     overrides: "section.key=value", the value as TOML (a bare word is a string). check_files: teacher and prompt files
     must be there. Raises RcdeployError that lists everything that is wrong at once.
     """
-    try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], 1)
-        raise RcdeployError(
-            f"there is no recipe {file}" + (f"; did you mean {file.parent / near[0]}?" if near else ""),
-            fix="`rcdeploy recipes` lists the shipped ones.",
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
+    data = read_toml(file, "recipe", fix="`rcdeploy recipes` lists the shipped ones.")
     anchor(data, file.resolve().parent)
     errors: list[str] = []
     for override in overrides or []:
         _override(data, override, errors)
     data.setdefault("name", file.stem)
     recipe = _validate(data, errors, check_files)
-    if recipe is None:
-        listed = "\n".join(f"  • {e}" for e in errors)
-        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}")
+    refuse(file, errors)
+    assert recipe is not None
     return recipe
+
+
+def read_toml(file: Path, kind: str, fix: str | None = None) -> dict[str, Any]:
+    """kind: what an error calls it. fix: where others are, when it is not there. Raises RcdeployError."""
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], 1)
+        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
+        raise RcdeployError(f"there is no {kind} {file}{hint}", fix=fix) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
+
+
+def refuse(file: Path, errors: list[str], fix: str | None = None) -> None:
+    """Raises RcdeployError that lists `errors`, if there are any."""
+    if errors:
+        listed = "\n".join(f"  • {e}" for e in errors)
+        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}", fix=fix)
 
 
 def anchor(data: dict[str, Any], folder: Path) -> None:

@@ -39,7 +39,7 @@ def begin(run: Run) -> None:
     run.folder.mkdir(parents=True, exist_ok=True)
     write_json(run.folder / "recipe.json", run.recipe.resolved())
     _manifest(run).write(run.folder)
-    run.metrics = Metrics(run.folder / "metrics.jsonl", run.step)
+    run.metrics = Metrics(run.folder, run.step)
 
 
 def _manifest(run: Run) -> Manifest:

@@ -12,6 +12,8 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..recipe import Recipe
 
+METRICS = "metrics.jsonl"
+
 # what a run may change when it goes on: how long, how often it looks, and where things lie (their digests are compared)
 FREE = {
     ("train", "max_steps"),
@@ -73,22 +75,28 @@ def check_sources(before: Manifest, sources: dict[str, str]) -> None:
 
 
 class Metrics:
-    """metrics.jsonl: a line per logged step. Lines after the checkpoint that a run goes on from are dropped."""
+    """METRICS: a line per logged step. Lines after the checkpoint that a run goes on from are dropped."""
 
-    def __init__(self, path: Path, last_step: int) -> None:
-        self.path, self.lines = path, []  # type: tuple[Path, list[dict[str, Any]]]
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    break  # killed while writing it
-                if entry["step"] <= last_step:
-                    self.lines.append(entry)
-        with replacing(path) as beside:
+    def __init__(self, folder: Path, last_step: int) -> None:
+        self.path = folder / METRICS
+        self.lines = [line for line in read_metrics(folder) if line["step"] <= last_step]
+        with replacing(self.path) as beside:
             beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
     def add(self, entry: dict[str, Any]) -> None:
         self.lines.append(entry)
         with self.path.open("a") as f:
             f.write(json.dumps(entry) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's METRICS, none when it is not there. The last may be half a line: a kill, or a look at
+    a run that is writing it.
+    """
+    file, lines = folder / METRICS, []  # type: tuple[Path, list[dict[str, Any]]]
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines

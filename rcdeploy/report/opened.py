@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
 from ..conditioning import GRID, generator
+from ..distill.run_folder import read_metrics
 from ..evaluate.metrics import FIGURES, better
 from ..measure.subject import Subject, find_subjects
 from ..prompts.recipe_pool import find_pool
@@ -90,7 +90,7 @@ def open_run(run: Path, package: Path | None = None) -> Opened:
         raise RcdeployError(f"{run} is a package, not a run", fix=f"Name its run first: rcdeploy report RUN {run}")
     manifest = Manifest.read(run, "run")
     recipe = manifest.recipe
-    opened = Opened(run, manifest, read_metrics(run / "metrics.jsonl"))
+    opened = Opened(run, manifest, read_metrics(run))
     try:
         opened.teacher = Teacher(recipe["teacher"]["path"], revision=recipe["teacher"]["revision"])
         if opened.teacher.revision != manifest.teacher.get("revision"):
@@ -117,17 +117,6 @@ def open_run(run: Path, package: Path | None = None) -> Opened:
 def student_rule(recipe: Mapping[str, Any]) -> StudentSpec | str:
     wanted = recipe["student"]
     return StudentSpec(width=wanted["width"]) if wanted["width"] else str(wanted["name"])
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl: one that is being written may end in half a line."""
-    lines: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
 
 
 def own_prompts(opened: Opened) -> list[str]:

@@ -18,10 +18,10 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..distill.run_folder import FREE
+from ..distill.run_folder import FREE, read_metrics
 from ..prompts.readers import files_of, whole_words
-from ..recipe import PATHS, Recipe, anchor, digest, load_recipe
-from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep, refuse
+from ..recipe import PATHS, Recipe, anchor, digest, load_recipe, refuse
+from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
 
 RUNS = Path("runs/sweeps")
 READ = "read.json"
@@ -45,14 +45,14 @@ class Cell:
     @property
     def steps_done(self) -> int:
         """As its metrics have it."""
-        lines = metrics(self.folder)
+        lines = read_metrics(self.folder)
         return min(lines[-1]["step"], self.steps) if lines else 0
 
     @property
     def train_seconds(self) -> float:
         """Of all its steps so far, stops and starts left out; the latent cache is not in it."""
         before, seconds = 0, 0.0
-        for line in metrics(self.folder):
+        for line in read_metrics(self.folder):
             if "seconds_per_step" in line:
                 seconds += (line["step"] - before) * line["seconds_per_step"]
                 before = line["step"]
@@ -139,17 +139,6 @@ class Plan:
             return True
         file = self.pictures(cell) / READ
         return cell.is_trained() and file.is_file() and self.read_by().items() <= read_json(file).items()
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; what a kill left half written is left out."""
-    file, lines = folder / "metrics.jsonl", []
-    for text in file.read_text().splitlines() if file.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            break
-    return lines
 
 
 def load_plan(

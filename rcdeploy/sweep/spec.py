@@ -8,15 +8,12 @@ share one. Paths start at the file that names them.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from rcdeploy_runtime.errors import RcdeployError
-
-from ..recipe import Section
+from ..recipe import Section, read_toml, refuse
 
 WEIGHTS = ("judge", "inception", "clip", "vqa", "reference")
 """keys of a score file that name what lies on disk"""
@@ -117,15 +114,9 @@ def read_score(file: Path) -> ScoreFile:
 
 
 def _read(file: Path, model: type[Section], kind: str) -> Any:
+    data = read_toml(file, f"{kind} file")
     try:
-        return model.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], 1)
-        raise RcdeployError(
-            f"there is no {kind} file {file}" + (f"; did you mean {file.parent / near[0]}?" if near else "")
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
+        return model.model_validate(data)
     except ValidationError as error:
         refuse(file, [_said(e, model) for e in error.errors()])
 
@@ -139,10 +130,3 @@ def _said(error: Any, model: type[Section]) -> str:
     if error["type"] == "missing":
         return f"{where}: this key is needed"
     return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'should be')}"
-
-
-def refuse(file: Path, errors: list[str], fix: str | None = None) -> None:
-    """Raises RcdeployError that lists `errors`, if there are any."""
-    if errors:
-        listed = "\n".join(f"  • {e}" for e in errors)
-        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}", fix=fix)
