@@ -59,18 +59,28 @@ class OpenVinoSession:
         """This thread's, of the network compiled for `shapes` (in the order of its inputs), or of the one for any."""
         with self._compiling:
             key = shapes if not self._compiled or shapes in self._compiled else None
-            if key not in self._compiled:
-                model = self._model.clone()
-                if key:
-                    model.reshape(dict(zip(self._types, key, strict=True)))
+            if key and key not in self._compiled:
                 try:
-                    self._compiled[key] = self._core.compile_model(model, self.device, self._settings)
+                    self._compiled[key] = self._compile(key)
+                except RuntimeError:
+                    # OpenVINO 2026.4 refuses some networks of int8 weights for fixed shapes and takes them for any:
+                    # a level of 1x1 is one. What cannot be loaded at all fails below, and says why.
+                    key = None
+            if key not in self._compiled:
+                try:
+                    self._compiled[key] = self._compile(key)
                 except RuntimeError as error:
                     raise self._cannot_load(error) from error
         mine = self._requests.__dict__.setdefault("mine", {})
         if key not in mine:
             mine[key] = self._compiled[key].create_infer_request()
         return mine[key]
+
+    def _compile(self, shapes: Shapes | None) -> Any:
+        model = self._model.clone()
+        if shapes:
+            model.reshape(dict(zip(self._types, shapes, strict=True)))
+        return self._core.compile_model(model, self.device, self._settings)
 
     def _cannot_load(self, error: RuntimeError) -> RcdeployError:
         return RcdeployError(f"OpenVINO cannot load {self._folder}: {error}")
