@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rcdeploy_runtime.text_to_image import noise_of
+from rcdeploy_runtime.noise_schedule import noise_generator
 
 from .conditioning import CACHE, generator
 from .teacher import Condition, Teacher, predict
@@ -107,7 +107,7 @@ def pictures_of_seeds(
     latents = sample_latents(
         teacher.unet if unet is None else unet,
         teacher.schedule,
-        torch.from_numpy(np.stack([noise_of(seed).standard_normal(shape, np.float32) for seed in seeds])),
+        torch.from_numpy(np.stack([noise_generator(seed).standard_normal(shape, np.float32) for seed in seeds])),
         teacher.encode_prompts(prompts),
         teacher.encode_prompts([""]),
         num_inference_steps=num_inference_steps,

@@ -3,7 +3,11 @@
 import errno
 import json
 import os
+import pickle
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +55,62 @@ def test_what_is_no_manifest_of_this_kind_is_refused(tmp_path: Path) -> None:
         (folder / "manifest.json").write_text(text)
         with pytest.raises(RcdeployError, match=said):
             Manifest.read(folder, "run")
+
+
+@dataclass(frozen=True)
+class Part:
+    step: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Facts:
+    steps: int
+    rate: float = 0.5
+    name: str | None = None
+    size: tuple[int, int] | None = None
+    parts: tuple[Part, ...] = ()
+    precision: dict[str, str] | None = None
+
+
+def test_facts_are_typed(tmp_path: Path) -> None:
+    manifest = Manifest("run", facts={"steps": 3, "further": "ignored"})
+    assert manifest.facts_as(Facts) == Facts(3)
+    facts = {"steps": 3, "rate": 1, "name": "x", "size": [64, 32], "parts": [{"step": 1, "error": 2}]}
+    manifest = Manifest("run", facts={**facts, "precision": {"unet": "int8"}})
+    assert manifest.facts_as(Facts) == Facts(3, 1.0, "x", (64, 32), (Part(1, 2.0),), {"unet": "int8"})
+    manifest.write(tmp_path)
+    assert "source" not in json.loads((tmp_path / "manifest.json").read_text())
+    assert Manifest.read(tmp_path, "run").facts_as(Facts) == manifest.facts_as(Facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({}, "facts.steps: missing (expected a whole number)"),
+        ({"steps": True}, "steps: expected a whole number, found True"),
+        ({"steps": 1.5}, "steps: expected a whole number, found 1.5"),
+        ({"steps": 1, "name": 5}, "name: expected a string or null, found 5"),
+        ({"steps": 1, "size": [1, 2, 3]}, "size: expected a list of 2: a whole number, a whole number or null"),
+        ({"steps": 1, "parts": [{"step": 1}]}, "parts[0].error: missing (expected a number)"),
+        ({"steps": 1, "precision": {"unet": 8}}, "precision: expected an object or null"),
+    ],
+)
+def test_facts_of_another_type_are_named(tmp_path: Path, facts: dict[str, Any], expected: str) -> None:
+    Manifest("run", facts=facts).write(tmp_path)
+    with pytest.raises(RcdeployError) as caught:
+        Manifest.read(tmp_path, "run").facts_as(Facts)
+    assert len(caught.value.errors) == 1 and expected.removeprefix("facts.") in caught.value.errors[0]
+    assert str(tmp_path / "manifest.json") in caught.value.message
+
+
+def test_an_error_is_data() -> None:
+    error = RcdeployError("the recipe has 2 errors:", fix="Mend them.", errors=["a: missing", "b, c: 3 is above 2"])
+    assert str(error) == "the recipe has 2 errors:\n  • a: missing\n  • b, c: 3 is above 2\nMend them."
+    for again in (pickle.loads(pickle.dumps(error)), deepcopy(error), RcdeployError.from_json(error.to_json())):
+        assert type(again) is RcdeployError and again.to_json() == error.to_json() and str(again) == str(error)
+    assert str(RcdeployError("alone")) == "alone" and RcdeployError("alone").errors == ()
+    assert RcdeployError.from_json({"message": "m"}).fix is None
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

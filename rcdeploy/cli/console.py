@@ -21,7 +21,7 @@ out, err = Console(), Console(stderr=True)
 
 
 def show_error(error: RcdeployError) -> None:
-    body = Text(error.message)
+    body = Text(error.problem)
     if error.fix:
         body.append(f"\n\n{error.fix}", style="green")
     err.print(Panel(body, title="rcdeploy", title_align="left", border_style="red", expand=False))

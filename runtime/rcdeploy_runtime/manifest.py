@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from . import typed
 from .errors import RcdeployError
 from .files import inside, read_json, sha256, write_json
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 KINDS = ("prompt_pool", "latent_cache", "run", "package", "evaluation")
@@ -34,6 +37,17 @@ class Manifest:
     made_from: list[dict[str, str]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        self.source = NAME
+        """the file that it was read from, for messages; no field, so it is not written"""
+
+    def facts_as(self, cls: type[T]) -> T:
+        """`facts` as the frozen dataclass of this kind; keys that it lacks are ignored, defaults fill old manifests.
+
+        Raises RcdeployError that names every key that is missing or of another type.
+        """
+        return typed.from_json(cls, self.facts, f"{self.source}: facts")
 
     def add_file(self, folder: Path, relative: str) -> None:
         path = inside(folder, relative)
@@ -70,7 +84,9 @@ class Manifest:
             )
         if data["kind"] != kind:
             raise RcdeployError(f"{folder} is a {data['kind']}, not a {kind}")
-        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+        manifest = cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
+        manifest.source = str(folder / NAME)
+        return manifest
 
     def wrong_files(self, folder: Path, *, contents: bool = True) -> list[str]:
         """Files that are missing, of another size or, with `contents`, of another digest."""

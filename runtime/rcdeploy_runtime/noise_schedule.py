@@ -14,6 +14,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SPACINGS = ("leading", "trailing", "linspace")
 
 
+def noise_generator(seed: int) -> np.random.Generator:
+    """The generator of all noise of the image with this seed, x_T first."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**64))
+
+
 @dataclass(frozen=True)
 class NoiseSchedule:
     """alphas_cumprod [T]: the share of x_0's variance in x_t (float64 of float32 values, as diffusers has them)."""

@@ -20,18 +20,13 @@ import numpy as np
 from PIL import Image
 
 from .errors import RcdeployError
-from .noise_schedule import Array, NoiseSchedule
+from .noise_schedule import Array, NoiseSchedule, noise_generator
 from .package import Package
 from .samplers import Sampler, make_sampler
 from .sessions import Batched, open_session
 from .tokenizer import PromptTokenizer
 
 REMEMBERED_PROMPTS = 256
-
-
-def noise_of(seed: int) -> np.random.Generator:
-    """Where all the noise of the picture with this seed comes from, x_T first."""
-    return np.random.Generator(np.random.Philox(key=seed % 2**64))
 
 
 @dataclass
@@ -150,7 +145,7 @@ class TextToImage:
         if seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         seeds = [seed + k for k in range(len(prompts))]
-        streams = [noise_of(s) for s in seeds]
+        streams = [noise_generator(s) for s in seeds]
         c, h, w = self._shape[0], height // self.pixels_per_latent, width // self.pixels_per_latent
 
         def noise() -> Array:

@@ -7,6 +7,7 @@ that of the graph (export it with --precision fp16 or int8).
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import platform
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 
 from .errors import RcdeployError
 from .files import inside, new_folder, replacing, user_cache
-from .manifest import NAME, Manifest
+from .manifest import NAME
 from .package import COMPONENTS, Package
 
 ENGINE = "model.engine"
@@ -108,7 +109,7 @@ def build_engines(
             "bytes": sizes,
             "max_batch": max_batch,
         }
-        manifest = Manifest(**{**before.__dict__, "files": {}, "onnx": {}, "facts": facts})
+        manifest = dataclasses.replace(before, files={}, onnx={}, facts=facts)
         manifest.add_files(folder)
         manifest.write(folder)
     return target
