@@ -19,9 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .prompts.wordnet import ENTRY as WORDNET
-from .prompts.wordnet import MOST_PER_NOUN
 from .recipe_checks import cross_errors, nearest, said
+
+WORDNET = "wordnet"
+"""entry of prompts.paired and prompts.pool in place of a file: prompts made from WordNet's nouns"""
+MAX_PROMPTS_PER_NOUN = 2000
+"""different prompts that templates can make of a noun"""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -56,10 +59,17 @@ class Prompts(Section):
         min_length=1, description="files of prompts that get a cached latent; 'wordnet': made from its nouns"
     )
     pool: list[str] = Field([], description="files (or one built pool) of further prompts, text only; or 'wordnet'")
-    per_noun: int = Field(128, gt=0, le=MOST_PER_NOUN, description="prompts made for each noun where it says 'wordnet'")
+    per_noun: int = Field(
+        128, gt=0, le=MAX_PROMPTS_PER_NOUN, description="prompts made for each noun where it says 'wordnet'"
+    )
     column: str | None = Field(None, description="column of csv, jsonl and parquet files; found when not named")
     paired_count: int | None = Field(None, gt=0, description="so many of the paired prompts, drawn by cache.seed")
     paired_exclude: list[str] = Field([], description="words (regular expressions) that no paired prompt may contain")
+
+    @property
+    def files(self) -> dict[str, list[str]]:
+        """Entries of `paired` and `pool` that are paths, by key."""
+        return {key: [entry for entry in getattr(self, key) if entry != WORDNET] for key in ("paired", "pool")}
 
 
 class Cache(Section):

@@ -11,8 +11,6 @@ from pydantic import BaseModel
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
-from .prompts.wordnet import ENTRY as WORDNET
-from .prompts.wordnet import find_wordnet
 from .student.spec import STUDENTS, StudentSpec, student_config
 
 FID_FEATURES = 2048
@@ -41,24 +39,13 @@ def cross_errors(sections: dict[str, Any], check_files: bool) -> list[str]:
         errors += _evaluate_errors(evaluate, sections.get("teacher"), check_files)
     if check_files:
         if prompts:
-            for key in ("paired", "pool"):
-                errors += [f"prompts.{key}: {why}" for p in getattr(prompts, key) if (why := _missing(p))]
+            for key, files in prompts.files.items():
+                errors += [f"prompts.{key}: {file} is not there" for file in files if not Path(file).exists()]
         if cache and cache.images and not Path(cache.images).is_dir():
             errors.append(f"cache.images: {cache.images} is no folder")
         if "teacher" in sections:
             errors += _teacher_errors(sections["teacher"].path, student)
     return errors
-
-
-def _missing(source: str) -> str | None:
-    """Why prompts cannot be had from `source`; None when they can."""
-    if source != WORDNET:
-        return None if Path(source).exists() else f"{source} is not there"
-    try:
-        find_wordnet()
-    except RcdeployError as error:
-        return f"{error.message}. {error.fix}"
-    return None
 
 
 def _student_errors(student: Any) -> list[str]:

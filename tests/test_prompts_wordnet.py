@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from rcdeploy.measure import workload
 from rcdeploy.prompts import animals, templates
 from rcdeploy.prompts.generate import balanced, from_templates, quotas, write_lines
 from rcdeploy.prompts.keywords import Keywords, plural
-from rcdeploy.prompts.nouns import Noun, visual_by_kind, wordnet_nouns
+from rcdeploy.prompts.nouns import FILE, Noun, nouns_with_depth, visual_by_kind, wordnet_nouns, write_shipped
 from rcdeploy.prompts.recipe_pool import find_pool, open_pool, paired_sources, pool_sources, visual_nouns
 from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
 from rcdeploy.recipe import Recipe, load_recipe
@@ -97,9 +98,10 @@ def tiny(tmp_path: Path) -> WordNet:
 
 
 @pytest.fixture
-def installed_tiny(tiny: WordNet, monkeypatch: pytest.MonkeyPatch) -> WordNet:
-    """The tiny one is the one that is found."""
-    monkeypatch.setenv("WNSEARCHDIR", str(tiny.folder))
+def shipped_tiny(tiny: WordNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WordNet:
+    """The nouns that come with rcdeploy are those of the tiny WordNet."""
+    write_shipped(tiny, tmp_path / "wordnet" / "nouns.txt.gz")
+    monkeypatch.setattr("rcdeploy.prompts.nouns.FILE", tmp_path / "wordnet" / "nouns.txt.gz")
     return tiny
 
 
@@ -142,12 +144,12 @@ def test_damaged_wordnet_names_the_line(tmp_path: Path) -> None:
 
 
 def test_nouns_are_the_things_a_text_encoder_would_think_of(tiny: WordNet) -> None:
-    words = {noun.word for noun in wordnet_nouns(tiny)}
+    words = {noun.word for noun in wordnet_nouns(wordnet=tiny)}
     assert {"cat", "crane", "teapot", "salmon", "baker", "justice", "sealing wax"} <= words
     # a synonym, a name, an offensive word
     assert not words & {"human being", "lifting machine", "seal", "Persian cat", "persian cat", "oaf"}
-    assert {n.word for n in wordnet_nouns(tiny, depth=1)} == {"entity", "thing", "justice"}
-    kinds = {noun.word: noun.kind for noun in visual_by_kind(wordnet_nouns(tiny))}
+    assert {n.word for n in wordnet_nouns(1, tiny)} == {"entity", "thing", "justice"}
+    kinds = {noun.word: noun.kind for noun in visual_by_kind(wordnet_nouns(wordnet=tiny))}
     assert kinds["crane"] == "artifact" and kinds["salmon"] == "food" and not {"justice", "entity"} & set(kinds)
 
 
@@ -215,15 +217,33 @@ def installed() -> bool:
 
 
 @pytest.mark.skipif(not installed(), reason="WordNet is not installed")
-def test_with_the_installed_wordnet() -> None:
+def test_with_the_installed_wordnet(tmp_path: Path) -> None:
     wordnet = WordNet.open()
     depths = [wordnet.depth(wordnet.senses[word][0]) for word in ("animal", "dog", "poodle", "toy poodle")]
     assert depths == [6, 13, 14, 15]  # NLTK's max_depth
-    words = {noun.word for noun in visual_nouns()}
-    assert {"teapot", "poodle", "accountant", "alarm clock"} <= words and not words & {"toy poodle", "justice", "Paris"}
-    if len(wordnet.synsets) == 82_115:  # 3.0, which the shipped list and the estimate are made from
+    if len(wordnet.synsets) == 82_115:  # 3.0, which the shipped lists are made from
         assert sorted(animals.animals().words) == animals.animal_words(wordnet)
-        assert len(words) == workload.WORDNET_NOUNS
+        write_shipped(wordnet, tmp_path / "nouns.txt.gz")
+        assert gzip.decompress((tmp_path / "nouns.txt.gz").read_bytes()) == gzip.decompress(FILE.read_bytes())
+
+
+def test_the_shipped_nouns(no_wordnet: None) -> None:
+    nouns = visual_nouns()
+    words = {noun.word for noun in nouns}
+    assert {"teapot", "poodle", "accountant", "alarm clock"} <= words and not words & {"toy poodle", "justice", "Paris"}
+    assert len(nouns) == len(words) == workload.WORDNET_NOUNS
+    digest = hashlib.sha256("\n".join(f"{noun.word}\t{noun.kind}" for noun in nouns).encode()).hexdigest()
+    assert digest[:16] == "dfcf52293f792d59"  # what an installed WordNet 3.0 gave before the list was shipped
+    deeper = set(wordnet_nouns(99)) - set(wordnet_nouns())
+    assert Noun("toy poodle", "animal") in deeper and Noun("justice", "attribute") in wordnet_nouns()
+    text = gzip.decompress(FILE.read_bytes()).decode()
+    assert "WordNet 3.0 Copyright 2006 by Princeton University" in text and FILE.stat().st_size < 300_000
+
+
+def test_shipped_nouns_are_those_of_the_wordnet_they_were_made_from(tiny: WordNet, shipped_tiny: WordNet) -> None:
+    for depth in (1, 14):
+        assert wordnet_nouns(depth) == wordnet_nouns(depth, tiny)
+    assert [noun for noun, depth in nouns_with_depth(tiny) if depth == 0] == [Noun("entity", "Tops")]
 
 
 def test_templates_are_different_repeatable_and_about_the_noun() -> None:
@@ -238,8 +258,6 @@ def test_templates_are_different_repeatable_and_about_the_noun() -> None:
 
 def test_templates_change_with_their_version() -> None:
     """Prompts of recipes are kept under VERSION: whoever changes what is made must raise it, and this digest."""
-    import hashlib
-
     kinds = ("animal", "artifact", "body", "food", "object", "person", "plant", "substance", "")
     made = [prompt for kind in kinds for prompt in templates.templates(Noun("urn", kind), 200)]
     assert (templates.VERSION, hashlib.sha256("\n".join(made).encode()).hexdigest()[:16]) == (1, "b7ad6ca4c8b7a0f7")
@@ -285,7 +303,7 @@ def test_the_balanced_part_takes_as_many_of_each_noun(tmp_path: Path) -> None:
     assert [write_lines(file, part) for file in files] == [30, 30] and files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_generate_command_from_templates(installed_tiny: WordNet, tmp_path: Path) -> None:
+def test_generate_command_from_templates(shipped_tiny: WordNet, tmp_path: Path) -> None:
     command = ["prompts", "generate", "--out", "made", "--per-noun", "10", "--paired", "24", "--json"]
     counts = json.loads(run(app, command).stdout)[0]
     nouns = (tmp_path / "made/nouns.txt").read_text().splitlines()
@@ -306,7 +324,7 @@ def test_generate_command_from_templates(installed_tiny: WordNet, tmp_path: Path
 Recipes = Callable[..., Recipe]
 
 
-def test_a_recipe_makes_its_prompts_once(installed_tiny: WordNet, tiny_recipe: Recipes, tmp_path: Path) -> None:
+def test_a_recipe_makes_its_prompts_once(shipped_tiny: WordNet, tiny_recipe: Recipes, tmp_path: Path) -> None:
     wanted = {"paired": ["wordnet"], "pool": ["wordnet"], "per_noun": 6, "paired_count": 12}
     recipe = tiny_recipe(prompts=wanted, cache={"folder": None})
     assert recipe.prompts.paired == ["wordnet"]  # no path
@@ -333,13 +351,13 @@ def test_a_recipe_makes_its_prompts_once(installed_tiny: WordNet, tiny_recipe: R
     assert paired_sources(recipe) == [paired] and paired.read_bytes() == text
 
 
-def test_a_recipe_may_mix_wordnet_with_files(installed_tiny: WordNet, tiny_recipe: Recipes) -> None:
+def test_a_recipe_may_mix_wordnet_with_files(shipped_tiny: WordNet, tiny_recipe: Recipes) -> None:
     recipe = tiny_recipe(prompts={"paired": ["paired.txt", "wordnet"], "pool": [], "paired_count": 5, "per_noun": 2})
     assert len(open_pool(recipe)) == 20 + 5  # the captions of the file, and as many as are wanted of WordNet's
 
 
 def test_the_estimate_counts_what_is_not_made_yet(
-    installed_tiny: WordNet, tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shipped_tiny: WordNet, tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(workload, "WORDNET_NOUNS", len(visual_nouns()))
     wanted: dict[str, Any] = {"paired": ["wordnet"], "pool": ["wordnet", "further.txt"], "per_noun": 6}
@@ -358,10 +376,8 @@ def test_shipped_recipes_need_nothing_prepared(no_wordnet: None) -> None:
         prompts = load_recipe(file, check_files=False).prompts
         assert (prompts.paired, prompts.pool, prompts.per_noun) == (["wordnet"], ["wordnet"], 128)
         assert prompts.paired_count == 212_000
-        with pytest.raises(RcdeployError, match=r"prompts.paired: WordNet is not installed.*wordnet-base"):
-            load_recipe(file)
-        said = workload.count_prompts(load_recipe(file, check_files=False))
-        assert said.paired[0] == 212_000 and 3_000_000 < said.pool[0] < 4_000_000
+        counts = workload.count_prompts(load_recipe(file))  # the teacher is a name on the hub
+        assert counts.paired[0] == 212_000 and 3_000_000 < counts.pool[0] < 4_000_000
 
 
 def test_runs_begun_before_there_was_per_noun_go_on(tiny_recipe: Recipes, tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ def generate_command(
     nouns: Annotated[
         Path | None, typer.Option(help="A file of nouns, one a line, instead of WordNet's: prompts of your domain.")
     ] = None,
-    wordnet: Annotated[Path | None, typer.Option(help="Where WordNet's data.noun is, if not where usual.")] = None,
+    wordnet: Annotated[
+        Path | None, typer.Option(help="Folder with WordNet's data.noun, if not the built-in 3.0.")
+    ] = None,
     depth: Annotated[int, typer.Option(min=1, help="Steps from WordNet's root, at the most.")] = 14,
     max_nouns: Annotated[int | None, typer.Option(min=1, help="So many of the nouns, drawn by the seed.")] = None,
     per_noun: Annotated[int, typer.Option(min=1, max=2000, help="Prompts a noun.")] = 128,
@@ -76,7 +78,7 @@ def _candidates(file: Path | None, wordnet: Path | None, depth: int, most: int |
     from rcdeploy.prompts.nouns import read_nouns, wordnet_nouns
     from rcdeploy.prompts.wordnet import WordNet
 
-    found = read_nouns(file) if file else wordnet_nouns(WordNet.open(wordnet), depth)
+    found = read_nouns(file) if file else wordnet_nouns(depth, WordNet.open(wordnet) if wordnet else None)
     if most is not None and most < len(found):
         rows = sorted(generator(seed, BALANCE, 2).permutation(len(found))[:most].tolist())
         found = [found[row] for row in rows]

@@ -14,8 +14,7 @@ from rcdeploy.conditioning import SHUFFLE, generator, recipe_probability
 from rcdeploy.measure.costs import branches
 from rcdeploy.measure.subject import SD14_CONFIGS
 from rcdeploy.prompts.readers import batches, files_of, whole_words
-from rcdeploy.prompts.wordnet import ENTRY as WORDNET
-from rcdeploy.recipe import Recipe
+from rcdeploy.recipe import WORDNET, Recipe
 from rcdeploy.recipe_checks import refuse_added_conditioning, teacher_unet_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json

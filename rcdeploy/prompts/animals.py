@@ -61,15 +61,10 @@ def animals() -> Keywords:
 
 
 def write_list(wordnet: WordNet, file: Path = FILE) -> None:
-    """The list below WordNet's licence, which asks to stand on every copy of what is made from it."""
-    licence = []
-    for line in (wordnet.folder / "data.noun").open(encoding="utf-8"):
-        if not line.startswith("  "):
-            break
-        licence.append(f"# {line.strip().partition(' ')[2]}".rstrip())
+    """Writes animals.txt: WordNet's licence and the words."""
     head = "# Words for animals, made from WordNet by `python -m rcdeploy.prompts.animals`. WordNet's licence:\n#\n"
     with replacing(file) as beside:
-        beside.write_text(head + "\n".join([*licence, *animal_words(wordnet)]) + "\n", encoding="utf-8")
+        beside.write_text(head + "\n".join([*wordnet.licence(), *animal_words(wordnet)]) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,16 @@ ROWS = 1 << 16
 Patterns = list[re.Pattern[str]]
 
 
+def check_regular_file(file: Path) -> None:
+    """Raises RcdeployError for what exists and is no file: reading a named pipe or a device may never end."""
+    try:
+        if file.exists() and not file.is_file():
+            kind = "a folder" if file.is_dir() else "a named pipe, a socket or a device"
+            raise RcdeployError(f"{file} is {kind}, not a file", fix="Write it to a regular file first.")
+    except OSError as error:
+        raise RcdeployError(f"cannot read {str(file)[:200]}: {error.strerror or error}") from None
+
+
 def files_of(source: Path) -> list[Path]:
     """The files of one source: itself, or for a folder all files of a known kind in it and below, sorted.
 
@@ -55,6 +65,7 @@ def files_of(source: Path) -> list[Path]:
         raise RcdeployError(
             f"{source} does not exist", fix=f"Did you mean {source.with_name(near[0])}?" if near else None
         )
+    check_regular_file(source)
     if not _kind(source):
         raise RcdeployError(
             f"captions cannot be read from {source}: the kind of file is unknown",

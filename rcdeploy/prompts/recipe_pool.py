@@ -1,4 +1,4 @@
-"""What a recipe's [prompts] mean: files of prompts (made where it says "wordnet"), and the pool C, built once."""
+"""The prompts of a recipe: its files (made from nouns for the entry "wordnet") and the pool C, built once."""
 
 from __future__ import annotations
 
@@ -10,54 +10,73 @@ from rcdeploy_runtime.files import sha256
 from rcdeploy_runtime.manifest import NAME
 
 from ..claims import Claim, make_once
-from ..recipe import Recipe, digest
+from ..recipe import WORDNET, Recipe, digest
 from . import templates
 from .generate import balanced, from_templates, write_lines
-from .nouns import Noun, visual_by_kind, wordnet_nouns
+from .nouns import Noun, shipped_digests, visual_by_kind, wordnet_nouns
 from .pool import PromptPool, build_pool
 from .readers import files_of
-from .wordnet import ENTRY, FILES, WordNet, find_wordnet
+from .wordnet import FILES, find_wordnet
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 TEMPLATE_SEED = 0
 
 
-def _silent(_text: str) -> None:
-    """When nobody wants to know."""
+def _no_log(_text: str) -> None:
+    """Drops remarks."""
 
 
-def paired_sources(recipe: Recipe, tell: Tell = _silent) -> list[Path]:
-    """prompts.paired; "wordnet" becomes a file of prompts.paired_count prompts (all without it), balanced."""
-    wanted = recipe.prompts
-    return [
-        _from_wordnet(recipe, wanted.paired_count, tell) if entry == ENTRY else Path(entry) for entry in wanted.paired
-    ]
+def paired_sources(recipe: Recipe, log: Log = _no_log) -> list[Path]:
+    """Files of prompts.paired; "wordnet" becomes a file of prompts.paired_count prompts (all without it), balanced."""
+    count = recipe.prompts.paired_count
+    return [_source(recipe, entry, count, log) for entry in recipe.prompts.paired]
 
 
-def pool_sources(recipe: Recipe, tell: Tell = _silent) -> list[Path]:
-    """prompts.pool; "wordnet" becomes a file of prompts.per_noun prompts for each noun."""
-    return [_from_wordnet(recipe, None, tell) if entry == ENTRY else Path(entry) for entry in recipe.prompts.pool]
+def pool_sources(recipe: Recipe, log: Log = _no_log) -> list[Path]:
+    """Files of prompts.pool; "wordnet" becomes a file of prompts.per_noun prompts for each noun."""
+    return [_source(recipe, entry, None, log) for entry in recipe.prompts.pool]
 
 
 def visual_nouns() -> list[Noun]:
-    """The nouns that "wordnet" stands for. Raises RcdeployError when WordNet is not installed."""
-    return visual_by_kind(wordnet_nouns(WordNet.open()))
+    """The nouns that the entry "wordnet" stands for."""
+    return visual_by_kind(wordnet_nouns())
 
 
 def wordnet_file(recipe: Recipe, count: int | None) -> Path:
-    """pools/wordnet-DIGEST.txt, there or not. Plain text: its bytes are part of what a latent cache is known by."""
-    folder = find_wordnet()
-    known = [[sha256(folder / name) for name in FILES], templates.VERSION, recipe.prompts.per_noun]
-    drawn = [] if count is None else [count, recipe.cache.seed]
-    return Path("pools") / f"{ENTRY}-{digest([known, drawn])[:8]}.txt"
+    """pools/wordnet-DIGEST.txt, whether it exists or not.
+
+    Plain text, and named after the files of WordNet that the nouns come from: name and bytes are part of a latent
+    cache's identity. Earlier versions took the nouns of the WordNet that is installed, so that a file made of another
+    one is still used where it exists.
+    """
+
+    def path(wordnet_digests: list[str]) -> Path:
+        identity = [wordnet_digests, templates.VERSION, recipe.prompts.per_noun]
+        sample = [] if count is None else [count, recipe.cache.seed]
+        return Path("pools") / f"{WORDNET}-{digest([identity, sample])[:8]}.txt"
+
+    file = path(shipped_digests())
+    if not file.is_file() and any(Path("pools").glob(f"{WORDNET}-*.txt")):
+        try:
+            installed = find_wordnet()
+        except RcdeployError:
+            return file
+        earlier = path([sha256(installed / name) for name in FILES])
+        if earlier.is_file():
+            return earlier
+    return file
 
 
-def _from_wordnet(recipe: Recipe, count: int | None, tell: Tell) -> Path:
+def _source(recipe: Recipe, entry: str, count: int | None, log: Log) -> Path:
+    """The file of an entry; count: prompts to make for "wordnet", all if None."""
+    if entry != WORDNET:
+        return Path(entry)
     file = wordnet_file(recipe, count)
 
     def make() -> None:
-        tell(f"making prompts from WordNet's nouns: {file}")
-        nouns, prompts_of = visual_nouns(), from_templates(recipe.prompts.per_noun, TEMPLATE_SEED)
+        log(f"making prompts from WordNet's nouns: {file}")
+        nouns = visual_nouns()
+        prompts_of = from_templates(recipe.prompts.per_noun, TEMPLATE_SEED)
         if count is None:
             write_lines(file, (prompt for noun in nouns for prompt in prompts_of(noun)))
         else:
@@ -68,29 +87,29 @@ def _from_wordnet(recipe: Recipe, count: int | None, tell: Tell) -> Path:
     return file
 
 
-def _claim(made: Path) -> Claim:
-    return Claim(made.with_name(made.name + ".build"))
+def _claim(path: Path) -> Claim:
+    return Claim(path.with_name(path.name + ".build"))
 
 
-def open_pool(recipe: Recipe, tell: Tell = _silent) -> PromptPool:
-    """prompts.pool naming one built pool is used as it is; files are built into pools/NAME-DIGEST with the paired ones.
+def open_pool(recipe: Recipe, log: Log = _no_log) -> PromptPool:
+    """Opens the pool C of a recipe: a built pool that prompts.pool names, or pools/NAME-DIGEST, built once from files.
 
-    Without prompts.pool, C is the paired prompts alone.
+    The built one holds the paired prompts too; without prompts.pool, C is the paired prompts alone.
     """
-    extra = pool_sources(recipe, tell)
+    extra = pool_sources(recipe, log)
     if len(extra) == 1 and (extra[0] / NAME).is_file():
         return PromptPool.open(extra[0])
-    files = list(dict.fromkeys([*extra, *paired_sources(recipe, tell)]))
+    files = list(dict.fromkeys([*extra, *paired_sources(recipe, log)]))
     for file in files:
         if (file / NAME).is_file():
             raise RcdeployError(f"{file} is a built pool: it must be the only entry of prompts.pool")
-    known = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for source in files for f in files_of(source)]
+    identity = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for source in files for f in files_of(source)]
     # without extra text, C is what the paired prompts are after their filter
     exclude = [] if extra else recipe.prompts.paired_exclude
-    folder = Path("pools") / f"{files[0].name.split('.')[0]}-{digest([known, recipe.prompts.column, exclude])[:8]}"
+    folder = Path("pools") / f"{files[0].name.split('.')[0]}-{digest([identity, recipe.prompts.column, exclude])[:8]}"
 
     def make() -> None:
-        tell(f"building the prompt pool {folder}")
+        log(f"building the prompt pool {folder}")
         build_pool(files, folder, column=recipe.prompts.column, exclude=exclude)
 
     make_once(make, folder / NAME, _claim(folder), (folder, folder.parent))
@@ -98,16 +117,16 @@ def open_pool(recipe: Recipe, tell: Tell = _silent) -> PromptPool:
 
 
 def find_pool(
-    pool_digest: str | None, named: Iterable[str | Path] = (), roots: Iterable[Path] = ()
+    pool_digest: str | None, folders: Iterable[str | Path] = (), roots: Iterable[Path] = ()
 ) -> PromptPool | None:
-    """The pool of that digest: one of `named`, else one below pools/ of the `roots`; None when it is not there.
+    """Opens the pool of that digest among `folders` and below pools/ of the `roots`; None when none has it.
 
-    Folders that are no pool, or a damaged one, are passed over. The caller closes what is found.
+    Folders that hold no pool, or a damaged one, are passed over. The caller closes the pool.
     """
-    places = [Path(folder) for folder in named]
+    candidates = [Path(folder) for folder in folders]
     for root in dict.fromkeys(roots):
-        places += sorted((root / "pools").glob("*"))
-    for folder in places if pool_digest else []:
+        candidates += sorted((root / "pools").glob("*"))
+    for folder in candidates if pool_digest else []:
         try:
             pool = PromptPool.open(folder)
         except RcdeployError:

@@ -11,9 +11,9 @@ import zlib
 
 import numpy as np
 
+from ..recipe import MAX_PROMPTS_PER_NOUN
 from .keywords import plural
 from .nouns import Noun
-from .wordnet import MOST_PER_NOUN
 
 VERSION = 1
 """to be raised with any change of what is written here: prompts that recipes made are kept under it"""
@@ -68,16 +68,19 @@ MASS = ("food", "substance")
 
 
 def templates(noun: Noun, count: int, seed: int = 0) -> list[str]:
-    """`count` prompts (MOST_PER_NOUN at the most) with the noun in them, all different.
+    """`count` prompts (MAX_PROMPTS_PER_NOUN at the most) with the noun in them, all different.
 
     A function of (noun, seed): other nouns do not matter, and the first prompts are the same whatever `count` is.
     """
-    found: dict[str, None] = {}
+    count = min(count, MAX_PROMPTS_PER_NOUN)
+    prompts: dict[str, None] = {}
     rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(noun.word.encode())]))
-    while len(found) < min(count, MOST_PER_NOUN):
+    while len(prompts) < count:
         for numbers in rng.integers(0, 2**31, (64, 8)).tolist():
-            found[_prompt(noun, numbers)] = None
-    return list(found)[:count]
+            prompts[_prompt(noun, numbers)] = None
+            if len(prompts) == count:
+                break
+    return list(prompts)
 
 
 def _prompt(noun: Noun, numbers: list[int]) -> str:

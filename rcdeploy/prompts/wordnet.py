@@ -1,4 +1,4 @@
-"""WordNet's nouns, read from its own database files: what there is to draw, from the general to the particular.
+"""WordNet's nouns, read from its own database files: the things that images can show, from general to particular.
 
 WordNet (Miller, 1995; Princeton University) groups words of one meaning into synsets. Two of its plain text files are
 read here, as its manual page wndb(5) describes them, and one more if it is there:
@@ -20,10 +20,6 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 
-ENTRY = "wordnet"
-"""what a recipe writes in place of a file for prompts made from WordNet (see recipe_pool)"""
-MOST_PER_NOUN = 2000
-"""prompts that templates make of a noun, all different"""
 FILES = ("data.noun", "index.noun")
 LEXICOGRAPHER_FILES = (
     "act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "feeling", "food", "group",
@@ -107,6 +103,15 @@ class WordNet:
             for singular in singulars:
                 plurals.setdefault(singular, []).append(plural)
         return plurals
+
+    def licence(self) -> list[str]:
+        """WordNet's licence, which asks to stand on every copy of what is made from it: comment lines."""
+        lines = []
+        for line in (self.folder / FILES[0]).open(encoding="utf-8"):
+            if not line.startswith("  "):
+                break
+            lines.append(f"# {line.strip().partition(' ')[2]}".rstrip())
+        return lines
 
 
 def find_wordnet(folder: Path | None = None) -> Path:
