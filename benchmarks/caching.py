@@ -24,13 +24,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.latent_cache import LatentCache, fill, prepare
-from rcdeploy.measure.machine import gemm_rate
+from rcdeploy.machine import gemm_rate
 from rcdeploy.sampling import starting_noise
-from rcdeploy.teacher import Teacher
 
 
-def ours(folder: Path, teacher: Teacher, settings: dict[str, Any]) -> tuple[LatentCache, float]:
+def ours(folder: Path, teacher: LatentDiffusionModel, settings: dict[str, Any]) -> tuple[LatentCache, float]:
     """-> the cache, and the seconds of what is done once a cache: all captions read, deduplicated, drawn from."""
     recipe = quickstart({**settings, "cache.folder": str(folder)})
     begun = time.perf_counter()
@@ -58,7 +58,7 @@ def measure(count: int = 64, batch: int = 32, steps: int = 25, turns: int = 5) -
     """count: latents. steps: of DDIM. turns: caches of each."""
     with tempfile.TemporaryDirectory(prefix="rcdeploy-caching-") as name, contextlib.chdir(name):
         settings = {"prompts.paired_count": count, "cache.batch_size": batch, "cache.num_inference_steps": steps}
-        teacher = Teacher(str(ROOT / "examples/teachers/fashion"))
+        teacher = LatentDiffusionModel(str(ROOT / "examples/teachers/fashion"))
         pipe = StableDiffusionPipeline.from_pretrained(teacher.folder, dtype=torch.float32)
         pipe.scheduler = DDIMScheduler.from_config(teacher.schedule.config)
         pipe.set_progress_bar_config(disable=True)

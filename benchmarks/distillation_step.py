@@ -36,14 +36,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from rcdeploy.bench.macs import unet_macs
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill import loop
 from rcdeploy.distill.features import taps
 from rcdeploy.distill.run import make_student
 from rcdeploy.latent_cache import LatentCache, fill
-from rcdeploy.measure.machine import gemm_rate
-from rcdeploy.measure.macs import unet_macs
+from rcdeploy.machine import gemm_rate
 from rcdeploy.recipe import Recipe
-from rcdeploy.teacher import Teacher
 
 WARM_UP = 3
 """steps of each that are not timed; the first of them is counted"""
@@ -76,7 +76,7 @@ class Pairs(Dataset[dict[str, Any]]):
         return {"latent": torch.from_numpy(np.load(self.files[i])).float(), "timestep": timestep, "ids": ids}
 
 
-def plain_loop(recipe: Recipe, teacher: Teacher, pairs: Pairs) -> Iterator[dict[str, float]]:
+def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> Iterator[dict[str, float]]:
     """A step at every next(): yields the losses of the step as numbers."""
     student, config, _ = make_student(recipe, teacher)
     compared, train = taps(teacher.unet_config, config), recipe.train
@@ -185,7 +185,7 @@ def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[
     }
     with tempfile.TemporaryDirectory(prefix="rcdeploy-step-") as name, contextlib.chdir(name):
         recipe = quickstart(settings)
-        teacher = Teacher(recipe.teacher.path)
+        teacher = LatentDiffusionModel(recipe.teacher.path)
         pairs = Pairs(Path("latents"), fill(recipe, teacher), teacher.tokenizer, recipe)
         turns = Turns(plain_loop(recipe, teacher, pairs))
         run = loop.distill(recipe, Path("run"), turns, lambda _text: None)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from rcdeploy.measure.latency_worker import peak_memory
+from rcdeploy.bench.latency_worker import peak_memory
 
 WORDS = (
     "watercolour painting photo sketch render poster mural collage "

@@ -21,7 +21,7 @@ from typing import Any
 import caching
 import distillation_step
 
-from rcdeploy.measure.machine import describe
+from rcdeploy.machine import describe
 from rcdeploy_runtime.files import replacing
 
 HERE = Path(__file__).resolve().parent

@@ -18,9 +18,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rcdeploy.report.pictures import grid
+from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, predict
+from rcdeploy.plots import grid
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.teacher import Condition, Teacher, predict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [
@@ -33,7 +33,9 @@ PAIRS = [
 
 
 @torch.no_grad()
-def drawn_on(teacher: Teacher, x_t: Tensor, t: int, condition: Condition, steps: int, guidance_scale: float) -> Tensor:
+def drawn_on(
+    teacher: LatentDiffusionModel, x_t: Tensor, t: int, condition: Condition, steps: int, guidance_scale: float
+) -> Tensor:
     """x_t [n, c, h, w] at timestep t -> x_0 [n, c, h, w] by DDIM over the timesteps up to t, under `condition`."""
     schedule = DDIMScheduler.from_config(teacher.schedule.config)
     spaced = torch.linspace(0, t, max(2, round(steps * (t + 1) / 1000))).round().long().unique().flip(0)
@@ -60,7 +62,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/figure_3.png")
     args = parser.parse_args()
 
-    teacher = Teacher(args.teacher)
+    teacher = LatentDiffusionModel(args.teacher)
     shape = teacher.latent_shape()
     first, second = (teacher.encode_prompts([pair[i] for pair in PAIRS]) for i in (0, 1))
     null, rows = teacher.encode_prompts([""]), range(len(PAIRS))

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdeploy.report.pictures import new_figure, save_figure
+from rcdeploy.diffusion_model import LatentDiffusionModel, predict
+from rcdeploy.plots import new_figure, save_figure
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.teacher import Teacher, predict
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ ANSWERS = ("predicted noise", "predicted x_0")
 SHOWN = (0, 200, 400, 600, 800)
 
 
-def latents_of(teacher: Teacher, text: str, count: int, seed: int, batch: int = 64) -> Tensor:
+def latents_of(teacher: LatentDiffusionModel, text: str, count: int, seed: int, batch: int = 64) -> Tensor:
     """x_0 [count, c, h, w] that the teacher draws for one text, each from its own noise."""
     null, shape, parts = teacher.encode_prompts([""]), teacher.latent_shape(), []
     for start in range(0, count, batch):
@@ -55,7 +55,7 @@ def told_apart(a: Tensor, b: Tensor) -> float:
 
 
 @torch.no_grad()
-def asked(teacher: Teacher, a: Tensor, b: Tensor, t: int) -> tuple[float, float]:
+def asked(teacher: LatentDiffusionModel, a: Tensor, b: Tensor, t: int) -> tuple[float, float]:
     """Mean squared difference of the teacher's answers to x_t of either text, under its own and the other text:
     of the noise it predicts, and of x_0 = (x_t - sqrt(1 - alpha) noise) / sqrt(alpha).
     """
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/figure_5.png")
     args = parser.parse_args()
 
-    teacher = Teacher(args.teacher)
+    teacher = LatentDiffusionModel(args.teacher)
     x_0 = [latents_of(teacher, text, args.count, args.seed + i) for i, text in enumerate(TEXTS)]
     noise = [torch.randn(x.shape, generator=torch.Generator().manual_seed(args.seed + i)) for i, x in enumerate(x_0)]
     axes = axes_of(*(x.flatten(1) for x in x_0))

@@ -25,9 +25,9 @@ import torch
 from fashion import COLOURS, ITEMS, SIZES, draw, photographs, some_scenes
 from PIL import Image
 
-from rcdeploy.conditioning import SHUFFLE, generator
 from rcdeploy.prompts.pool import build_pool
 from rcdeploy.prompts.readers import read_batches, whole_words
+from rcdeploy.random_streams import SHUFFLE, generator
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy_runtime.files import new_folder, replacing
 

@@ -29,12 +29,12 @@ from safetensors.torch import load_file, save_file
 from teacher_networks import CONTEXT, build_text_encoder, build_tokenizer, build_unet, build_vae, noise_schedule
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.evaluate.metrics import JUDGE_REFERENCE
-from rcdeploy.report.pictures import grid
+from rcdeploy.plots import grid
 from rcdeploy.sampling import pictures
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.files import write_json
 
 Step = Callable[[int], torch.Tensor]
@@ -183,7 +183,7 @@ def train_unet(
 
 def measure(args: argparse.Namespace, captions: list[str]) -> None:
     """1,000 pictures of captions drawn evenly, DDIM-25: what the judge reads in them; and a row of 8 to look at."""
-    teacher, judge = Teacher(str(args.out)), Judge.load(args.out / "judge")
+    teacher, judge = LatentDiffusionModel(str(args.out)), Judge.load(args.out / "judge")
     prompts = random.Random(args.seed).sample(captions, 1000)
     start = time.monotonic()
     images = pictures(teacher, prompts, seed=args.seed, batch_size=50, guidance_scale=args.guidance)

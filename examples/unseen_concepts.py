@@ -22,11 +22,11 @@ from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.plots import grid
 from rcdeploy.recipe import load_recipe
-from rcdeploy.report.pictures import grid
 from rcdeploy.sampling import pictures
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         runs = dict(zip(work, pool.map(lambda w: distill(*w, args, threads), work), strict=True))
 
-    teacher, judge = Teacher(recipe.teacher.path), Judge.load(Path(recipe.teacher.path) / "judge")
+    teacher, judge = LatentDiffusionModel(recipe.teacher.path), Judge.load(Path(recipe.teacher.path) / "judge")
     captions = all_captions(Path(recipe.prompts.paired[0]))
     prompts = test_prompts(captions, args.pictures)
     models = {("teacher", 0): None} | {

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .random_streams import TRAINING, generator
+
 if TYPE_CHECKING:
     from .recipe import Conditioning
 
@@ -114,12 +116,3 @@ class RandomConditioning:
         if drop < self.null_probability:
             text = NULL
         return Draw(row, timestep, text, prompt, rng.standard_normal(latent_shape, np.float32))
-
-
-TRAINING, CACHE, GRID, VALIDATION, SHUFFLE, CALIBRATION, EVALUATION = range(7)
-"""streams of random numbers that share a seed and never meet"""
-
-
-def generator(seed: int, stream: int, a: int = 0, b: int = 0) -> np.random.Generator:
-    """The generator of (seed, stream, a, b), whatever was drawn before."""
-    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, a, b]))

@@ -23,16 +23,16 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .claims import Claim, make_once
-from .conditioning import SHUFFLE, generator
+from .diffusion_model import LatentDiffusionModel
 from .prompts.pool import PromptPool, build_pool
 from .prompts.readers import files_of
 from .prompts.recipe_pool import paired_sources
+from .random_streams import SHUFFLE, generator
 from .real_images import captioned_images, encode_images
 from .recipe import Recipe, digest
 from .sampling import sample_latents, starting_noise
-from .teacher import Teacher
-from .tensors import is_whole, save_tensors
+from .storage.claims import Claim, make_once
+from .storage.tensors import is_whole, save_tensors
 
 Progress = Callable[[int, int], None]
 """latents done, latents in all"""
@@ -97,7 +97,7 @@ def unfinished(folder: Path, manifest: Manifest) -> list[int]:
     return [i for i in range(_shard_count(manifest)) if not is_whole(folder / _shard_name(i))]
 
 
-def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
+def identity(recipe: Recipe, teacher: LatentDiffusionModel) -> dict[str, Any]:
     """What a cache's latents depend on; its folder is named after the digest of this."""
     cache = recipe.cache.model_dump(mode="json", exclude={"folder", "batch_size"})
     sources = [[f.name, sha256(f)] for p in paired_sources(recipe) for f in files_of(p)]
@@ -111,13 +111,13 @@ def identity(recipe: Recipe, teacher: Teacher) -> dict[str, Any]:
     }
 
 
-def folder_of(recipe: Recipe, teacher: Teacher) -> Path:
+def folder_of(recipe: Recipe, teacher: LatentDiffusionModel) -> Path:
     if recipe.cache.folder:
         return Path(recipe.cache.folder)
     return Path("caches") / f"{Path(teacher.name).name}-{digest(identity(recipe, teacher))[:8]}"
 
 
-def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
+def prepare(recipe: Recipe, teacher: LatentDiffusionModel) -> tuple[Path, Manifest]:
     """Makes the folder with its prompts and manifest, if it is not there; checks that it is this recipe's if it is.
 
     Raises RcdeployError for a cache of another teacher, resolution or set of prompts.
@@ -133,7 +133,7 @@ def prepare(recipe: Recipe, teacher: Teacher) -> tuple[Path, Manifest]:
     return folder, manifest
 
 
-def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, Any]) -> None:
+def _prepare(recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, wanted: dict[str, Any]) -> None:
     cache, shape = recipe.cache, teacher.latent_shape(recipe.cache.resolution)
     teacher.load("text_encoder", "vae" if cache.source == "real" else "unet")
     paired = build_pool(
@@ -175,7 +175,7 @@ def _prepare(recipe: Recipe, teacher: Teacher, folder: Path, wanted: dict[str, A
     ).write(folder)
 
 
-def _refuse_another(folder: Path, manifest: Manifest, wanted: dict[str, Any], teacher: Teacher) -> None:
+def _refuse_another(folder: Path, manifest: Manifest, wanted: dict[str, Any], teacher: LatentDiffusionModel) -> None:
     have = manifest.facts["identity"]
     if have["teacher"] != wanted["teacher"]:
         what = f"the teacher {manifest.teacher['id']} ({have['teacher']}), not {teacher.name} ({wanted['teacher']})"
@@ -196,7 +196,10 @@ def _refuse_another(folder: Path, manifest: Manifest, wanted: dict[str, Any], te
 
 
 def fill(
-    recipe: Recipe, teacher: Teacher, progress: Progress | None = None, tell: Callable[[str], None] = lambda _text: None
+    recipe: Recipe,
+    teacher: LatentDiffusionModel,
+    progress: Progress | None = None,
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> LatentCache:
     """Makes every shard that is missing, sharing the work with whoever else fills the same folder, and opens the cache.
 
@@ -230,7 +233,7 @@ def fill(
 
 def _shard_latents(
     recipe: Recipe,
-    teacher: Teacher,
+    teacher: LatentDiffusionModel,
     manifest: Manifest,
     prompts: PromptPool,
     shard: int,

@@ -14,7 +14,7 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import inside
 
-from .teacher import Teacher
+from .diffusion_model import LatentDiffusionModel
 
 
 def captioned_images(folder: Path) -> list[tuple[Path, str]]:
@@ -34,7 +34,7 @@ def captioned_images(folder: Path) -> list[tuple[Path, str]]:
 
 
 @torch.no_grad()
-def encode_images(teacher: Teacher, files: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
+def encode_images(teacher: LatentDiffusionModel, files: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
     """Pictures, cropped to the middle square and resized -> scaled latents [n, c, h, w] (the posterior's mode)."""
     edge = shape[1] * teacher.pixels_per_latent
     images = []

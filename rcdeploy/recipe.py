@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .model_config import is_hub_name
 from .recipe_checks import cross_errors, nearest, said
+from .student.spec import StudentSpec, find_student
 
 WORDNET = "wordnet"
 """entry of prompts.paired and prompts.pool in place of a file: prompts made from WordNet's nouns"""
@@ -51,7 +53,12 @@ class Student(Section):
     def first_weights(self) -> Literal["random", "teacher", "sliced"]:
         if self.init:
             return self.init
-        return "random" if self.width or self.name.startswith("c-") else "teacher"
+        return "random" if self.spec.family == "channel" else "teacher"
+
+    @property
+    def spec(self) -> StudentSpec:
+        """The rule that makes the student of a teacher. Raises RcdeployError for an unknown name."""
+        return StudentSpec(width=self.width) if self.width else find_student(self.name)
 
 
 class Prompts(Section):
@@ -232,20 +239,22 @@ def refuse(file: Path, errors: list[str], fix: str | None = None) -> None:
 
 
 def anchor(data: dict[str, Any], folder: Path) -> None:
-    """Relative paths become absolute, from `folder`; a name on the hub (no such local path) and "wordnet" stay."""
+    """Makes relative paths absolute, from `folder`; a teacher's name on the hub and "wordnet" stay as they are."""
 
     def anchored(value: Any) -> Any:
         if isinstance(value, list):
             return [anchored(v) for v in value]
         if not isinstance(value, str) or Path(value).is_absolute() or value == WORDNET:
             return value
-        path = (folder / value).resolve()
-        on_hub = value.count("/") == 1 and not value.startswith(".") and not Path(value).suffix and not path.exists()
-        return value if on_hub else str(path)
+        return str((folder / value).resolve())
 
     for section, key in PATHS:
-        if isinstance(data.get(section), dict) and key in data[section]:
-            data[section][key] = anchored(data[section][key])
+        if not isinstance(data.get(section), dict) or key not in data[section]:
+            continue
+        value = data[section][key]
+        if (section, key) == ("teacher", "path") and isinstance(value, str) and is_hub_name(value, folder):
+            continue
+        data[section][key] = anchored(value)
 
 
 def _override(data: dict[str, Any], override: str, errors: list[str]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import read_json
 
-from .student.spec import STUDENTS, StudentSpec, student_config
+from .model_config import is_hub_name, read_unet_config
+from .student.spec import STUDENTS, student_config
 
 FID_FEATURES = 2048
 """of Inception-v3: of so many pictures or fewer, the covariance is singular"""
@@ -53,7 +53,7 @@ def _student_errors(student: Any) -> list[str]:
         near = difflib.get_close_matches(student.name, STUDENTS, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return [f"student.name: {student.name!r} is none of {', '.join(STUDENTS)}{hint}"]
-    channels = student.width is not None or student.name.startswith("c-")
+    channels = student.spec.family == "channel"
     if channels and student.init == "teacher":
         return ["student.init: 'teacher' copies whole tensors, which no channel student has; use 'random' or 'sliced'"]
     if not channels and student.init == "sliced":
@@ -82,43 +82,18 @@ def _evaluate_errors(evaluate: Any, teacher: Any, check_files: bool) -> list[str
 
 
 def _teacher_errors(path: str, student: Any) -> list[str]:
-    folder = Path(path)
-    if not folder.exists() and path.count("/") == 1 and not path.startswith((".", "/")):
-        return []  # a name on the hub: known only when it is fetched
+    if is_hub_name(path):
+        return []  # its config is known only when it has been fetched
     try:
-        config = teacher_unet_config(folder)
-        if student and (student.width or student.name in STUDENTS):
-            student_config(StudentSpec(width=student.width) if student.width else student.name, config)
+        config = read_unet_config(Path(path))
     except RcdeployError as error:
-        return [f"teacher.path: {error.message}" if "teacher" in error.message else f"student.name: {error.message}"]
+        return [f"teacher.path: {error.message}"]
+    if student and (student.width or student.name in STUDENTS):
+        try:
+            student_config(student.spec, config)
+        except RcdeployError as error:
+            return [f"student.{'width' if student.width else 'name'}: {error.message}"]
     return []
-
-
-def teacher_unet_config(folder: Path) -> dict[str, Any]:
-    """A diffusers folder's UNet config. RcdeployError when it is none, or of another class."""
-    if not folder.is_dir():
-        raise RcdeployError(f"there is no teacher folder {folder}")
-    if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
-        raise RcdeployError(
-            f"{folder} is no teacher in diffusers' layout: it has no model_index.json and unet/config.json",
-            fix="Save it with StableDiffusionPipeline.save_pretrained (a single file opens with from_single_file).",
-        )
-    config: dict[str, Any] = read_json(folder / "unet" / "config.json")
-    if config.get("_class_name") != "UNet2DConditionModel":
-        raise RcdeployError(
-            f"the teacher's UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
-            fix="Only teachers with a UNet2DConditionModel can be distilled: SD-1.x, SD-2.x and their like.",
-        )
-    return config
-
-
-def refuse_added_conditioning(path: str, unet_config: dict[str, Any]) -> None:
-    """RcdeployError for a UNet that wants more than one text encoder's embeddings."""
-    if unet_config.get("addition_embed_type"):
-        raise RcdeployError(
-            f"{path}: its UNet wants added conditioning ({unet_config['addition_embed_type']}, as SDXL has)",
-            fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
-        )
 
 
 def said(section: str, model: type[BaseModel], error: Any) -> str:

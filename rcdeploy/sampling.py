@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rcdeploy_runtime.noise_schedule import noise_generator
 
-from .conditioning import CACHE, generator
-from .teacher import Condition, Teacher, predict
+from .diffusion_model import Condition, LatentDiffusionModel, predict
+from .random_streams import CACHE, generator
 
 
 def starting_noise(seed: int, indices: Sequence[int], shape: tuple[int, ...], stream: int = CACHE) -> Tensor:
@@ -54,7 +54,7 @@ def sample_latents(
 
 
 def pictures(
-    teacher: Teacher,
+    teacher: LatentDiffusionModel,
     prompts: Sequence[str],
     *,
     unet: torch.nn.Module | None = None,
@@ -89,7 +89,7 @@ def pictures(
 
 
 def pictures_of_seeds(
-    teacher: Teacher,
+    teacher: LatentDiffusionModel,
     prompts: Sequence[str],
     seeds: Sequence[int],
     size: tuple[int, int],

@@ -97,10 +97,10 @@ def test_a_config_of_the_wrong_type(
 def test_a_full_disk_leaves_nothing_half_done(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rcdeploy import tensors
+    from rcdeploy.diffusion_model import LatentDiffusionModel
     from rcdeploy.latent_cache import fill, unfinished
     from rcdeploy.recipe import load_recipe
-    from rcdeploy.teacher import Teacher
+    from rcdeploy.storage import tensors
     from rcdeploy_runtime.manifest import Manifest
 
     real, calls = tensors.save_file, []
@@ -115,13 +115,13 @@ def test_a_full_disk_leaves_nothing_half_done(
     monkeypatch.setattr(tensors, "save_file", disk_with_room_for_one)
     recipe = load_recipe(recipe_file())
     with pytest.raises(RcdeployError, match="No space left on device"):
-        fill(recipe, Teacher(recipe.teacher.path))
+        fill(recipe, LatentDiffusionModel(recipe.teacher.path))
     folder = tmp_path / "cache"
     assert unfinished(folder, Manifest.read(folder, "latent_cache")) == [1, 2]
     assert not [p for p in folder.rglob("*") if ".part" in p.name or p.name.endswith(".claim")]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert len(fill(recipe, Teacher(recipe.teacher.path))) == 12
+    assert len(fill(recipe, LatentDiffusionModel(recipe.teacher.path))) == 12
 
 
 def test_options_that_are_not_there(refused: Callable[..., str]) -> None:

@@ -15,12 +15,12 @@ from conftest import listing
 from test_macs import SD14_ROWS
 from typer.testing import CliRunner
 
+from rcdeploy.bench import latency
+from rcdeploy.bench.costs import component_costs, image_macs
+from rcdeploy.bench.latency import Settings, bench, ratio, summary
 from rcdeploy.cli.bench import SAME, pipe_table, tables
 from rcdeploy.cli.main import app
-from rcdeploy.measure import latency
-from rcdeploy.measure.costs import component_costs, image_macs
-from rcdeploy.measure.latency import Settings, bench, ratio, summary
-from rcdeploy.measure.subject import TORCH, Subject, find_subjects
+from rcdeploy.model_folder import TORCH, Subject, find_subjects
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import Manifest
@@ -221,7 +221,7 @@ def test_memory_is_the_process_own(timed: dict[str, Any]) -> None:
 
 def test_a_package_is_timed_without_torch() -> None:
     code = (
-        "import sys, importlib; from rcdeploy.measure.latency_worker import HEAVY\n"
+        "import sys, importlib; from rcdeploy.bench.latency_worker import HEAVY\n"
         "for name in HEAVY['onnxruntime']: importlib.import_module(name)\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )

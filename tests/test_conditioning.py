@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from rcdeploy.conditioning import NULL, PAIRED, TRAINING, UNPAIRED, RandomConditioning, generator, probability
+from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED, RandomConditioning, probability
+from rcdeploy.random_streams import TRAINING, generator
 
 T = 1000
 # Table C as reference.md has it, in plain arithmetic of t and T

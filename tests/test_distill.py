@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED
+from rcdeploy.diffusion_model import training_target
 from rcdeploy.distill import checkpoint, loop, outcome
 from rcdeploy.distill.features import FeatureTaps, taps
 from rcdeploy.distill.loop import Stopped, distill
@@ -31,7 +32,6 @@ from rcdeploy.distill.step import StudentWithProjectors
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
-from rcdeploy.teacher import target
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -163,12 +163,12 @@ def test_the_task_loss_is_of_true_pairs_alone() -> None:
 def test_the_task_loss_asks_for_noise_or_velocity() -> None:
     x, noise, t = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2), torch.tensor([5, 900])
     schedule = DDIMScheduler()
-    assert torch.equal(target(schedule, x, noise, t), noise)
+    assert torch.equal(training_target(schedule, x, noise, t), noise)
     a = schedule.alphas_cumprod[t].view(2, 1, 1, 1)
-    velocity = target(DDIMScheduler(prediction_type="v_prediction"), x, noise, t)
+    velocity = training_target(DDIMScheduler(prediction_type="v_prediction"), x, noise, t)
     assert torch.allclose(velocity, a.sqrt() * noise - (1 - a).sqrt() * x, atol=1e-6)
     with pytest.raises(RcdeployError, match="neither epsilon nor v_prediction"):
-        target(DDIMScheduler(prediction_type="sample"), x, noise, t)
+        training_target(DDIMScheduler(prediction_type="sample"), x, noise, t)
 
 
 # a whole run
@@ -492,7 +492,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tiny_recipe: RecipeOf, monkeypatc
     recipe = tiny_recipe()
     with pytest.raises(Killed):
         ran(recipe, "run", at_step(3, fail))
-    monkeypatch.setattr("rcdeploy.tensors.save_file", full)
+    monkeypatch.setattr("rcdeploy.storage.tensors.save_file", full)
     with pytest.raises(RcdeployError, match="No space left on device"):
         ran(recipe)
     assert checkpoint.steps_of(Path("run")) == [2]

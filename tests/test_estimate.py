@@ -13,18 +13,18 @@ from torch import nn
 from typer.testing import CliRunner
 
 from rcdeploy import latent_cache
+from rcdeploy.bench.macs import unet_macs
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.loop import distill
-from rcdeploy.measure import estimate as module
-from rcdeploy.measure.estimate import SAMPLING_EFFICIENCY, TRAINING_EFFICIENCY, Plan, estimate, make_plan
-from rcdeploy.measure.machine import GPUS, describe, gemm_rate
-from rcdeploy.measure.macs import unet_macs
-from rcdeploy.measure.on_meta import cost_of
-from rcdeploy.measure.workload import count_prompts, unpaired_share
+from rcdeploy.estimate import estimate as module
+from rcdeploy.estimate.estimate import SAMPLING_EFFICIENCY, TRAINING_EFFICIENCY, Plan, estimate, make_plan
+from rcdeploy.estimate.on_meta import cost_of
+from rcdeploy.estimate.workload import count_prompts, unpaired_share
+from rcdeploy.machine import GPUS, describe, gemm_rate
 from rcdeploy.prompts.recipe_pool import open_pool
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def sd14(student: str, **keys: Any) -> Recipe:
 
 def test_cache_and_pool_are_as_large_as_said(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(prompts={"paired_exclude": ["blue"]})
-    teacher, rows = Teacher(recipe.teacher.path), []
+    teacher, rows = LatentDiffusionModel(recipe.teacher.path), []
     real = teacher.unet.forward
 
     def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

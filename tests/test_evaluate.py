@@ -24,19 +24,19 @@ from test_scores import seeded_inception
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill import outcome
 from rcdeploy.distill.loop import distill
 from rcdeploy.distill.run import Run
 from rcdeploy.evaluate import metrics
 from rcdeploy.evaluate.evaluation import evaluate
 from rcdeploy.evaluate.frechet import Statistics
+from rcdeploy.evaluate.image_set import open_set
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.evaluate.metrics import Weights, open_scorer
-from rcdeploy.evaluate.picture_set import open_set
 from rcdeploy.evaluate.source import open_source
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy.sampling import pictures_of_seeds
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -93,7 +93,7 @@ def test_a_teacher_is_drawn_scored_and_written_down(judged: Path, captions: Path
     assert set(scores) == {f"judge.{n}" for n in ("item", "colour", "all", "inception_score", "frechet_distance")}
     assert said["counts"] == {"all": 18} and said["seconds"]["pictures_drawn"] == 18
     assert said["weights"]["judge_reference"]["count"] == 40 and len(said["weights"]["judge"]["sha256"]) == 64
-    assert said["model"]["digest"] == Teacher(str(judged)).revision
+    assert said["model"]["digest"] == LatentDiffusionModel(str(judged)).revision
     prompts = (folder / "prompts.txt").read_text().splitlines()
     assert len(prompts) == 18 and set(prompts) < set(PAIRED)
     assert Manifest.read(folder, "evaluation").facts["identity"]["guidance_scale"] == 7.5
@@ -103,7 +103,7 @@ def test_a_teacher_is_drawn_scored_and_written_down(judged: Path, captions: Path
     kept = [load_file(p)["pictures"] for p in sorted(folder.glob("pictures-*.safetensors"))]
     assert [tuple(k.shape) for k in kept] == [(8, 3, 64, 64), (8, 3, 64, 64), (2, 3, 64, 64)]
     assert all(k.dtype == torch.uint8 for k in kept)
-    by_hand = pictures_of_seeds(Teacher(str(judged)), [prompts[9]], [9], (64, 64), num_inference_steps=2)
+    by_hand = pictures_of_seeds(LatentDiffusionModel(str(judged)), [prompts[9]], [9], (64, 64), num_inference_steps=2)
     assert (torch.cat(kept)[9] / 255 - by_hand[0]).abs().max() < 1.6 / 255, "picture 9 is a function of (seed, 9)"
 
     before = shards(folder)

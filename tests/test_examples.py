@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from rcdeploy import latent_cache
+from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.plots import GAP, HEAD, LABEL_WIDTH
 from rcdeploy.prompts.pool import PromptPool
 from rcdeploy.real_images import captioned_images
 from rcdeploy.recipe import load_recipe
-from rcdeploy.report.pictures import GAP, HEAD, LABEL_WIDTH
-from rcdeploy.teacher import Teacher
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EMBED = EXAMPLES / "embed"
@@ -65,7 +65,7 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import table_data
 
     recipe = load_recipe(EXAMPLES.parent / "recipes/tables/fashion.toml", ["prompts.paired_count=40"])
-    latent_cache.prepare(recipe, Teacher(recipe.teacher.path))
+    latent_cache.prepare(recipe, LatentDiffusionModel(recipe.teacher.path))
     (cache,) = tmp_path.glob("caches/*")
     assert (cache / "prompts.txt").read_text().splitlines() == table_data.paired_texts(recipe)
     table_data.pools(recipe, tmp_path / "out")

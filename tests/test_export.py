@@ -14,10 +14,10 @@ from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
-from rcdeploy.teacher import Teacher
 from rcdeploy_export import package as package_module
 from rcdeploy_export.components import components
 from rcdeploy_export.onnx_graph import export_onnx
@@ -79,7 +79,7 @@ def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Pat
     """No mid block and one layer; narrow widths that are no integer ratio."""
     config, _ = student_config(name, unet_config())
     save_teacher(tmp_path / "student")
-    teacher = Teacher(str(tmp_path / "student"))
+    teacher = LatentDiffusionModel(str(tmp_path / "student"))
     teacher._parts["unet"] = build_student(config, 0).requires_grad_(False).eval()
     unet = components(teacher)[1]
     export_onnx(unet, tmp_path / "unet.onnx", opset=20)
@@ -133,7 +133,7 @@ def test_pictures_are_compared_with_torchs_and_judged(package: Path, small_model
     prompts = ["a red bag", "a blue coat", "a red coat"]
     found = compare_pictures(
         package,
-        Teacher(str(small_model)),
+        LatentDiffusionModel(str(small_model)),
         prompts,
         "fp16",
         judge=tmp_path / "judge",

@@ -22,11 +22,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rcdeploy import latent_cache
-from rcdeploy.claims import STALE_SECONDS, Claim
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.latent_cache import LatentCache, fill
 from rcdeploy.recipe import Recipe
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.teacher import Teacher
+from rcdeploy.storage.claims import STALE_SECONDS, Claim
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -41,7 +41,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 
 def filled(recipe: Recipe) -> Path:
-    return fill(recipe, Teacher(recipe.teacher.path)).folder
+    return fill(recipe, LatentDiffusionModel(recipe.teacher.path)).folder
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_what_is_stored(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> N
     assert all(load_file(p)["latents"].dtype == torch.float16 for p in folder.glob("latents-*.safetensors"))
     assert max(len(b) for b in reference.values()) < 5 * 4 * 8 * 8 * 2 + 200
 
-    cache, teacher = LatentCache.open(folder), Teacher(recipe.teacher.path)
+    cache, teacher = LatentCache.open(folder), LatentDiffusionModel(recipe.teacher.path)
     assert len(cache) == 12 and len(cache.prompts) == 12
     assert len(set(cache.prompts)) == 12 and set(cache.prompts) <= set(PAIRED)
     by_hand = sample_latents(
@@ -99,21 +99,21 @@ def test_what_is_stored(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> N
 def test_batch_size_changes_no_more_than_rounding(tiny_recipe: RecipeOf, batch_size: int) -> None:
     """Kernels of another size add in another order (oneDNN, BLAS): fp32 rounding, seen in a few fp16 values."""
     four, other = tiny_recipe(), tiny_recipe(cache={"batch_size": batch_size, "folder": "other"})
-    a, b = (fill(r, Teacher(r.teacher.path)).latents(range(12)) for r in (four, other))
+    a, b = (fill(r, LatentDiffusionModel(r.teacher.path)).latents(range(12)) for r in (four, other))
     assert torch.allclose(a, b, rtol=2**-10, atol=2**-14), "one unit in the last place of fp16"
     assert (a == b).float().mean() > 0.98
 
 
 def test_shard_size_changes_no_more_than_rounding(tiny_recipe: RecipeOf) -> None:
     five, seven = tiny_recipe(), tiny_recipe(cache={"shard_size": 7, "folder": "seven"})
-    a, b = (fill(r, Teacher(r.teacher.path)).latents(range(12)) for r in (five, seven))
+    a, b = (fill(r, LatentDiffusionModel(r.teacher.path)).latents(range(12)) for r in (five, seven))
     assert torch.allclose(a, b, rtol=2**-10, atol=2**-14)
     assert [len(s.get_shape()) and s.get_shape()[0] for s in LatentCache.open(Path("seven")).shards] == [7, 5]
 
 
 def _fill_as(rank: int, recipe: Recipe) -> None:
     os.environ["RANK"] = str(rank)
-    fill(recipe, Teacher(recipe.teacher.path))
+    fill(recipe, LatentDiffusionModel(recipe.teacher.path))
 
 
 def test_two_processes_fill_one_folder(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
@@ -135,7 +135,7 @@ def _fill_and_stop(recipe: Recipe, at: int) -> None:
         if done >= at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fill(recipe, Teacher(recipe.teacher.path), progress)
+    fill(recipe, LatentDiffusionModel(recipe.teacher.path), progress)
 
 
 @pytest.mark.parametrize("at", [1, 4, 9, 12])
@@ -172,7 +172,7 @@ def test_a_truncated_shard_is_named_and_only_it_is_made_anew(
         LatentCache.open(folder)
     assert "rcdeploy cache" in str(caught.value.fix)
     said: list[str] = []
-    fill(recipe, Teacher(recipe.teacher.path), tell=said.append)
+    fill(recipe, LatentDiffusionModel(recipe.teacher.path), tell=said.append)
     assert len(said) == 1 and "latents-00001.safetensors" in said[0]
     assert shards(folder) == reference
     after = {
@@ -228,8 +228,8 @@ def test_each_set_of_settings_gets_a_folder_of_its_own(tiny_recipe: RecipeOf) ->
 
 
 def test_the_vae_is_never_loaded(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Teacher, "decode", lambda *_a: pytest.fail("decoded"))
-    monkeypatch.setattr(Teacher, "vae", property(lambda _self: pytest.fail("the VAE was loaded")))
+    monkeypatch.setattr(LatentDiffusionModel, "decode", lambda *_a: pytest.fail("decoded"))
+    monkeypatch.setattr(LatentDiffusionModel, "vae", property(lambda _self: pytest.fail("the VAE was loaded")))
     filled(tiny_recipe())
 
 
@@ -285,7 +285,7 @@ def _pictures(folder: Path, captions: list[str]) -> None:
 def test_real_pictures_give_the_scaled_mode_of_the_posterior(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
     _pictures(tmp_path / "images", [*PAIRED[:3], "a caption that is not among the paired"])
     recipe = tiny_recipe(cache={"source": "real", "images": "images"}, prompts={"paired_count": None})
-    teacher = Teacher(recipe.teacher.path)
+    teacher = LatentDiffusionModel(recipe.teacher.path)
     cache = fill(recipe, teacher)
     assert sorted(cache.prompts) == sorted(PAIRED[:3]), "a picture belongs to it if its caption is a paired prompt"
     for row, caption in enumerate(cache.prompts):
@@ -334,9 +334,9 @@ def test_nan_latents_are_not_kept(tiny_recipe: RecipeOf, monkeypatch: pytest.Mon
 
 
 def test_another_resolution(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
-    cache = fill(recipe := tiny_recipe(cache={"resolution": 32}), Teacher(recipe.teacher.path))
+    cache = fill(recipe := tiny_recipe(cache={"resolution": 32}), LatentDiffusionModel(recipe.teacher.path))
     assert cache.shape == (4, 4, 4)
-    with pytest.raises(RcdeployError, match="no multiple of 8 pixels"):
+    with pytest.raises(RcdeployError, match="not a multiple of 8 pixels"):
         filled(tiny_recipe(cache={"resolution": 36, "folder": "odd"}))
     assert not (tmp_path / "odd").exists()
 
@@ -346,4 +346,4 @@ def test_a_teacher_of_another_kind(tmp_path: Path) -> None:
     config = json.loads((folder / "unet" / "config.json").read_text())
     (folder / "unet" / "config.json").write_text(json.dumps({**config, "addition_embed_type": "text_time"}))
     with pytest.raises(RcdeployError, match="added conditioning"):
-        Teacher(str(folder))
+        LatentDiffusionModel(str(folder))

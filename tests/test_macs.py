@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rcdeploy.measure.macs import (
+from rcdeploy.bench.macs import (
     VaeDecoder,
     parameters,
     text_encoder_macs,
@@ -18,7 +18,7 @@ from rcdeploy.measure.macs import (
     vae_decoder_macs,
     vae_decoder_on_meta,
 )
-from rcdeploy.measure.table import student_table
+from rcdeploy.bench.student_table import student_table
 from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, student_config
 from rcdeploy_runtime.errors import RcdeployError

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from rcdeploy.conditioning import probability
-from rcdeploy.report.pictures import grid, loss_curves, probability_curves
+from rcdeploy.plots import grid, loss_curves, probability_curves
 
 
 def test_grid_shows_each_picture_in_its_place(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from rcdeploy import latent_cache
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.prompts import captioner as module
 from rcdeploy.prompts.captioner import Captioner, look
 from rcdeploy.prompts.journal import Journal
 from rcdeploy.recipe import Recipe
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 
 run = CliRunner().invoke
@@ -98,7 +98,7 @@ def test_latents_of_a_cache_are_decoded_and_looked_at(
     blip: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe()
-    teacher = Teacher(recipe.teacher.path)
+    teacher = LatentDiffusionModel(recipe.teacher.path)
     cache = latent_cache.fill(recipe, teacher)
     wanted = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
     shown: list[Any] = []

@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 from rcdeploy import latent_cache
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.run_folder import check_unchanged
-from rcdeploy.measure import workload
+from rcdeploy.estimate import workload
 from rcdeploy.prompts import animals, templates
 from rcdeploy.prompts.generate import balanced, from_templates, quotas, write_lines
 from rcdeploy.prompts.keywords import Keywords, plural
@@ -27,7 +28,6 @@ from rcdeploy.prompts.nouns import FILE, Noun, nouns_with_depth, visual_by_kind,
 from rcdeploy.prompts.recipe_pool import find_pool, open_pool, paired_sources, pool_sources, visual_nouns
 from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
 from rcdeploy.recipe import Recipe, load_recipe
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -337,7 +337,7 @@ def test_a_recipe_makes_its_prompts_once(shipped_tiny: WordNet, tiny_recipe: Rec
     before = {file: file.stat().st_mtime_ns for file in (paired, pool)}
     opened = open_pool(recipe, said.append)
     assert len(opened) == 6 * len(nouns)
-    teacher = Teacher(recipe.teacher.path)
+    teacher = LatentDiffusionModel(recipe.teacher.path)
     folder = latent_cache.folder_of(recipe, teacher)
     latent_cache.prepare(recipe, teacher)
     assert sorted((folder / "prompts.txt").read_text().splitlines()) == sorted(lines)

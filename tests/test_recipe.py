@@ -99,9 +99,9 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
         ({"loss": {"output": 0, "feature": 0}}, "loss: all three weights are 0"),
         ({"prompts": {"paired": ["nowhere.txt"]}}, "nowhere.txt is not there"),
         ({"prompts": {"paired": []}}, "prompts.paired: "),
-        ({"teacher": {"path": "nowhere"}}, "teacher.path: there is no teacher folder"),
-        ({"teacher": {"path": "."}}, "is no teacher in diffusers' layout"),
-        ({"student": {"name": "koala-1b"}}, "koala-1b does not fit the teacher"),
+        ({"teacher": {"path": "nowhere"}}, "teacher.path: there is no folder"),
+        ({"teacher": {"path": "."}}, "is not in diffusers' layout"),
+        ({"student": {"name": "koala-1b"}}, "koala-1b does not fit"),
     ],
 )
 def test_contradictions_and_missing_files(recipe_file: RecipeFile, changes: dict, said: str) -> None:

@@ -22,15 +22,15 @@ from PIL import Image
 from toy_unets import TOY, TOY_XL
 from typer.testing import CliRunner
 
+from rcdeploy.bench.macs import parameters, unet_macs
 from rcdeploy.cli.main import app
-from rcdeploy.measure.machine import describe
-from rcdeploy.measure.macs import parameters, unet_macs
-from rcdeploy.measure.words import count, in_bytes, seconds
+from rcdeploy.machine import describe
 from rcdeploy.report.opened import Opened, open_run
 from rcdeploy.report.page import _machines, write_report
 from rcdeploy.report.unet_diagram import Layer, diagram, layers
 from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
+from rcdeploy.units import count, in_bytes, seconds
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256, write_json
 from rcdeploy_runtime.manifest import Manifest

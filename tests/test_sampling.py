@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
+from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, training_target
 from rcdeploy.sampling import pictures, sample_latents, starting_noise
-from rcdeploy.teacher import Condition, Teacher, target
 from rcdeploy_runtime.errors import RcdeployError
 
 PROMPTS = ["a red sandal", "a blue bag on a white background", ""]
@@ -15,7 +15,7 @@ PROMPTS = ["a red sandal", "a blue bag on a white background", ""]
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
 def test_pictures_are_those_of_the_diffusers_pipeline(tiny_teacher: Path, guidance_scale: float) -> None:
-    teacher = Teacher(str(tiny_teacher))
+    teacher = LatentDiffusionModel(str(tiny_teacher))
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher).to(dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
@@ -30,13 +30,13 @@ def test_pictures_are_those_of_the_diffusers_pipeline(tiny_teacher: Path, guidan
 def test_conditions_are_those_of_the_diffusers_pipeline(tiny_teacher: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher).to(dtype=torch.float32)
     theirs, null = pipeline.encode_prompt(PROMPTS, "cpu", 1, True)
-    ours = Teacher(str(tiny_teacher)).encode_prompts([*PROMPTS, ""]).prompt_embeds
+    ours = LatentDiffusionModel(str(tiny_teacher)).encode_prompts([*PROMPTS, ""]).prompt_embeds
     torch.testing.assert_close(ours[:3], theirs)
     torch.testing.assert_close(ours[3:], null[:1])
 
 
 def test_a_picture_depends_on_its_index_and_not_on_its_batch(tiny_teacher: Path) -> None:
-    teacher = Teacher(str(tiny_teacher))
+    teacher = LatentDiffusionModel(str(tiny_teacher))
     together = pictures(teacher, PROMPTS, seed=1, num_inference_steps=2)
     alone = pictures(teacher, PROMPTS[2:], seed=1, indices=[2], num_inference_steps=2)
     torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-4)
@@ -44,7 +44,7 @@ def test_a_picture_depends_on_its_index_and_not_on_its_batch(tiny_teacher: Path)
 
 
 def test_no_guidance_asks_for_one_branch_only(tiny_teacher: Path) -> None:
-    teacher, calls = Teacher(str(tiny_teacher)), []
+    teacher, calls = LatentDiffusionModel(str(tiny_teacher)), []
 
     class Counting(torch.nn.Module):
         def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
@@ -63,12 +63,14 @@ def test_no_guidance_asks_for_one_branch_only(tiny_teacher: Path) -> None:
 
 def test_target_follows_the_prediction_type() -> None:
     x_0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
-    assert target(DDIMScheduler(prediction_type="epsilon"), x_0, noise, t) is noise
+    assert training_target(DDIMScheduler(prediction_type="epsilon"), x_0, noise, t) is noise
     schedule = DDIMScheduler(prediction_type="v_prediction")
     alpha = schedule.alphas_cumprod[t].view(2, 1, 1, 1)
-    torch.testing.assert_close(target(schedule, x_0, noise, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0)
+    torch.testing.assert_close(
+        training_target(schedule, x_0, noise, t), alpha.sqrt() * noise - (1 - alpha).sqrt() * x_0
+    )
     with pytest.raises(RcdeployError, match="sample"):
-        target(DDIMScheduler(prediction_type="sample"), x_0, noise, t)
+        training_target(DDIMScheduler(prediction_type="sample"), x_0, noise, t)
 
 
 def test_added_conditions_go_along_with_the_embeddings() -> None:
@@ -79,11 +81,11 @@ def test_added_conditions_go_along_with_the_embeddings() -> None:
 
 
 def test_a_schedule_that_says_nothing_of_clipping_does_not_clip(tiny_teacher: Path) -> None:
-    assert Teacher(str(tiny_teacher)).schedule.config.clip_sample is False
+    assert LatentDiffusionModel(str(tiny_teacher)).schedule.config.clip_sample is False
 
 
 def test_the_students_unet_can_be_used_in_the_teachers_place(tiny_teacher: Path) -> None:
-    teacher = Teacher(str(tiny_teacher))
+    teacher = LatentDiffusionModel(str(tiny_teacher))
     other = UNet2DConditionModel.from_config(teacher.unet_config).eval()
     assert not torch.allclose(
         pictures(teacher, PROMPTS, num_inference_steps=2), pictures(teacher, PROMPTS, unet=other, num_inference_steps=2)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
-from rcdeploy.teacher import Teacher
 from rcdeploy_export.single_file import write_single_file
 
 
@@ -28,9 +28,9 @@ def same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
 def test_diffusers_reads_it_back(student: str | None, tmp_path: Path) -> None:
     folder = save_teacher(tmp_path / "model")
     if student:
-        config, _ = student_config(student, dict(Teacher(str(folder)).unet_config))
+        config, _ = student_config(student, dict(LatentDiffusionModel(str(folder)).unet_config))
         build_student(config, 0).save_pretrained(folder / "unet")
-    teacher = Teacher(str(folder))
+    teacher = LatentDiffusionModel(str(folder))
     file = tmp_path / "model.safetensors"
     write_single_file(teacher, file)
     same(UNet2DConditionModel.from_single_file(str(file), config=str(folder), subfolder="unet"), teacher.unet)

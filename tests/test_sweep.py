@@ -18,10 +18,10 @@ import torch
 from conftest import COLOURS, THINGS
 from typer.testing import CliRunner
 
-from rcdeploy.claims import Claim
 from rcdeploy.cli.main import app
 from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.storage.claims import Claim
 from rcdeploy.sweep.cell import Scores, asked, make
 from rcdeploy.sweep.figures import with_spread
 from rcdeploy.sweep.plan import Cell, Plan, load_plan

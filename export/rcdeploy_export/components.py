@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from rcdeploy.teacher import Teacher
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -83,7 +83,7 @@ def halvings(unet_config: dict[str, Any]) -> int:
     return len(unet_config["block_out_channels"]) - 1
 
 
-def components(teacher: Teacher) -> list[Component]:
+def components(teacher: LatentDiffusionModel) -> list[Component]:
     """Those of a text-to-image folder, on the CPU, in evaluation mode.
 
     Traced with two rows and at least 16 x 16 latents: at a size of 1 in any stage the exporter would fix it for good.

@@ -12,8 +12,9 @@ import onnx
 import torch
 from torch import Tensor
 
+from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_config import trimmed_model_index
 from rcdeploy.sampling import starting_noise
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
@@ -23,12 +24,10 @@ from .settings import Settings
 from .source import Source
 
 
-def copy_shared(source: Source, teacher: Teacher, folder: Path) -> None:
+def copy_shared(source: Source, teacher: LatentDiffusionModel, folder: Path) -> None:
     """What diffusers' folder and the package have in common: index, configurations, tokenizer, schedule."""
     index = read_json(source.folder / "model_index.json")
-    kept = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    index = {k: v if k.startswith("_") or k in kept else [None, None] for k, v in index.items()}
-    write_json(folder / "model_index.json", {**index, "requires_safety_checker": False})
+    write_json(folder / "model_index.json", trimmed_model_index(index))
     shutil.copytree(source.folder / "scheduler", folder / "scheduler")
     teacher.tokenizer.save_pretrained(folder / "tokenizer")
     _write_vocabulary(folder / "tokenizer")
@@ -47,7 +46,7 @@ def _write_vocabulary(tokenizer: Path) -> None:
 
 def package_manifest(
     source: Source,
-    teacher: Teacher,
+    teacher: LatentDiffusionModel,
     settings: Settings,
     parities: Sequence[Parity],
     parts: Sequence[Component],
@@ -98,7 +97,7 @@ def _io(file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def latent_to_rgb(teacher: Teacher, latents: int = 1024) -> list[list[float]]:
+def latent_to_rgb(teacher: LatentDiffusionModel, latents: int = 1024) -> list[list[float]]:
     """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to small pictures in [0, 1].
 
     Least squares over what the decoder makes of smooth random latents: for previews, which it serves well enough.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rcdeploy.teacher import Teacher
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
@@ -61,7 +61,7 @@ def export_package(source: Source, out: Path, settings: Settings, progress: Prog
     return manifest
 
 
-def _native_size(teacher: Teacher, settings: Settings) -> tuple[int, int]:
+def _native_size(teacher: LatentDiffusionModel, settings: Settings) -> tuple[int, int]:
     """In latent pixels: what is exported for, or compared at first."""
     unit, pixels = 2 ** halvings(teacher.unet_config), teacher.pixels_per_latent
     height, width = settings.size or (int(teacher.unet_config["sample_size"]) * pixels,) * 2
@@ -74,7 +74,7 @@ def _native_size(teacher: Teacher, settings: Settings) -> tuple[int, int]:
 class _Work:
     """One package in the making. native: latent height and width. rows: UNet inputs, when a precision needs them."""
 
-    teacher: Teacher
+    teacher: LatentDiffusionModel
     settings: Settings
     folder: Path
     native: tuple[int, int]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from rcdeploy.conditioning import CALIBRATION
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.latent_cache import LatentCache
 from rcdeploy.prompts.readers import batches, files_of
+from rcdeploy.random_streams import CALIBRATION
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.noise_schedule import Array
 
@@ -34,7 +34,9 @@ def representative_prompts(source: Source, file: Path | None, count: int) -> lis
     return [known[i * len(known) // count] for i in range(count)]
 
 
-def calibration_inputs(source: Source, teacher: Teacher, file: Path | None, count: int = 32) -> list[dict[str, Array]]:
+def calibration_inputs(
+    source: Source, teacher: LatentDiffusionModel, file: Path | None, count: int = 32
+) -> list[dict[str, Array]]:
     """UNet inputs, one row each, at timesteps evenly over all of them: noised latents with their prompts.
 
     Latents and prompts of the run's own cache where it is still there, else latents that this model draws itself, of

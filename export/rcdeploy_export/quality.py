@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, predict
 from rcdeploy.evaluate.clip_score import ClipScore
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.sampling import pictures_of_seeds
-from rcdeploy.teacher import Condition, Teacher, predict
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sessions import Session
@@ -30,7 +30,7 @@ PIXELS = 8 * 64 * 64
 
 @torch.no_grad()
 def error_by_timestep(
-    session: Session, teacher: Teacher, rows: Sequence[dict[str, Array]], parts: int = 8
+    session: Session, teacher: LatentDiffusionModel, rows: Sequence[dict[str, Array]], parts: int = 8
 ) -> list[dict[str, float]]:
     """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `parts` ranges."""
     errors, steps = [], []
@@ -77,7 +77,7 @@ def affordable(seconds: dict[str, float]) -> int:
 
 def compare_pictures(
     folder: Path,
-    teacher: Teacher,
+    teacher: LatentDiffusionModel,
     prompts: Sequence[str],
     precision: str,
     *,

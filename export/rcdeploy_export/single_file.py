@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rcdeploy.teacher import Teacher
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy_runtime.files import replacing
 
 RESNET = {
@@ -28,7 +28,7 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 
 
-def write_single_file(teacher: Teacher, file: Path) -> None:
+def write_single_file(teacher: LatentDiffusionModel, file: Path) -> None:
     """UNet, VAE and text encoder of a diffusers folder into `file`, in the precision they are stored in."""
     config = teacher.unet_config
     tensors = {UNET + unet_key(k, config): v for k, v in _weights(teacher.folder / "unet").items()}

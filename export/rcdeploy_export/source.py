@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdeploy.distill.run_folder import newest_run
+from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_folder import newest_run
 from rcdeploy.recipe import portable
-from rcdeploy.teacher import Teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
@@ -48,9 +48,9 @@ class Source:
             fix="Give a folder under runs/, or one that StableDiffusionPipeline.save_pretrained wrote.",
         )
 
-    def teacher(self) -> Teacher:
+    def teacher(self) -> LatentDiffusionModel:
         """Opened and checked: the networks are loaded when first used."""
-        return Teacher(str(self.folder))
+        return LatentDiffusionModel(str(self.folder))
 
     @property
     def judge(self) -> Path | None:

@@ -17,8 +17,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from .console import err
 
 if TYPE_CHECKING:
-    from rcdeploy.prompts.journal import Journal
-    from rcdeploy.prompts.language_model import LanguageModel, Request
+    from ..prompts.journal import Journal
+    from ..prompts.language_model import LanguageModel, Request
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Asking:
 
         Raises RcdeployError when there is nobody to ask, typer.Abort when the answer is no.
         """
-        from rcdeploy.prompts.journal import cost_of
+        from ..prompts.journal import cost_of
 
         if self.model is None:
             return
@@ -79,7 +79,7 @@ def make_asking(
     ] = False,
 ) -> Asking:
     """Raises RcdeployError for options that do not go together."""
-    from rcdeploy.prompts.language_model import Endpoint, LocalModel
+    from ..prompts.language_model import Endpoint, LocalModel
 
     if endpoint and local_model:
         raise RcdeployError("--endpoint and --local-model are both given", fix="One language model is enough.")

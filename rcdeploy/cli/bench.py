@@ -10,7 +10,7 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..measure.words import giga
+from ..units import giga
 from .console import err, out, parse_size, quieten_libraries, stages
 from .distill import QUIET
 
@@ -55,9 +55,9 @@ def bench_command(
     if markdown and as_json:
         raise RcdeployError("--markdown and --json exclude each other")
     quieten_libraries()
-    from ..measure.latency import Settings, bench
-    from ..measure.machine import busy_words
-    from ..measure.subject import find_subjects
+    from ..bench.latency import Settings, bench
+    from ..machine import busy_words
+    from ..model_folder import find_subjects
 
     settings = Settings(
         size=parse_size(size) if size else None,
@@ -183,8 +183,8 @@ def _timed(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
 
 
 def _time_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    from ..measure.costs import branches
-    from ..measure.latency import ratio
+    from ..bench.costs import branches
+    from ..bench.latency import ratio
 
     unet_rows = branches(result["settings"]["guidance_scale"])
     rows, first = [], {}  # type: tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]

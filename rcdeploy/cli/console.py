@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rcdeploy_runtime.errors import RcdeployError
+
+from ..progress import no_progress
 
 out, err = Console(), Console(stderr=True)
 
@@ -65,9 +67,11 @@ class Stages:
     def __init__(self, progress: Progress) -> None:
         self._progress, self._tasks = progress, {}  # type: tuple[Progress, dict[str, Any]]
 
-    def __call__(self, stage: str, done: int, of: int, figures: dict[str, float]) -> None:
+    def __call__(self, stage: str, done: int, of: int, figures: Mapping[str, float] | None = None) -> None:
         shown = "  ".join(
-            f"{name} {value:.4g}" for name, value in figures.items() if name not in ("grad_norm", "seconds_per_step")
+            f"{name} {value:.4g}"
+            for name, value in (figures or {}).items()
+            if name not in ("grad_norm", "seconds_per_step")
         )
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=of, completed=done, figures="")
@@ -78,7 +82,7 @@ class Stages:
 def stages(quiet: bool) -> Iterator[Any]:
     """Yields progress(stage, done, of, figures): live bars on stderr, or nothing when quiet."""
     if quiet or int(os.environ.get("RANK", 0)) > 0:
-        yield lambda _stage, _done, _of, _figures: None
+        yield no_progress
         return
     columns = (
         SpinnerColumn(),

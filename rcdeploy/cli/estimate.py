@@ -10,8 +10,8 @@ import typer
 from rich.panel import Panel
 from rich.table import Table
 
-from ..measure.words import count, in_bytes
 from ..recipe import load_recipe
+from ..units import count, in_bytes
 from .console import err, out, quieten_libraries
 from .distill import QUIET, RECIPE, SET
 
@@ -39,8 +39,8 @@ def estimate_command(
     rates and an efficiency calibrated on published runs: expect tens of percent, not percents.
     """
     resolved = load_recipe(recipe, override, check_files=False)
-    from ..measure.estimate import estimate
-    from ..measure.machine import busy_words
+    from ..estimate.estimate import estimate
+    from ..machine import busy_words
 
     quieten_libraries()
     busy = None if device or measure is False else busy_words()

@@ -79,8 +79,8 @@ def evaluate_command(
     """
     quieten_libraries()
     from ..evaluate.evaluation import evaluate, identity_of, smaller, write_down, write_pictures
+    from ..evaluate.image_set import folder_of, open_set
     from ..evaluate.metrics import choose_metrics, open_scorer, refuse_too_few
-    from ..evaluate.picture_set import folder_of, open_set
     from ..evaluate.prompt_choice import choose_prompts, halves
     from ..evaluate.source import open_source, torch_device
 

@@ -17,7 +17,7 @@ from .prompts_unseen import unseen_command, words_command
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rcdeploy.prompts.pool import PromptPool
+    from ..prompts.pool import PromptPool
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -89,7 +89,7 @@ def build(
 
     An old pool at --out stays until the new one is whole.
     """
-    from rcdeploy.prompts.pool import build_pool
+    from ..prompts.pool import build_pool
 
     with _progress(shown=not (quiet or as_json)) as progress:
         pool = build_pool(
@@ -117,7 +117,7 @@ def build(
 @app.command()
 def info(pool: Pool, as_json: Json = False) -> None:
     """What a pool holds: how many prompts, where from, what was dropped, and the first few."""
-    from rcdeploy.prompts.pool import PromptPool
+    from ..prompts.pool import PromptPool
 
     with PromptPool.open(pool) as opened:
         first = opened.take(range(min(5, len(opened))))
@@ -140,7 +140,7 @@ def sample_command(
     """Draw prompts as training does: each uniform over the whole pool, so that one may come twice."""
     import numpy as np
 
-    from rcdeploy.prompts.pool import PromptPool
+    from ..prompts.pool import PromptPool
 
     with PromptPool.open(pool) as opened:
         prompts = opened.draw(np.random.default_rng(seed), n)
@@ -166,7 +166,7 @@ def _print_table(pool: PromptPool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from rcdeploy.prompts.keep import COUNTED
+    from ..prompts.keep import COUNTED
 
     summary = _summary(pool)
     # pools of an earlier version count less; what never happened needs no column

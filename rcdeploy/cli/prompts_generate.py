@@ -11,9 +11,9 @@ from . import asking
 from .console import err, show_table, stages
 
 if TYPE_CHECKING:
-    from rcdeploy.prompts.generate import PromptsOf
-    from rcdeploy.prompts.journal import Journal
-    from rcdeploy.prompts.nouns import Noun
+    from ..prompts.generate import PromptsOf
+    from ..prompts.journal import Journal
+    from ..prompts.nouns import Noun
 
 
 @asking.asks_a_model
@@ -46,8 +46,8 @@ def generate_command(
 
     Writes nouns.txt, pool.txt.gz (all prompts), paired.txt.gz (with --paired) and made.json.
     """
-    from rcdeploy.prompts.generate import TOKENS_A_PROMPT, Asked, from_templates, write_prompts
-    from rcdeploy.prompts.journal import Journal
+    from ..prompts.generate import TOKENS_A_PROMPT, Asked, from_templates, write_prompts
+    from ..prompts.journal import Journal
 
     candidates = _candidates(nouns, wordnet, depth, max_nouns, seed)
     how: dict[str, Any] = {
@@ -73,10 +73,10 @@ def generate_command(
 
 
 def _candidates(file: Path | None, wordnet: Path | None, depth: int, most: int | None, seed: int) -> list[Noun]:
-    from rcdeploy.conditioning import generator
-    from rcdeploy.prompts.generate import BALANCE
-    from rcdeploy.prompts.nouns import read_nouns, wordnet_nouns
-    from rcdeploy.prompts.wordnet import WordNet
+    from ..prompts.generate import BALANCE
+    from ..prompts.nouns import read_nouns, wordnet_nouns
+    from ..prompts.wordnet import WordNet
+    from ..random_streams import generator
 
     found = read_nouns(file) if file else wordnet_nouns(depth, WordNet.open(wordnet) if wordnet else None)
     if most is not None and most < len(found):
@@ -86,13 +86,13 @@ def _candidates(file: Path | None, wordnet: Path | None, depth: int, most: int |
 
 
 def _visual(candidates: list[Noun]) -> list[Noun]:
-    from rcdeploy.prompts.nouns import visual_by_kind
+    from ..prompts.nouns import visual_by_kind
 
     return visual_by_kind(candidates)
 
 
 def _asked_visual(asks: asking.Asking, candidates: list[Noun], journal: Journal, progress: Any) -> list[Noun]:
-    from rcdeploy.prompts.nouns import visual_by_model, visual_requests
+    from ..prompts.nouns import visual_by_model, visual_requests
 
     assert asks.model is not None
     asks.confirm(visual_requests(candidates), journal, 40, "which nouns are visual")

@@ -13,9 +13,9 @@ from . import asking
 from .console import show_table, stages
 
 if TYPE_CHECKING:
-    from rcdeploy.prompts.journal import Journal
-    from rcdeploy.prompts.keywords import Keywords
-    from rcdeploy.prompts.unseen import Concept, Dropped
+    from ..prompts.journal import Journal
+    from ..prompts.keywords import Keywords
+    from ..prompts.unseen import Concept, Dropped
 
 Words = Annotated[
     Path | None, typer.Option("--words", help="A word or phrase a line, singular, for any other concept than animals.")
@@ -50,9 +50,9 @@ def unseen_command(
     """
     if (captioner is None) != (pictures is None):
         raise RcdeployError("--captioner and --pictures go together", fix="Give both, or neither.")
-    from rcdeploy.prompts.journal import Journal
-    from rcdeploy.prompts.readers import batches, files_of
-    from rcdeploy.prompts.unseen import Concept, write_split
+    from ..prompts.journal import Journal
+    from ..prompts.readers import batches, files_of
+    from ..prompts.unseen import Concept, write_split
 
     wanted = Concept(concept.lower(), keywords_of(concept, words))
     files = [file for source in sources for file in files_of(source)]
@@ -81,7 +81,7 @@ def _dropped(
     progress: Any,
 ) -> dict[str, Dropped]:
     """By caption: each stage is given what those before it left."""
-    from rcdeploy.prompts.unseen import SENTENCES, TOKENS_A_SENTENCE, by_keywords, by_model, by_pictures, model_requests
+    from ..prompts.unseen import SENTENCES, TOKENS_A_SENTENCE, by_keywords, by_model, by_pictures, model_requests
 
     why = {drop.caption: drop for drop in by_keywords(wanted, captions) if drop}
     if asks.model:
@@ -90,7 +90,7 @@ def _dropped(
         found = by_model(wanted, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
         why |= {drop.caption: drop for drop in found if drop}
     if captioner and pictures:
-        from rcdeploy.prompts.captioner import Captioner, look
+        from ..prompts.captioner import Captioner, look
 
         left = [c for c in captions if c not in why]
         seen = look(Captioner(captioner), pictures, left, journal, lambda d, n: progress("looked at", d, n, {}))
@@ -109,8 +109,8 @@ def words_command(
 
 
 def keywords_of(concept: str, words: Path | None) -> Keywords:
-    from rcdeploy.prompts.animals import animals
-    from rcdeploy.prompts.keywords import Keywords
+    from ..prompts.animals import animals
+    from ..prompts.keywords import Keywords
 
     if words:
         return Keywords.read(words)

@@ -48,7 +48,7 @@ def plot_command(
 ) -> None:
     """Draw p(t), the probability that a pair's text is replaced, over the timesteps (the paper's Fig. A)."""
     from ..conditioning import probability, recipe_probability
-    from ..report.pictures import probability_curves
+    from ..plots import probability_curves
 
     if recipe:
         c = load_recipe(recipe, override, check_files=False).conditioning

@@ -26,7 +26,7 @@ def report_command(
     The page needs no network, no script and no other file: send it, open it on a phone, keep it with the package.
     Teacher, student and package draw the same prompts from the same noise.
     """
-    from ..distill.run_folder import newest_run
+    from ..model_folder import newest_run
     from ..report.page import write_report
 
     quieten_libraries()

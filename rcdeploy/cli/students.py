@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from ..measure.words import giga
+from ..units import giga
 from .console import show_table
 
 
@@ -20,16 +20,16 @@ def students_command(
     MACs are of one UNet step at the teacher's own size. THOP's count, which papers quote, leaves the attention products
     out; the last column has them in.
     """
-    from ..recipe_checks import teacher_unet_config
+    from ..model_config import read_unet_config
     from ..student.spec import SD14_UNET_CONFIG
 
-    config = teacher_unet_config(teacher) if teacher else SD14_UNET_CONFIG
+    config = read_unet_config(teacher) if teacher else SD14_UNET_CONFIG
     length = 77
     if teacher:
         from rcdeploy_runtime.files import read_json
 
         length = int(read_json(teacher / "text_encoder" / "config.json").get("max_position_embeddings", 77))
-    from ..measure.table import student_table
+    from ..bench.student_table import student_table
 
     rows = student_table(config, None, length)
     if as_json:

@@ -13,7 +13,7 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..claims import Claim
+from ..storage.claims import Claim
 from ..sweep.plan import RUNS, Cell, Plan, load_plan
 from .console import err, out, quieten_libraries, show_table, stages
 from .distill import QUIET, SET

@@ -13,10 +13,11 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from ..evaluate.metrics import FIGURES
+from ..progress import Progress
 from ..recipe import Recipe
 from . import outcome
 from .features import FeatureTaps
-from .run import Progress, Run, build_run, make_batches
+from .run import Run, build_run, make_batches
 from .scoring import Scoring
 from .step import losses
 

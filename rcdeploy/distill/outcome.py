@@ -16,12 +16,13 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
-from ..conditioning import GRID, VALIDATION, generator
+from ..diffusion_model import predict
 from ..evaluate.metrics import FIGURES, better
-from ..measure.machine import describe
-from ..report.pictures import grid, loss_curves
+from ..machine import describe
+from ..model_config import trimmed_model_index
+from ..plots import grid, loss_curves
+from ..random_streams import GRID, VALIDATION, generator
 from ..sampling import pictures
-from ..teacher import predict
 from . import checkpoint
 from .losses import output_loss
 from .run import Run
@@ -191,7 +192,8 @@ def finish(run: Run) -> None:
         _load_as_float(beside / "text_encoder" / "config.json")
         run.teacher.schedule.save_pretrained(beside / "scheduler")
         student.half().save_pretrained(beside / "unet")
-        write_json(beside / "model_index.json", _model_index(read_json(run.teacher.folder / "model_index.json")))
+        index = read_json(run.teacher.folder / "model_index.json")
+        write_json(beside / "model_index.json", trimmed_model_index(index, "DDIMScheduler"))
     manifest = _manifest(run)
     score, best_step = run.best or (None, None)
     manifest.facts |= {"best_step": best_step, "best_score": score, "score": FIGURES[run.recipe.evaluate.score]}
@@ -203,10 +205,3 @@ def finish(run: Run) -> None:
 def _load_as_float(config: Path) -> None:
     """transformers 5 loads weights in the precision they are stored in, diffusers in fp32: one pipeline wants one."""
     write_json(config, {**read_json(config), "dtype": "float32"})
-
-
-def _model_index(teacher: dict[str, Any]) -> dict[str, Any]:
-    """The teacher's, less what a student does not carry (safety checker, feature extractor), and with DDIM."""
-    kept = ("text_encoder", "tokenizer", "unet", "vae")
-    index = {k: v if k.startswith("_") or k in kept else [None, None] for k, v in teacher.items()}
-    return {**index, "scheduler": ["diffusers", "DDIMScheduler"], "requires_safety_checker": False}

@@ -17,20 +17,18 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import latent_cache
 from ..conditioning import RandomConditioning, recipe_probability
+from ..diffusion_model import LatentDiffusionModel
+from ..progress import Progress
 from ..prompts.pool import PromptPool
 from ..prompts.recipe_pool import open_pool
 from ..recipe import Recipe, digest
 from ..student.build import build_student
 from ..student.init import initialise
-from ..student.spec import StudentSpec, student_config
-from ..teacher import Teacher
+from ..student.spec import student_config
 from . import checkpoint
 from .features import Tap, taps
 from .run_folder import Metrics, check_sources, check_unchanged
 from .step import Batches, StudentWithProjectors
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
-"""stage, done, of how many, figures"""
 
 
 @dataclass
@@ -38,7 +36,7 @@ class Run:
     recipe: Recipe
     folder: Path
     accelerator: Accelerator
-    teacher: Teacher
+    teacher: LatentDiffusionModel
     cache: latent_cache.LatentCache
     pool: PromptPool
     student_config: dict[str, Any]
@@ -168,18 +166,18 @@ def make_accelerator(recipe: Recipe, folder: Path) -> Accelerator:
     )
 
 
-def make_teacher(recipe: Recipe, accelerator: Accelerator) -> Teacher:
+def make_teacher(recipe: Recipe, accelerator: Accelerator) -> LatentDiffusionModel:
     dtypes = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     dtype = dtypes[accelerator.mixed_precision]
-    return Teacher(recipe.teacher.path, revision=recipe.teacher.revision, dtype=dtype).to(accelerator.device)
+    return LatentDiffusionModel(recipe.teacher.path, revision=recipe.teacher.revision, dtype=dtype).to(
+        accelerator.device
+    )
 
 
-def make_student(recipe: Recipe, teacher: Teacher) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+def make_student(recipe: Recipe, teacher: LatentDiffusionModel) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
     """-> student UNet with its first weights (fp32), its config, notes for a person."""
     wanted = recipe.student
-    config, notes = student_config(
-        StudentSpec(width=wanted.width) if wanted.width else wanted.name, teacher.unet_config
-    )
+    config, notes = student_config(wanted.spec, teacher.unet_config)
     unet = build_student(config, wanted.seed)
     if wanted.first_weights != "random":
         initialise(unet, teacher.unet, wanted.first_weights, wanted.seed)

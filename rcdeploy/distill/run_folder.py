@@ -33,17 +33,6 @@ FREE = {
 }
 
 
-def newest_run(runs: Path) -> Path:
-    """The run below `runs` whose pipeline was written last. Raises RcdeployError when none is finished."""
-    finished = [m.parent for m in runs.glob(f"*/{NAME}") if (m.parent / "pipeline" / "model_index.json").is_file()]
-    if not finished:
-        raise RcdeployError(
-            f"there is no finished run in {runs.resolve()}",
-            fix="Make one with: rcdeploy distill recipes/quickstart.toml. Or name the folder that is meant.",
-        )
-    return max(finished, key=lambda run: (run / "pipeline").stat().st_mtime)
-
-
 def check_unchanged(folder: Path, recipe: Recipe) -> None:
     """Raises RcdeployError that says what differs, when `folder` holds a run of another recipe."""
     if not (folder / NAME).is_file():

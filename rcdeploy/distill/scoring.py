@@ -13,13 +13,14 @@ import torch
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..evaluate.evaluation import evaluate, smaller
+from ..evaluate.image_set import open_set
 from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
-from ..evaluate.picture_set import open_set
 from ..evaluate.prompt_choice import choose_prompts
 from ..evaluate.source import by_teacher
+from ..progress import Progress
 
 if TYPE_CHECKING:
-    from .run import Progress, Run
+    from .run import Run
 
 METRICS = {"fid": ("fid", "is"), "judge": ("judge",)}
 SHARD, BATCH = 256, 16

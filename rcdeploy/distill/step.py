@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..conditioning import NULL, PAIRED, UNPAIRED, RandomConditioning
+from ..diffusion_model import Condition, LatentDiffusionModel, predict, training_target
 from ..latent_cache import LatentCache
 from ..prompts.pool import PromptPool
 from ..recipe import Loss
-from ..teacher import Condition, Teacher, predict, target
 from .features import FeatureTaps, Tap
 from .losses import feature_loss, output_loss, task_loss
 
@@ -67,7 +67,7 @@ class Batches:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: LatentDiffusionModel,
         cache: LatentCache,
         pool: PromptPool,
         conditioning: RandomConditioning,
@@ -110,7 +110,7 @@ class Batches:
 
 
 def losses(
-    model: nn.Module, teacher: Teacher, teacher_taps: FeatureTaps, batch: Batch, weights: Loss
+    model: nn.Module, teacher: LatentDiffusionModel, teacher_taps: FeatureTaps, batch: Batch, weights: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum, and each loss by itself (detached, on the device): those with a weight."""
     dtype = teacher.dtype
@@ -125,7 +125,7 @@ def losses(
         each["feature"] = feature_loss(wanted, features)
         total = total + weights.feature * each["feature"]
     if weights.task:
-        wanted_output = target(teacher.schedule, batch.x_0, batch.noise, batch.timesteps)
+        wanted_output = training_target(teacher.schedule, batch.x_0, batch.noise, batch.timesteps)
         each["task"] = task_loss(wanted_output, output, batch.texts != UNPAIRED)
         total = total + weights.task * each["task"]
     return total, {name: value.detach() for name, value in {"loss": total, **each}.items()}

@@ -12,10 +12,10 @@ from PIL import Image
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, write_json
 
+from ..plots import grid
 from ..recipe import digest
-from ..report.pictures import grid
+from .image_set import ImageSet
 from .metrics import Readings, Scorer
-from .picture_set import PictureSet
 from .reference import Progress
 from .source import Drawing, Settings, Source
 
@@ -54,7 +54,7 @@ def smaller(native: tuple[int, int], resize: int | None) -> tuple[int, int]:
 
 
 def evaluate(
-    pictures: PictureSet,
+    pictures: ImageSet,
     drawing: Drawing,
     scorer: Scorer,
     *,
@@ -87,7 +87,7 @@ def evaluate(
     }
 
 
-def write_down(pictures: PictureSet, record: dict[str, Any]) -> None:
+def write_down(pictures: ImageSet, record: dict[str, Any]) -> None:
     """scores.json, and a grid of the first pictures; they stand in prompts.txt in this order."""
     write_json(pictures.folder / "scores.json", record)
     shown = pictures.first(SHOWN) / 255
@@ -98,7 +98,7 @@ def write_down(pictures: PictureSet, record: dict[str, Any]) -> None:
     grid(rows, [""] * COLUMNS, pictures.folder / "pictures.png")
 
 
-def write_pictures(pictures: PictureSet, folder: Path, progress: Progress = lambda *_: None) -> None:
+def write_pictures(pictures: ImageSet, folder: Path, progress: Progress = lambda *_: None) -> None:
     """Every picture as a PNG named {prompt}_{number:06}.png, the names that T2I-CompBench's evaluators read.
 
     A prompt's slashes become blanks, and it is cut to LONGEST_NAME bytes: file systems want it so.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..tensors import load_tensors, save_tensors
+from ..storage.tensors import load_tensors, save_tensors
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..tensors import load_tensors
+from ..storage.tensors import load_tensors
 
 EDGE, FEATURES, CLASSES = 299, 2048, 1008
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..conditioning import EVALUATION, generator
 from ..prompts.readers import batches, files_of, whole_words
+from ..random_streams import EVALUATION, generator
 
 ANIMALS = "animals"
 

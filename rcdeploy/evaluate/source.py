@@ -16,13 +16,12 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME, Manifest
 
+from ..diffusion_model import LatentDiffusionModel
 from ..distill import checkpoint
-from ..distill.run_folder import newest_run
-from ..measure.subject import Subject, find_subjects
+from ..model_folder import Subject, find_subjects, newest_run
 from ..recipe import PATHS, Recipe
 from ..sampling import pictures_of_seeds
-from ..student.spec import StudentSpec, student_config
-from ..teacher import Teacher
+from ..student.spec import student_config
 
 Settings = dict[str, Any]
 """num_inference_steps, guidance_scale"""
@@ -81,7 +80,7 @@ def torch_device(word: str) -> torch.device:
 
 
 def _diffusers(subject: Subject, device: torch.device) -> Source:
-    teacher = Teacher(str(subject.folder), dtype=_dtype(device)).to(device)
+    teacher = LatentDiffusionModel(str(subject.folder), dtype=_dtype(device)).to(device)
     teacher.load("text_encoder", "unet", "vae")
     model = {"kind": subject.kind, "path": subject.source, "digest": teacher.revision}
     drawing = by_teacher(teacher, subject.size)
@@ -103,9 +102,10 @@ def _checkpoint(run: Path, at: str, device: torch.device) -> Source:
     manifest = Manifest.read(run, "run")
     recipe = Recipe.model_validate(manifest.recipe)
     step = checkpoint.find(run, at)
-    teacher = Teacher(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device)).to(device)
-    wanted = recipe.student
-    config, _ = student_config(StudentSpec(width=wanted.width) if wanted.width else wanted.name, teacher.unet_config)
+    teacher = LatentDiffusionModel(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device)).to(
+        device
+    )
+    config, _ = student_config(recipe.student.spec, teacher.unet_config)
     unet = checkpoint.ema_unet(run, step, config).to(device, _dtype(device))
     weights = hashlib.sha256(f"{checkpoint.ema_digest(run, step)} {teacher.revision}".encode()).hexdigest()[:16]
     model = {"kind": "checkpoint", "path": str(run), "step": step, "digest": weights}
@@ -142,7 +142,7 @@ def _package(subject: Subject, device: str) -> Source:
     return Source(subject.name, model, subject.size, drawing, recipe)
 
 
-def by_teacher(teacher: Teacher, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Drawing:
+def by_teacher(teacher: LatentDiffusionModel, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Drawing:
     """Drawing by a teacher's parts, with another UNet if one is given; noise as the runtime makes it of a seed."""
 
     def drawing(prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
@@ -154,7 +154,7 @@ def by_teacher(teacher: Teacher, size: tuple[int, int], unet: torch.nn.Module | 
     return drawing
 
 
-def _native(teacher: Teacher) -> tuple[int, int]:
+def _native(teacher: LatentDiffusionModel) -> tuple[int, int]:
     _, height, width = teacher.latent_shape()
     return height * teacher.pixels_per_latent, width * teacher.pixels_per_latent
 

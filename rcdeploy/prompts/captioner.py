@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, BlipForConditionalGeneration
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
+from ..diffusion_model import LatentDiffusionModel
 from ..latent_cache import LatentCache
 from ..real_images import captioned_images
-from ..teacher import Teacher
 from .journal import Journal, Progress
 
 BATCH = 8
@@ -66,7 +66,7 @@ def drawn_by_teacher(cache: Path, wanted: set[str]) -> Iterator[tuple[list[str],
     opened = LatentCache.open(cache)
     rows = [i for i, prompt in enumerate(opened.prompts) if prompt in wanted]
     recorded = opened.manifest.recipe["teacher"]
-    teacher = Teacher(recorded["path"], revision=recorded["revision"])
+    teacher = LatentDiffusionModel(recorded["path"], revision=recorded["revision"])
     if teacher.revision != opened.manifest.teacher["revision"]:
         raise RcdeployError(f"the teacher {teacher.folder} is not the one that {cache} was made by")
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")

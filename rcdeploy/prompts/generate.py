@@ -14,7 +14,7 @@ import numpy as np
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, write_json
 
-from ..conditioning import generator
+from ..random_streams import generator
 from .journal import Journal, Progress, ask
 from .language_model import LanguageModel, Request
 from .nouns import Noun

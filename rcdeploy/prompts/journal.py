@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..claims import Claim
+from ..storage.claims import Claim
 from .language_model import CHARACTERS_PER_TOKEN, LanguageModel, Request
 
 Progress = Callable[[int, int], None]

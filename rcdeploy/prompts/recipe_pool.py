@@ -9,8 +9,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 from rcdeploy_runtime.manifest import NAME
 
-from ..claims import Claim, make_once
 from ..recipe import WORDNET, Recipe, digest
+from ..storage.claims import Claim, make_once
 from . import templates
 from .generate import balanced, from_templates, write_lines
 from .nouns import Noun, shipped_digests, visual_by_kind, wordnet_nouns

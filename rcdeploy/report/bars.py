@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..measure.costs import component_costs, image_macs
-from ..measure.latency import ratio
-from ..measure.subject import Subject
-from ..measure.words import count, in_bytes, seconds
+from ..bench.costs import component_costs, image_macs
+from ..bench.latency import ratio
+from ..model_folder import Subject
+from ..units import count, in_bytes, seconds
 
 Bars = dict[str, Any]
 """{"key", "title", "rows": [{"name", "text", "share", "bar", "note"}]}; share: of the teacher's (None where there is no

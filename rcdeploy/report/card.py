@@ -14,7 +14,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
 
-from ..measure.words import giga
+from ..units import giga
 from .provenance import provenance, random_conditioning, student_name
 from .publication import CARD, PICTURE, Licence, Publication, find_licence, on_hub, run_of, teacher_folder
 
@@ -135,7 +135,7 @@ def _summary(found: Publication) -> str:
 
 def _unets(found: Publication, teacher: Path | None) -> list[dict[str, Any]]:
     """This one, and the teacher's where it is another and can be looked at. Counted from their configs."""
-    from ..measure.macs import parameters, unet_macs
+    from ..bench.macs import parameters, unet_macs
     from ..student.build import build_on_meta
 
     configs = {"this one": found.root / "unet" / "config.json"}

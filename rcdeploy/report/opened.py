@@ -12,13 +12,14 @@ from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
-from ..conditioning import GRID, generator
+from ..diffusion_model import LatentDiffusionModel
 from ..distill.run_folder import read_metrics
 from ..evaluate.metrics import FIGURES, better
-from ..measure.subject import Subject, find_subjects
+from ..model_folder import Subject, find_subjects
 from ..prompts.recipe_pool import find_pool
-from ..student.spec import StudentSpec, student_config
-from ..teacher import Teacher
+from ..random_streams import GRID, generator
+from ..recipe import Student
+from ..student.spec import student_config
 
 PROMPTS = 8
 """shown at the most, as in the grids of a run"""
@@ -31,8 +32,8 @@ class Opened:
     folder: Path
     manifest: Manifest
     metrics: list[dict[str, Any]]
-    teacher: Teacher | None = None
-    student: Teacher | None = None
+    teacher: LatentDiffusionModel | None = None
+    student: LatentDiffusionModel | None = None
     student_config: Mapping[str, Any] | None = None
     package: Package | None = None
     notes: list[str] = field(default_factory=list)
@@ -92,31 +93,26 @@ def open_run(run: Path, package: Path | None = None) -> Opened:
     recipe = manifest.recipe
     opened = Opened(run, manifest, read_metrics(run))
     try:
-        opened.teacher = Teacher(recipe["teacher"]["path"], revision=recipe["teacher"]["revision"])
+        opened.teacher = LatentDiffusionModel(recipe["teacher"]["path"], revision=recipe["teacher"]["revision"])
         if opened.teacher.revision != manifest.teacher.get("revision"):
             opened.teacher = None
             opened.notes.append("The teacher has changed since the run began: nothing is compared with it.")
     except RcdeployError:
         opened.notes.append("The teacher is not on this machine: there are no pictures of it, and no ratios to it.")
     if (run / "pipeline" / "model_index.json").is_file():
-        opened.student = Teacher(str(run / "pipeline"))
+        opened.student = LatentDiffusionModel(str(run / "pipeline"))
         opened.student_config = opened.student.unet_config
     else:
         wanted = recipe["train"]["max_steps"]
         opened.notes.insert(0, f"The training has not ended: {opened.step:,} of {wanted:,} steps are done.")
         if opened.teacher:
-            opened.student_config, _ = student_config(student_rule(recipe), opened.teacher.unet_config)
+            opened.student_config, _ = student_config(Student(**recipe["student"]).spec, opened.teacher.unet_config)
     if package:
         opened.package = Package(package)
         origin = {m["kind"]: m["sha256"] for m in opened.package.manifest.made_from}.get("run")
         if origin != sha256(run / NAME):
             opened.notes.append("The package was made from another run, or from another state of this one.")
     return opened
-
-
-def student_rule(recipe: Mapping[str, Any]) -> StudentSpec | str:
-    wanted = recipe["student"]
-    return StudentSpec(width=wanted["width"]) if wanted["width"] else str(wanted["name"])
 
 
 def own_prompts(opened: Opened) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,17 @@ from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.text_to_image import TextToImage
 
 from ..conditioning import recipe_probability
-from ..measure.machine import describe
-from ..measure.words import in_bytes, seconds
-from ..recipe import Conditioning, portable
+from ..diffusion_model import LatentDiffusionModel
+from ..machine import describe
+from ..plots import loss_svg, probability_svg
+from ..progress import Progress
+from ..recipe import Conditioning, Student, portable
 from ..student.spec import removed
-from ..teacher import Teacher
+from ..units import in_bytes, seconds
 from .bars import bench_bars, cost_bars
-from .opened import PROMPTS, Opened, open_run, own_prompts, student_rule
-from .pictures import loss_svg, probability_svg
+from .opened import PROMPTS, Opened, open_run, own_prompts
 from .side_by_side import frames, side_by_side
 from .unet_diagram import diagram
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
 
 
 def write_report(
@@ -121,7 +120,7 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
         "error_by_timestep": [
             (f"{e['timestep']:.0f}", f"{e['relative_error']:#.2g}") for e in facts.get("unet_error_by_timestep") or []
         ],
-        "removed": removed(student_rule(recipe), teacher) if teacher else None,
+        "removed": removed(Student(**recipe["student"]).spec, teacher) if teacher else None,
         "diagram": Markup(diagram(teacher, student)) if teacher and student else None,
         "recipe": recipe_text(recipe),
         "machines": _machines(manifest.facts.get("machine")),
@@ -197,7 +196,10 @@ def _pictures(opened: Opened, given: Sequence[str], progress: Progress) -> dict[
     if not prompts:
         opened.notes.append("The run's prompts are not on this machine: give --prompt for pictures side by side.")
         return None
-    models: dict[str, Teacher | TextToImage | None] = {"teacher": opened.teacher, "student": opened.student}
+    models: dict[str, LatentDiffusionModel | TextToImage | None] = {
+        "teacher": opened.teacher,
+        "student": opened.student,
+    }
     models["package"] = TextToImage(opened.package) if opened.package else None
     here = {name: model for name, model in models.items() if model is not None}
     if not here:

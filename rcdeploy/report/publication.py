@@ -70,7 +70,7 @@ def teacher_folder(manifest: Manifest, given: Path | None) -> tuple[Path | None,
     Nothing is fetched: a teacher from the hub is looked for in the hub's cache. Raises RcdeployError when the `given`
     one is another model.
     """
-    from ..teacher import Teacher
+    from ..diffusion_model import LatentDiffusionModel
 
     named, folder = manifest.recipe.get("teacher", {}), given
     if folder is None:
@@ -80,7 +80,7 @@ def teacher_folder(manifest: Manifest, given: Path | None) -> tuple[Path | None,
         folder = _cached(path, named.get("revision")) if on_hub(manifest) else Path(path)
         if folder is None or not folder.is_dir():
             return None, "it is not on the machine where this card was written"
-    if Teacher(str(folder)).revision == manifest.teacher.get("revision"):
+    if LatentDiffusionModel(str(folder)).revision == manifest.teacher.get("revision"):
         return folder, ""
     if given:
         raise RcdeployError(

@@ -13,9 +13,9 @@ from PIL import Image, ImageChops
 
 from rcdeploy_runtime.text_to_image import TextToImage
 
+from ..diffusion_model import LatentDiffusionModel
+from ..plots import grid_pictures
 from ..sampling import pictures_of_seeds
-from ..teacher import Teacher
-from .pictures import grid_pictures
 
 FRAMES = 8
 """steps of a training shown at the most: the page stays small enough to send"""
@@ -24,7 +24,7 @@ LOSSLESS_EDGE, LARGEST_EDGE = 128, 512
 
 
 def side_by_side(
-    models: Mapping[str, Teacher | TextToImage],
+    models: Mapping[str, LatentDiffusionModel | TextToImage],
     prompts: Sequence[str],
     seed: int,
     size: tuple[int, int],
@@ -54,7 +54,7 @@ def side_by_side(
 
 
 def draw(
-    model: Teacher | TextToImage,
+    model: LatentDiffusionModel | TextToImage,
     prompt: str,
     seed: int,
     size: tuple[int, int],
@@ -62,7 +62,7 @@ def draw(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> Image.Image:
-    """One picture. A Teacher (or a student opened as one) starts from the noise that the runtime draws for the seed."""
+    """One image, from the start noise that the runtime draws for the seed."""
     height, width = size
     if isinstance(model, TextToImage):
         given: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}

@@ -28,8 +28,9 @@ from typing import Any, Literal
 import torch
 from diffusers import UNet2DConditionModel
 
-from rcdeploy.student.build import build_student
 from rcdeploy_runtime.errors import RcdeployError
+
+from .build import build_student
 
 InitMethod = Literal["random", "teacher", "sliced"]
 

@@ -6,7 +6,7 @@ What was read is kept: scores of other parts of the prompts, or against another 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,17 +15,17 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
-from ..claims import Claim
+from ..diffusion_model import LatentDiffusionModel
 from ..distill.loop import distill
-from ..distill.run import Progress
 from ..evaluate.evaluation import evaluate, identity_of, smaller
+from ..evaluate.image_set import ImageSet, open_set
 from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
-from ..evaluate.picture_set import PictureSet, open_set
 from ..evaluate.prompt_choice import choose_prompts
 from ..evaluate.source import Source, open_source
 from ..evaluate.vqa import NounPhrases
+from ..progress import Progress
 from ..prompts.readers import whole_words
-from ..teacher import Teacher
+from ..storage.claims import Claim
 from .plan import READ, Cell, Plan
 
 TOUCH_SECONDS = 30
@@ -39,7 +39,7 @@ def make(plan: Plan, cell: Cell, progress: Progress, say: Callable[[str], None])
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     claim, touched = Claim(cell.folder), [time.monotonic()]
 
-    def alive(stage: str, done: int, of: int, figures: dict[str, float]) -> None:
+    def alive(stage: str, done: int, of: int, figures: Mapping[str, float] | None = None) -> None:
         if time.monotonic() - touched[0] > TOUCH_SECONDS:
             claim.touch()
             touched[0] = time.monotonic()
@@ -96,7 +96,9 @@ def asked(plan: Plan) -> list[str]:
 def _source(cell: Cell) -> Source:
     if cell.trained:
         return open_source(str(cell.folder))
-    teacher = Teacher(cell.recipe.teacher.path, revision=cell.recipe.teacher.revision)  # perhaps from the hub
+    teacher = LatentDiffusionModel(
+        cell.recipe.teacher.path, revision=cell.recipe.teacher.revision
+    )  # perhaps from the hub
     return open_source(str(teacher.folder))
 
 
@@ -136,7 +138,7 @@ class Scores:
         folder = self.plan.pictures(cell)
         facts = Manifest.read(folder, "evaluation").facts
         size = (int(facts["identity"]["size"][0]), int(facts["identity"]["size"][1]))
-        pictures = PictureSet(folder, self.prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)
+        pictures = ImageSet(folder, self.prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)
         if size not in self._scorers:
             self._scorers[size] = _scorer(self.plan, size)
         scorer = self._scorers[size]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..report.pictures import new_figure, save_figure
+from ..plots import new_figure, save_figure
 from .figures import scaled, shown, unit
 from .plan import Plan, label_of
 

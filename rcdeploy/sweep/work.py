@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..claims import Claim
-from ..measure.machine import usable_cores
+from ..machine import usable_cores
+from ..storage.claims import Claim
 from .plan import Cell
 
 BUSY = 75

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 
-from .recipe_checks import refuse_added_conditioning, teacher_unet_config
+from .model_config import check_single_text_encoder, is_hub_name, latent_shape, pixels_per_latent, read_unet_config
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def predict(unet: torch.nn.Module, noisy_latents: Tensor, timesteps: Tensor, con
     return output
 
 
-def target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def training_target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What a UNet of this prediction type should say of x_t: the task loss's target. The one place that asks."""
     kind = schedule.config.prediction_type
     if kind == "epsilon":
@@ -69,7 +69,7 @@ def target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tenso
     raise RcdeployError(f"prediction_type {kind!r} is neither epsilon nor v_prediction")
 
 
-class Teacher:
+class LatentDiffusionModel:
     """Frozen, in evaluation mode. Components are loaded when first used: caching never needs the VAE's decoder."""
 
     def __init__(self, path: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> None:
@@ -77,8 +77,8 @@ class Teacher:
         self.folder = _local(path, revision)
         self.name = self.folder.name if Path(path).exists() else path
         self.dtype, self.device = dtype, torch.device("cpu")
-        self.unet_config = teacher_unet_config(self.folder)
-        refuse_added_conditioning(path, self.unet_config)
+        self.unet_config = read_unet_config(self.folder)
+        check_single_text_encoder(path, self.unet_config)
         schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
         # DDIM clips to [-1, 1] unless told otherwise, as pictures want it and latents do not
         self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})
@@ -112,19 +112,13 @@ class Teacher:
 
     @property
     def pixels_per_latent(self) -> int:
-        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
+        return pixels_per_latent(self.vae_config)
 
     def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
         """[c, h, w] for square pictures of `resolution` pixels, the teacher's own by default."""
-        if resolution is None:
-            edge = int(self.unet_config["sample_size"])
-        else:
-            edge, rest = divmod(resolution, self.pixels_per_latent)
-            if rest:
-                raise RcdeployError(f"resolution {resolution} is no multiple of {self.pixels_per_latent} pixels")
-        return int(self.unet_config["in_channels"]), edge, edge
+        return latent_shape(self.unet_config, self.vae_config, resolution)
 
-    def to(self, device: torch.device | str) -> Teacher:
+    def to(self, device: torch.device | str) -> LatentDiffusionModel:
         self.device = torch.device(device)
         for part in self._parts.values():
             if isinstance(part, torch.nn.Module):
@@ -194,9 +188,8 @@ class Teacher:
 
 
 def _local(path: str, revision: str | None) -> Path:
-    folder = Path(path)
-    if folder.exists() or path.count("/") != 1 or path.startswith((".", "/")):
-        return folder
+    if not is_hub_name(path):
+        return Path(path)
     from huggingface_hub import snapshot_download
 
     try:

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from rcdeploy.measure.machine import GPUS, Gpu, describe, gemm_rate
-from rcdeploy.measure.macs import parameters
-from rcdeploy.measure.on_meta import Cost, cost_of
-from rcdeploy.measure.units import build_networks, make_units, time_units
-from rcdeploy.measure.workload import Shapes, Stage, count_prompts, stages, teacher_shapes, text_cache_bytes
-from rcdeploy.recipe import Recipe
-from rcdeploy.student.spec import StudentSpec, student_config
 from rcdeploy_runtime.errors import RcdeployError
+
+from ..bench.macs import parameters
+from ..machine import GPUS, Gpu, describe, gemm_rate
+from ..recipe import Recipe
+from ..student.spec import student_config
+from .on_meta import Cost, cost_of
+from .work_units import build_networks, make_units, time_units
+from .workload import Shapes, Stage, count_prompts, stages, teacher_shapes, text_cache_bytes
 
 TRAINING_EFFICIENCY = 0.149
 """of a GPU's fp16 rate. Calibrated: BK-SDM-Base, 50,000 steps of 256 in 300 hours on an A100"""
@@ -132,8 +133,7 @@ def find_gpu(name: str | None) -> Gpu | None:
 def make_plan(recipe: Recipe, processes: int, dtype: torch.dtype) -> Plan:
     """dtype: the teacher's, and of mixed precision. Raises RcdeployError for what the run itself would refuse."""
     shapes = teacher_shapes(recipe.teacher.path)
-    wanted = StudentSpec(width=recipe.student.width) if recipe.student.width else recipe.student.name
-    student, notes = student_config(wanted, shapes.configs["unet"])
+    student, notes = student_config(recipe.student.spec, shapes.configs["unet"])
     accumulation = recipe.train.accumulation(processes)
     micro = recipe.train.global_batch_size // (accumulation * processes)
     prompts = count_prompts(recipe)

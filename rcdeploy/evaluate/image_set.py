@@ -20,9 +20,9 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..claims import Claim
 from ..recipe import digest
-from ..tensors import is_whole, load_tensors, save_tensors
+from ..storage.claims import Claim
+from ..storage.tensors import is_whole, load_tensors, save_tensors
 from .networks import Network
 from .reference import Progress, resized
 
@@ -31,7 +31,7 @@ Draw = Callable[[Sequence[str], range], Tensor]
 
 
 @dataclass(frozen=True)
-class PictureSet:
+class ImageSet:
     folder: Path
     prompts: list[str]
     shard_size: int
@@ -123,7 +123,7 @@ def open_set(
     shard_size: int,
     batch_size: int,
     recipe: dict[str, Any] | None = None,
-) -> PictureSet:
+) -> ImageSet:
     """The set in `folder`, begun if nothing is there. A set that was begun keeps its shards' and batches' size.
 
     identity: what the pictures depend on. Raises RcdeployError when the folder holds pictures of something else.
@@ -149,4 +149,4 @@ def open_set(
             f"{folder} holds other pictures: " + "; ".join(differ),
             fix="Leave --out away and they get a folder of their own, or name another one.",
         )
-    return PictureSet(folder, prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)
+    return ImageSet(folder, prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)

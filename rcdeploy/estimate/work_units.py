@@ -18,13 +18,13 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rcdeploy.distill.features import FeatureTaps, taps
-from rcdeploy.distill.step import Batch, StudentWithProjectors, losses
-from rcdeploy.measure.costs import branches
-from rcdeploy.measure.workload import PICTURES
-from rcdeploy.recipe import Recipe
-from rcdeploy.student.build import build_on_meta, build_student
-from rcdeploy.teacher import Condition, predict
+from ..bench.costs import branches
+from ..diffusion_model import Condition, predict
+from ..distill.features import FeatureTaps, taps
+from ..distill.step import Batch, StudentWithProjectors, losses
+from ..recipe import Recipe
+from ..student.build import build_on_meta, build_student
+from .workload import PICTURES
 
 Configs = Mapping[str, Mapping[str, Any]]
 PROMPTS = 32

@@ -13,17 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
-from rcdeploy.measure.costs import branches, component_costs, image_macs
-from rcdeploy.measure.machine import describe, gemm_rate
-from rcdeploy.measure.subject import COMPONENTS, FORMAT_BACKENDS, TORCH, Subject, shown
 from rcdeploy_runtime.errors import RcdeployError
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from ..machine import describe, gemm_rate
+from ..model_folder import COMPONENTS, FORMAT_BACKENDS, TORCH, Subject, shown
+from ..progress import Progress
+from .costs import branches, component_costs, image_macs
+
 Timings = dict[str, float]
 BACKENDS = (*TORCH, *FORMAT_BACKENDS.values())
 NEEDED = {
@@ -183,7 +184,7 @@ class _Worker:
     @classmethod
     @contextmanager
     def start(cls, name: str, task: dict[str, Any]) -> Iterator[_Worker]:
-        command = [sys.executable, "-W", "ignore", "-m", "rcdeploy.measure.latency_worker", json.dumps(task)]
+        command = [sys.executable, "-W", "ignore", "-m", "rcdeploy.bench.latency_worker", json.dumps(task)]
         environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
         pipe = subprocess.PIPE
         with (

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcdeploy.distill.run_folder import newest_run
-from rcdeploy.recipe_checks import refuse_added_conditioning, teacher_unet_config
-from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, fitting_students, student_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
+
+from .model_config import check_single_text_encoder, native_latent_size, pixels_per_latent, read_unet_config
+from .student.spec import SD14_UNET_CONFIG, STUDENTS, fitting_students, student_config
 
 Config = dict[str, Any]
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
@@ -92,7 +92,7 @@ class Subject:
                 f"{self.source} draws multiples of {self.size_multiple} pixels; {shown(size)} is none",
                 fix=f"For example {shown(self.size)}.",
             )
-        pixels = _pixels_per_latent(self.configs["vae"])
+        pixels = pixels_per_latent(self.configs["vae"])
         return height // pixels, width // pixels
 
 
@@ -113,6 +113,17 @@ def find_subjects(words: Sequence[str], runs: Path = Path("runs")) -> list[Subje
     found = [_find(word) for word in dict.fromkeys(words)]
     names = [subject.name for subject in found]
     return [s if names.count(s.name) == 1 else Subject(**{**vars(s), "name": s.source}) for s in found]
+
+
+def newest_run(runs: Path) -> Path:
+    """The run below `runs` whose pipeline was written last. Raises RcdeployError when none is finished."""
+    finished = [m.parent for m in runs.glob(f"*/{NAME}") if (m.parent / "pipeline" / "model_index.json").is_file()]
+    if not finished:
+        raise RcdeployError(
+            f"there is no finished run in {runs.resolve()}",
+            fix="Make one with: rcdeploy distill recipes/quickstart.toml. Or name the folder that is meant.",
+        )
+    return max(finished, key=lambda run: (run / "pipeline").stat().st_mtime)
 
 
 def _find(word: str) -> Subject:
@@ -151,7 +162,7 @@ def _student(word: str) -> Subject:
     if word in STUDENTS:
         configs["unet"], _ = student_config(word, SD14_UNET_CONFIG)
     name = word if word in STUDENTS else SD14
-    return Subject(name, "student", word, None, configs, None, (512, 512), _pixels_per_latent(configs["vae"]), TORCH)
+    return Subject(name, "student", word, None, configs, None, (512, 512), pixels_per_latent(configs["vae"]), TORCH)
 
 
 def _run(word: str) -> Subject:
@@ -165,8 +176,8 @@ def _run(word: str) -> Subject:
 
 
 def _pipeline(word: str, folder: Path, kind: str) -> Subject:
-    unet = teacher_unet_config(folder)
-    refuse_added_conditioning(word, unet)
+    unet = read_unet_config(folder)
+    check_single_text_encoder(word, unet)
     configs: dict[str, Config] = {
         "unet": unet,
         "text_encoder": read_json(folder / "text_encoder" / "config.json"),
@@ -177,8 +188,8 @@ def _pipeline(word: str, folder: Path, kind: str) -> Subject:
         "unet": _weight_bytes(folder / "unet"),
         "vae_decoder": _weight_bytes(folder / "vae", "decoder.", "post_quant_conv."),
     }
-    pixels, edge = _pixels_per_latent(configs["vae"]), unet.get("sample_size") or 64
-    height, width = (edge, edge) if isinstance(edge, int) else edge
+    pixels = pixels_per_latent(configs["vae"])
+    height, width = native_latent_size(unet)
     size = height * pixels, width * pixels
     return Subject(Path(word).resolve().name, kind, word, folder, configs, weights, size, pixels, TORCH)
 
@@ -189,7 +200,7 @@ def _package(word: str) -> Subject:
     named = (("unet", "unet"), ("text_encoder", "text_encoder"), ("vae", "vae_decoder"))
     configs = {name: package.json(f"{folder}/config.json") for name, folder in named}
     weights = {c: manifest.size_of(c) for c in COMPONENTS}
-    pixels, fixed = _pixels_per_latent(configs["vae"]), facts.get("static_size")
+    pixels, fixed = pixels_per_latent(configs["vae"]), facts.get("static_size")
     try:
         _, high, wide = manifest.latents["shape"]
         size = (int(fixed[0]), int(fixed[1])) if fixed else (int(high) * pixels, int(wide) * pixels)
@@ -202,10 +213,6 @@ def _package(word: str) -> Subject:
     return Subject(
         name, "package", word, Path(word), configs, weights, size, multiple, backends, bool(fixed), precision
     )
-
-
-def _pixels_per_latent(vae_config: Config) -> int:
-    return int(2 ** (len(vae_config.get("block_out_channels") or [0]) - 1))
 
 
 def _weight_bytes(folder: Path, *prefixes: str) -> int:

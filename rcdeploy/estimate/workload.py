@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from rcdeploy.conditioning import SHUFFLE, generator, recipe_probability
-from rcdeploy.measure.costs import branches
-from rcdeploy.measure.subject import SD14_CONFIGS
-from rcdeploy.prompts.readers import batches, files_of, whole_words
-from rcdeploy.recipe import WORDNET, Recipe
-from rcdeploy.recipe_checks import refuse_added_conditioning, teacher_unet_config
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
+
+from ..bench.costs import branches
+from ..conditioning import recipe_probability
+from ..model_config import check_single_text_encoder, is_hub_name, latent_shape, read_unet_config
+from ..model_folder import SD14_CONFIGS
+from ..prompts.readers import batches, files_of, whole_words
+from ..random_streams import SHUFFLE, generator
+from ..recipe import WORDNET, Recipe
 
 DISTINCT = 2_000_000
 """captions up to which duplicates are looked for; beyond, their number is an upper bound"""
@@ -48,18 +50,12 @@ class Shapes:
 
     def latent(self, resolution: int | None) -> tuple[int, int, int]:
         """[c, h, w], as Teacher.latent_shape."""
-        channels, edge = int(self.configs["unet"]["in_channels"]), int(self.configs["unet"].get("sample_size") or 64)
-        if resolution is not None:
-            pixels = 2 ** (len(self.configs["vae"]["block_out_channels"]) - 1)
-            edge, rest = divmod(resolution, pixels)
-            if rest:
-                raise RcdeployError(f"resolution {resolution} is no multiple of {pixels} pixels")
-        return channels, edge, edge
+        return latent_shape(self.configs["unet"], self.configs["vae"], resolution)
 
 
 def teacher_shapes(path: str) -> Shapes:
     """Nothing is fetched: of teachers that are not on this machine only SD-1.x is known. Raises RcdeployError."""
-    if not Path(path).exists() and path.count("/") == 1 and not path.startswith("."):
+    if is_hub_name(path):
         if "stable-diffusion-v1" not in path:
             raise RcdeployError(
                 f"the shapes of {path} are not known: it is not on this machine",
@@ -69,8 +65,8 @@ def teacher_shapes(path: str) -> Shapes:
             dict(SD14_CONFIGS), 1000, SD14_COPIED, (f"{path} is not on this machine: its shapes are built in.",)
         )
     folder = Path(path)
-    configs = {"unet": teacher_unet_config(folder)}
-    refuse_added_conditioning(path, configs["unet"])
+    configs = {"unet": read_unet_config(folder)}
+    check_single_text_encoder(path, configs["unet"])
     configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
     steps = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
     weights = sum(f.stat().st_size for name in ("text_encoder", "vae") for f in (folder / name).glob("*.safetensors"))

@@ -18,8 +18,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rcdeploy.student.build import build_on_meta
 from rcdeploy_runtime.errors import RcdeployError
+
+from ..student.build import build_on_meta
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rcdeploy.measure.macs import parameters, unet_macs
-from rcdeploy.student.build import build_on_meta
-from rcdeploy.student.spec import STUDENTS, removed, student_config
 from rcdeploy_runtime.errors import RcdeployError
+
+from ..student.build import build_on_meta
+from ..student.spec import STUDENTS, removed, student_config
+from .macs import parameters, unet_macs
 
 
 def student_table(

@@ -1,4 +1,4 @@
-"""One subject on one backend, in a process of its own: `python -m rcdeploy.measure.latency_worker TASK` (JSON).
+"""One subject on one backend, in a process of its own: `python -m rcdeploy.bench.latency_worker TASK` (JSON).
 
 It loads, draws a first picture, says what that took, and then times one call for each line that it reads. A package is
 opened as a device opens it: nothing here imports torch for one. Answers are lines of JSON on stdout; whatever libraries
@@ -97,9 +97,9 @@ class _Torch:
                 network.compile()
 
     def _load(self) -> None:
-        from rcdeploy.teacher import Teacher
+        from ..diffusion_model import LatentDiffusionModel
 
-        teacher = Teacher(self.task["folder"]).to(self.device)
+        teacher = LatentDiffusionModel(self.task["folder"]).to(self.device)
         teacher.load("text_encoder", "unet", "vae", "tokenizer")
         self.unet, self.text_encoder, self.vae = teacher.unet, teacher.text_encoder, teacher.vae
         self.schedule, self.encode = teacher.schedule, teacher.encode_prompts
@@ -109,8 +109,8 @@ class _Torch:
         from diffusers import AutoencoderKL, DDIMScheduler
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        from rcdeploy.student.build import build_student
-        from rcdeploy.teacher import Condition
+        from ..diffusion_model import Condition
+        from ..student.build import build_student
 
         configs = self.task["configs"]
         torch.manual_seed(0)
@@ -130,7 +130,7 @@ class _Torch:
 
     def image(self) -> None:
         """One picture, every part of it: prompts to tokens to embeddings, DDIM with guidance, decoding."""
-        from rcdeploy.sampling import sample_latents, starting_noise
+        from ..sampling import sample_latents, starting_noise
 
         task, shape = self.task, (int(self.unet.config.in_channels), *self.task["latents"])
         self.drawn += 1
@@ -151,7 +151,7 @@ class _Torch:
         """A call of one network on inputs that are made now; height, width: of the latents."""
         import torch
 
-        from rcdeploy.teacher import Condition, predict
+        from ..diffusion_model import Condition, predict
 
         if part == "text_encoder":
             return self._synchronised(self._text)

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rcdeploy.measure.macs import (
-    parameters,
-    text_encoder_macs,
-    text_encoder_on_meta,
-    unet_macs,
-    vae_decoder_macs,
-    vae_decoder_on_meta,
-)
-from rcdeploy.measure.subject import Subject
-from rcdeploy.student.build import build_on_meta
+from ..model_folder import Subject
+from ..student.build import build_on_meta
+from .macs import parameters, text_encoder_macs, text_encoder_on_meta, unet_macs, vae_decoder_macs, vae_decoder_on_meta
 
 
 def component_costs(subject: Subject, size: tuple[int, int]) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,95 @@
+"""Facts that the configs of a diffusers folder state, read without torch: latent shape, native size, hub names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+
+Config = Mapping[str, Any]
+
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+def is_hub_name(path: str, folder: Path = Path()) -> bool:
+    """Whether `path` names a repository on the hub (OWNER/NAME): it looks like one, and `folder` has no such entry."""
+    looks_local = path.startswith((".", "/", "~")) or path.endswith(CHECKPOINT_SUFFIXES) or (folder / path).exists()
+    return path.count("/") == 1 and not looks_local and all(path.split("/"))
+
+
+def read_unet_config(folder: Path) -> dict[str, Any]:
+    """The UNet config of a diffusers folder.
+
+    Raises RcdeployError when the folder is absent, is not in diffusers' layout, or holds another kind of network.
+    """
+    if not folder.is_dir():
+        raise RcdeployError(f"there is no folder {folder}")
+    if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
+        raise RcdeployError(
+            f"{folder} is not in diffusers' layout: it has no model_index.json and unet/config.json",
+            fix="Save it with StableDiffusionPipeline.save_pretrained (a single file opens with from_single_file).",
+        )
+    config: dict[str, Any] = read_json(folder / "unet" / "config.json")
+    if config.get("_class_name") != "UNet2DConditionModel":
+        raise RcdeployError(
+            f"the UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
+            fix="Supported are SD-1.x, SD-2.x and models built like them.",
+        )
+    return config
+
+
+def check_single_text_encoder(path: str, unet_config: Config) -> None:
+    """Raises RcdeployError for a UNet with added conditioning, which needs more than one text encoder (SDXL)."""
+    if unet_config.get("addition_embed_type"):
+        raise RcdeployError(
+            f"{path}: its UNet needs added conditioning ({unet_config['addition_embed_type']}, as SDXL has)",
+            fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
+        )
+
+
+def pixels_per_latent(vae_config: Config) -> int:
+    """Pixels along one side of a latent: 2 to the number of times that the VAE halves an image."""
+    return int(2 ** (len(vae_config.get("block_out_channels") or [0]) - 1))
+
+
+def native_latent_size(unet_config: Config) -> tuple[int, int]:
+    """(height, width) of the latents that the UNet was trained on; diffusers' default of 64 where it is not stated."""
+    size = unet_config.get("sample_size") or 64
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def latent_shape(unet_config: Config, vae_config: Config, resolution: int | None = None) -> tuple[int, int, int]:
+    """[c, h, w] of the latents of square images of `resolution` pixels; None: the UNet's native size.
+
+    Raises RcdeployError when the resolution is not a whole number of latents.
+    """
+    channels = int(unet_config["in_channels"])
+    if resolution is None:
+        return channels, *native_latent_size(unet_config)
+    pixels = pixels_per_latent(vae_config)
+    size, remainder = divmod(resolution, pixels)
+    if remainder:
+        raise RcdeployError(f"resolution {resolution} is not a multiple of {pixels} pixels")
+    return channels, size, size
+
+
+def size_multiple(unet_config: Config) -> int:
+    """Latent heights and widths must be multiples of this: the UNet halves them once per stage but the last."""
+    return int(2 ** (len(unet_config["block_out_channels"]) - 1))
+
+
+def trimmed_model_index(index: Mapping[str, Any], scheduler: str | None = None) -> dict[str, Any]:
+    """model_index.json without what students and packages do not carry (safety checker, feature extractor).
+
+    scheduler: diffusers' class of the schedule, in place of the one named there.
+    """
+    components = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    trimmed = {k: v if k.startswith("_") or k in components else [None, None] for k, v in index.items()}
+    if scheduler is not None:
+        trimmed["scheduler"] = ["diffusers", scheduler]
+    return {**trimmed, "requires_safety_checker": False}

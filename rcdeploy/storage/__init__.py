@@ -1,0 +1,1 @@
+"""Files that several processes write together: tensors, claims on work, shards."""

@@ -1,0 +1,49 @@
+"""Sharded folders that several processes or machines fill together: each missing shard is claimed by one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .claims import Claim
+from .tensors import is_whole
+
+POLL_SECONDS = 0.5
+
+
+def shard_ranges(count: int, shard_size: int) -> list[range]:
+    """The rows of each shard of `count` rows."""
+    return [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
+
+
+def missing_shards(files: Sequence[Path]) -> list[int]:
+    """Indices of the shards that are absent or truncated."""
+    return [i for i, file in enumerate(files) if not is_whole(file)]
+
+
+def claim_missing_shards(
+    files: Sequence[Path], *, offset: int = 0, waiting: Callable[[list[int]], None] = lambda _missing: None
+) -> Iterator[tuple[int, Claim]]:
+    """Yields (shard, claim) for every shard to make here, until all files are whole; the caller writes files[shard].
+
+    Args:
+        offset: rotates the order, so that processes that start together begin at different shards.
+        waiting: called with the missing shards before each attempt, for progress.
+
+    While others hold the claims of the last shards this waits for them; the shard of a process that died is taken over.
+    """
+    while missing := missing_shards(files):
+        waiting(missing)
+        start = offset % len(missing)
+        claims = {shard: Claim(files[shard]) for shard in missing[start:] + missing[:start]}
+        shard = next((shard for shard, claim in claims.items() if claim.take()), None)
+        if shard is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        try:
+            # another process may have finished it between the check and the claim
+            if not is_whole(files[shard]):
+                yield shard, claims[shard]
+        finally:
+            claims[shard].release()
