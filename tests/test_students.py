@@ -14,9 +14,9 @@ from rcdeploy.student.spec import (
     SD14_UNET_CONFIG,
     STUDENTS,
     StudentSpec,
+    describe_removed,
     find_student,
     fitting_students,
-    removed,
     student_config,
 )
 from rcdeploy_runtime.errors import RcdeployError
@@ -104,7 +104,9 @@ def test_koala_shortens_transformers() -> None:
     assert config["transformer_layers_per_block"] == [1, 2, 5] and config["mid_block_type"] is None
     config, _ = student_config("koala-1b", TOY_XL)
     assert config["transformer_layers_per_block"] == [1, 2, 6] and config["mid_block_type"] is not None
-    assert removed("koala-700m", TOY_XL) == ("1 of 2 layers per block, transformer layers 1/2/10 -> 1/2/5, mid block")
+    assert describe_removed("koala-700m", TOY_XL) == (
+        "1 of 2 layers per block, transformer layers 1/2/10 -> 1/2/5, mid block"
+    )
 
 
 def test_b_tiny_says_when_the_teachers_weights_will_not_fit() -> None:

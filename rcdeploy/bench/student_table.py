@@ -8,7 +8,7 @@ from typing import Any
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..student.build import build_on_meta
-from ..student.spec import STUDENTS, removed, student_config
+from ..student.spec import STUDENTS, describe_removed, student_config
 from .macs import parameters, unet_macs
 
 
@@ -29,7 +29,7 @@ def student_table(
         except RcdeployError as error:
             rows.append(_error_row(name, error.message))
             continue
-        rows.append(_row(name, removed(name, teacher_config), config, notes, latent_size, text_length))
+        rows.append(_row(name, describe_removed(name, teacher_config), config, notes, latent_size, text_length))
     return rows
 
 

@@ -25,7 +25,7 @@ from ..machine import describe
 from ..plots import loss_svg, probability_svg
 from ..progress import Progress
 from ..recipe import Conditioning, Student, portable
-from ..student.spec import removed
+from ..student.spec import describe_removed
 from ..units import in_bytes, seconds
 from .bars import bench_bars, cost_bars
 from .opened import PROMPTS, Opened, open_run, own_prompts
@@ -120,7 +120,7 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
         "error_by_timestep": [
             (f"{e['timestep']:.0f}", f"{e['relative_error']:#.2g}") for e in facts.get("unet_error_by_timestep") or []
         ],
-        "removed": removed(Student(**recipe["student"]).spec, teacher) if teacher else None,
+        "removed": describe_removed(Student(**recipe["student"]).spec, teacher) if teacher else None,
         "diagram": Markup(diagram(teacher, student)) if teacher and student else None,
         "recipe": recipe_text(recipe),
         "machines": _machines(manifest.facts.get("machine")),

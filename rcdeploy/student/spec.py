@@ -137,7 +137,8 @@ def student_config(spec_or_name: StudentSpec | str, teacher_config: Mapping[str,
     try:
         return _apply(spec, teacher_config)
     except _Misfit as misfit:
-        label = f"student {spec_or_name}" if isinstance(spec_or_name, str) else "this student"
+        name = next((name for name, known in STUDENTS.items() if known == spec), None)
+        label = f"student {name}" if name else "this student"
         fits = fitting_students(teacher_config)
         fix = f"Students that fit this teacher: {', '.join(fits)}." if fits else "No student fits this teacher."
         raise RcdeployError(f"{label} does not fit the teacher: {misfit}", fix=fix) from None
@@ -156,7 +157,7 @@ def _fits(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> bool:
     return True
 
 
-def removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> str:
+def describe_removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> str:
     """What the student lacks, in a few words for a table; raises RcdeployError as student_config does."""
     spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
     config, _ = student_config(spec_or_name, teacher_config)
