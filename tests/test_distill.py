@@ -21,9 +21,9 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionMod
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
+from rcdeploy import checkpoint, loop, outcome
 from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED
 from rcdeploy.diffusion_model import training_target
-from rcdeploy.distill import checkpoint, loop, outcome
 from rcdeploy.distill.features import FeatureTaps, taps
 from rcdeploy.distill.loop import Stopped, distill
 from rcdeploy.distill.losses import feature_loss, output_loss, task_loss

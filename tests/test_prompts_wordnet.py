@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from rcdeploy import latent_cache
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.distill.run_folder import check_unchanged
 from rcdeploy.estimate import workload
 from rcdeploy.prompts import animals, templates
 from rcdeploy.prompts.generate import balanced, from_templates, quotas, write_lines
@@ -28,6 +27,7 @@ from rcdeploy.prompts.nouns import FILE, Noun, nouns_with_depth, visual_by_kind,
 from rcdeploy.prompts.recipe_pool import find_pool, open_pool, paired_sources, pool_sources, visual_nouns
 from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
 from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.run_folder import check_unchanged
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 

@@ -16,17 +16,17 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
+from .. import checkpoint
 from ..diffusion_model import predict
 from ..evaluate.metrics import FIGURES, better
 from ..machine import describe
 from ..model_config import trimmed_model_index
 from ..plots import grid, loss_curves
 from ..random_streams import GRID, VALIDATION, generator
+from ..run_folder import Metrics
 from ..sampling import pictures
-from . import checkpoint
 from .losses import output_loss
 from .run import Run
-from .run_folder import Metrics
 from .step import Batches
 
 COLUMNS = 8

@@ -15,19 +15,18 @@ from diffusers.training_utils import EMAModel
 
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .. import latent_cache
+from .. import checkpoint, latent_cache
 from ..conditioning import RandomConditioning, recipe_probability
 from ..diffusion_model import LatentDiffusionModel
 from ..progress import Progress
 from ..prompts.pool import PromptPool
 from ..prompts.recipe_pool import open_pool
 from ..recipe import Recipe, digest
+from ..run_folder import Metrics, check_sources, check_unchanged
 from ..student.build import build_student
 from ..student.init import initialise
 from ..student.spec import student_config
-from . import checkpoint
 from .features import Tap, taps
-from .run_folder import Metrics, check_sources, check_unchanged
 from .step import Batches, StudentWithProjectors
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME, Manifest
 
+from .. import checkpoint
 from ..diffusion_model import LatentDiffusionModel
-from ..distill import checkpoint
 from ..model_folder import Subject, find_subjects, newest_run
 from ..recipe import PATHS, Recipe
 from ..sampling import pictures_of_seeds

@@ -13,12 +13,12 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
 from ..diffusion_model import LatentDiffusionModel
-from ..distill.run_folder import read_metrics
 from ..evaluate.metrics import FIGURES, better
 from ..model_folder import Subject, find_subjects
 from ..prompts.recipe_pool import find_pool
 from ..random_streams import GRID, generator
 from ..recipe import Student
+from ..run_folder import read_metrics
 from ..student.spec import student_config
 
 PROMPTS = 8

@@ -18,9 +18,9 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..distill.run_folder import FREE, read_metrics
 from ..prompts.readers import files_of, whole_words
 from ..recipe import PATHS, Recipe, anchor, digest, load_recipe, refuse
+from ..run_folder import FREE, read_metrics
 from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
 
 RUNS = Path("runs/sweeps")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, read_json, sha256, write_json
 
-from ..storage.tensors import load_tensors, save_tensors
+from .storage.tensors import load_tensors, save_tensors
 
 
 def steps_of(folder: Path) -> list[int]:

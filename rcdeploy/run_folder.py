@@ -10,7 +10,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..recipe import Recipe
+from .recipe import Recipe
 
 METRICS = "metrics.jsonl"
 
