@@ -37,17 +37,26 @@ class Section(BaseModel):
 
 
 class Teacher(Section):
-    path: str = Field(description="diffusers folder of the teacher, or its name on the hub")
-    revision: str | None = Field(None, description="revision on the hub")
+    path: str = Field(description="diffusers folder of the teacher, or its name on the Hugging Face hub")
+    revision: str | None = Field(None, description="branch, tag or commit of the teacher on the hub")
 
 
 class Student(Section):
-    name: str = Field("c-micro", description="a name that `rcdeploy students` lists")
-    width: float | None = Field(None, gt=0, le=1, description="a channel student of this width instead of `name`")
-    init: Literal["random", "teacher", "sliced"] | None = Field(
-        None, description="first weights; by default the paper's: teacher for block students, random for channel ones"
+    name: str = Field(
+        "c-micro", description="architecture, one of those that `rcdeploy students` lists (paper, Table A)"
     )
-    seed: int = Field(0, ge=0, description="seed of random first weights")
+    width: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="a channel student of this width, as a fraction of the teacher's, instead of `name`",
+    )
+    init: Literal["random", "teacher", "sliced"] | None = Field(
+        None,
+        description="first weights: random, copied from the teacher (block students), or sliced, every n-th of its "
+        "channels (channel students; not in the paper). By default teacher for block students, else random (the paper)",
+    )
+    seed: int = Field(0, ge=0, description="seed of random first weights and of the projectors")
 
     @property
     def first_weights(self) -> Literal["random", "teacher", "sliced"]:
@@ -63,15 +72,32 @@ class Student(Section):
 
 class Prompts(Section):
     paired: list[str] = Field(
-        min_length=1, description="files of prompts that get a cached latent; 'wordnet': made from its nouns"
+        min_length=1,
+        description="files of the prompts that get a cached latent, or 'wordnet' for prompts made from its nouns "
+        "(paper, section 4.1: 212K captions)",
     )
-    pool: list[str] = Field([], description="files (or one built pool) of further prompts, text only; or 'wordnet'")
+    pool: list[str] = Field(
+        [],
+        description="files of further prompts that are used as text only, one built prompt pool, or 'wordnet' (paper, "
+        "section 4.1: 20M captions)",
+    )
     per_noun: int = Field(
-        128, gt=0, le=MAX_PROMPTS_PER_NOUN, description="prompts made for each noun where it says 'wordnet'"
+        128,
+        gt=0,
+        le=MAX_PROMPTS_PER_NOUN,
+        description="prompts per noun where a source is 'wordnet' (paper, section A)",
     )
-    column: str | None = Field(None, description="column of csv, jsonl and parquet files; found when not named")
-    paired_count: int | None = Field(None, gt=0, description="so many of the paired prompts, drawn by cache.seed")
-    paired_exclude: list[str] = Field([], description="words (regular expressions) that no paired prompt may contain")
+    column: str | None = Field(
+        None, description="caption column of csv, jsonl and parquet files; detected when it is not given"
+    )
+    paired_count: int | None = Field(
+        None, gt=0, description="number of paired prompts, sampled with cache.seed; all of them by default"
+    )
+    paired_exclude: list[str] = Field(
+        [],
+        description="words (regular expressions) that no paired prompt may contain; prompts.pool is not filtered "
+        "(paper, Table 2: animals)",
+    )
 
     @property
     def files(self) -> dict[str, list[str]]:
@@ -81,35 +107,42 @@ class Prompts(Section):
 
 class Cache(Section):
     source: Literal["teacher", "real"] = Field(
-        "teacher", description="latents sampled by the teacher, or real pictures"
+        "teacher", description="where x_0 comes from: latents sampled by the teacher, or encoded real images"
     )
-    images: str | None = Field(None, description="folder of real pictures with metadata.csv (source = 'real')")
-    folder: str | None = Field(None, description="where the latents are kept; by default caches/NAME-DIGEST")
-    num_inference_steps: int = Field(25, gt=0, description="DDIM steps of the teacher")
-    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance of the teacher")
+    images: str | None = Field(None, description="folder of real images with metadata.csv (source = 'real')")
+    folder: str | None = Field(None, description="folder of the latent cache; by default caches/NAME-DIGEST")
+    num_inference_steps: int = Field(25, gt=0, description="DDIM steps for each teacher sample (paper, section K)")
+    guidance_scale: float = Field(
+        7.5, ge=0, description="classifier-free guidance scale of the teacher samples (paper, section K)"
+    )
     resolution: int | None = Field(
-        None, gt=0, description="edge of the pictures in pixels; the teacher's own by default"
+        None, gt=0, description="height and width of the images in pixels; the teacher's native size by default"
     )
-    batch_size: int = Field(16, gt=0, description="pictures sampled at once; a cache begun with one goes on with it")
-    shard_size: int = Field(1024, gt=0, description="latents a file")
-    seed: int = Field(0, ge=0)
+    batch_size: int = Field(
+        16, gt=0, description="images sampled at once; an unfinished cache goes on with the value it was started with"
+    )
+    shard_size: int = Field(1024, gt=0, description="latents per file")
+    seed: int = Field(0, ge=0, description="seed of the choice of paired prompts and of the teacher's start noise")
 
 
 class Conditioning(Section):
     probability: Literal["none", "exponential", "mirrored-exponential", "linear", "sigmoid", "constant"] = Field(
-        "exponential", description="p(t), with which a pair's text is replaced by a random one (Table C)"
+        "exponential",
+        description="p(t): probability that a pair's text is replaced by a random one (paper, equation 3 and Table C)",
     )
-    rate: float = Field(5.0, gt=0, description="lambda of the exponentials")
-    steepness: float = Field(20.0, gt=0, description="of the sigmoid")
-    centre: float = Field(0.7, description="of the sigmoid, as a fraction of the timesteps")
-    constant: Fraction = Field(0.5, description="p of 'constant'")
-    null_probability: Fraction = Field(0.1, description="conditions replaced by the null condition, afterwards")
+    rate: float = Field(5.0, gt=0, description="lambda of the exponentials (authors' code)")
+    steepness: float = Field(20.0, gt=0, description="slope of the sigmoid over t/T (paper, Table C)")
+    centre: float = Field(0.7, description="t/T at which the sigmoid is 0.5 (paper, Table C)")
+    constant: Fraction = Field(0.5, description="p(t) of 'constant' (paper, Table C: 0.5 and 1)")
+    null_probability: Fraction = Field(
+        0.1, description="share of conditions replaced by the null condition afterwards (paper, section 4.2)"
+    )
 
 
 class Loss(Section):
-    output: Weight = Field(1.0, description="equation 1")
-    feature: Weight = Field(1.0, description="equation 2")
-    task: Weight = Field(0.0, description="denoising loss on true pairs (BK-SDM: 1; the paper: 0)")
+    output: Weight = Field(1.0, description="weight of output distillation (paper, equation 1 and section 4.2)")
+    feature: Weight = Field(1.0, description="weight of feature distillation (paper, equation 2 and section 4.2)")
+    task: Weight = Field(0.0, description="weight of the denoising loss on true pairs (BK-SDM: 1; the paper: 0)")
 
     @model_validator(mode="after")
     def _something(self) -> Loss:
@@ -119,26 +152,49 @@ class Loss(Section):
 
 
 class Train(Section):
-    max_steps: int = Field(400_000, gt=0)
-    global_batch_size: int = Field(256, gt=0, description="samples per update, over all processes")
-    micro_batch_size: int | None = Field(None, gt=0, description="samples per process at once; all by default")
-    learning_rate: float = Field(5e-5, gt=0)
-    lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(1e-2, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    mixed_precision: Literal["no", "fp16", "bf16"] = Field("fp16", description="'no' on processors without a GPU")
-    gradient_checkpointing: bool = False
-    ema_decay: float = Field(0.9999, ge=0, lt=1, description="warmed up as min(decay, (1 + s) / (10 + s))")
-    seed: int = Field(0, ge=0)
-    checkpoint_every: int = Field(1000, gt=0)
-    keep_checkpoints: int = Field(2, gt=0, description="the last so many, and the best")
-    log_every: int = Field(20, gt=0)
-    text_cache_gb: float = Field(2.0, ge=0, description="memory for embeddings of the paired prompts, computed once")
-    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = ["tensorboard"]
+    max_steps: int = Field(
+        400_000,
+        gt=0,
+        description="training steps (paper, section K: 400,000 from random weights, 125,000 from the teacher's)",
+    )
+    global_batch_size: int = Field(256, gt=0, description="samples per update, over all processes (paper, section 4.2)")
+    micro_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="samples per process in one forward pass; the rest is accumulated. All at once by default",
+    )
+    learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW (paper, section 4.2)")
+    lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = Field(
+        "constant", description="learning rate over the run, as diffusers' schedule of that name"
+    )
+    warmup_steps: int = Field(0, ge=0, description="updates in which the learning rate rises from 0")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient (BK-SDM)")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient (BK-SDM)")
+    adam_eps: float = Field(1e-8, gt=0, description="AdamW's term in the denominator (BK-SDM)")
+    weight_decay: float = Field(1e-2, ge=0, description="AdamW's decoupled weight decay (BK-SDM)")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient is clipped (BK-SDM)")
+    mixed_precision: Literal["no", "fp16", "bf16"] = Field(
+        "fp16", description="precision of the forward and backward pass; without a GPU training runs in fp32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass: less memory, slower steps"
+    )
+    ema_decay: float = Field(
+        0.9999,
+        ge=0,
+        lt=1,
+        description="decay of the EMA weights, warmed up as min(decay, (1 + s) / (10 + s)) at step s (authors' code)",
+    )
+    seed: int = Field(0, ge=0, description="seed of everything that training samples: rows, t, noise, random texts")
+    checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")
+    keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep, besides the best one")
+    log_every: int = Field(20, gt=0, description="updates between lines of metrics.jsonl and the trackers")
+    text_cache_gb: float = Field(
+        2.0, ge=0, description="memory in GB for the paired prompts' embeddings, which are then computed only once"
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        ["tensorboard"], description="where metrics go besides metrics.jsonl"
+    )
 
     def accumulation(self, num_processes: int) -> int:
         """gradient_accumulation_steps = global_batch_size / (micro_batch_size x num_processes)."""
@@ -154,25 +210,39 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    every: int = Field(25_000, ge=0, description="steps between evaluations and grids of pictures; 0: never")
+    every: int = Field(
+        25_000, ge=0, description="updates between evaluations and sample grids; 0 for none (paper, section K: 25,000)"
+    )
     score: Literal["validation", "fid", "judge"] = Field(
-        "validation", description="what makes a step the best one: validation loss, FID (the paper), judge's accuracy"
+        "validation",
+        description="what the best step is chosen by: validation loss, FID (as in the paper), or the accuracy of the "
+        "judge beside the teacher",
     )
     keep: Literal["last", "best"] = Field("last", description="the step whose EMA weights become pipeline/")
-    prompts: list[str] = Field([], description="of the grid; the first of the pool by default")
-    prompt_files: list[str] = Field([], description="of the scored pictures; the paired prompts by default")
-    count: int = Field(1000, ge=0, description="scored pictures, of prompts drawn by the seed; 0: one of each prompt")
-    inception: str | None = Field(None, description="weights of Inception-v3 in .safetensors, for FID and IS")
-    reference: str | None = Field(None, description="folder of real pictures, or their statistics, for FID")
-    clip: str | None = Field(None, description="folder of a CLIP model, for `rcdeploy evaluate`")
-    num_inference_steps: int = Field(25, gt=0)
-    guidance_scale: float = Field(7.5, ge=0)
-    seed: int = Field(0, ge=0)
-    validation_size: int = Field(64, gt=0, description="noised latents of the validation loss, always the same ones")
+    prompts: list[str] = Field([], description="prompts of the sample grid; random ones of the pool by default")
+    prompt_files: list[str] = Field(
+        [], description="files of the prompts that are scored; the paired prompts by default"
+    )
+    count: int = Field(
+        1000, ge=0, description="scored images, of prompts sampled with evaluate.seed; 0 for one image of each prompt"
+    )
+    inception: str | None = Field(None, description="Inception-v3 weights in .safetensors, for FID and IS")
+    reference: str | None = Field(None, description="folder of real images, or their statistics, for FID")
+    clip: str | None = Field(None, description="folder of a CLIP model, for the CLIP score of `rcdeploy evaluate`")
+    num_inference_steps: int = Field(
+        25, gt=0, description="DDIM steps per image of the grid and of the score (paper, section K)"
+    )
+    guidance_scale: float = Field(
+        7.5, ge=0, description="classifier-free guidance scale of the grid and of scored images (paper, section K)"
+    )
+    seed: int = Field(0, ge=0, description="seed of the scored prompts, their start noise and the validation set")
+    validation_size: int = Field(
+        64, gt=0, description="noised latents in the validation set, the same ones at every evaluation"
+    )
 
 
 class Recipe(Section):
-    name: str
+    name: str = Field(description="name of the run and of its folder; by default the recipe's file name")
     teacher: Teacher
     student: Student = Student()
     prompts: Prompts
