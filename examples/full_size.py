@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from teacher_networks import build_tokenizer, noise_schedule
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from rcdeploy.student.spec import SD14_UNET_CONFIG
+from rcdeploy.student.sd14 import SD14_UNET_CONFIG
 
 CAPTIONS = [f"a photo of number {i}" for i in range(8)]
 

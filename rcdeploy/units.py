@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: a unit that fits, and three digits."""
+"""Numbers for a reader: with a unit of fitting size and three significant digits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ _COUNTS = ((1e18, " E"), (1e15, " P"), (1e12, " T"), (1e9, " G"), (1e6, " M"), (
 _BYTES = ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"))
 
 
-def count(number: float) -> str:
+def count_text(number: float) -> str:
     """859,520,964 -> '859.5 M'."""
     for unit, name in _COUNTS:
         if number >= unit:
@@ -14,7 +14,7 @@ def count(number: float) -> str:
     return f"{number:g}"
 
 
-def in_bytes(number: float) -> str:
+def bytes_text(number: float) -> str:
     """2,082,536 -> '2.08 MB'."""
     for unit, name in _BYTES:
         if number >= unit:
@@ -22,15 +22,22 @@ def in_bytes(number: float) -> str:
     return f"{number:.0f} bytes"
 
 
-def seconds(number: float) -> str:
+def seconds_text(number: float) -> str:
     """0.0421 -> '42.1 ms'; 421 -> '421.0 s'."""
     return f"{number * 1e3:.3g} ms" if number < 1 else f"{_three_digits(number)} s"
 
 
-def giga(macs: int) -> str:
+def giga_text(macs: int) -> str:
     """GMACs with two digits after the point, as in the paper's Table A; four for toys."""
     return f"{macs / 1e9:.2f}" if macs >= 1e10 else f"{macs / 1e9:.4f}"
 
 
+def image_size_text(size: tuple[int, int]) -> str:
+    """(height, width) -> 'HxW', as --size takes it."""
+    return f"{size[0]}x{size[1]}"
+
+
 def _three_digits(number: float) -> str:
-    return f"{number:.0f}" if number >= 1000 else f"{number:#.4g}".rstrip(".") if number >= 100 else f"{number:#.3g}"
+    if number >= 1000:
+        return f"{number:.0f}"
+    return f"{number:#.4g}".rstrip(".") if number >= 100 else f"{number:#.3g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,17 +12,17 @@ from typing import Any
 import pytest
 from conftest import listing
 from test_macs import SD14_ROWS
+from test_model_folder import describe
 from typer.testing import CliRunner
 
 from rcdeploy.bench import latency
-from rcdeploy.bench.costs import component_costs, image_macs
+from rcdeploy.bench.costs import image_macs
 from rcdeploy.bench.latency import Settings, bench, ratio, summary
 from rcdeploy.cli.bench import SAME, pipe_table, tables
 from rcdeploy.cli.main import app
-from rcdeploy.model_folder import TORCH, Subject, find_subjects
+from rcdeploy.model_description import TORCH_BACKENDS, ModelDescription
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
-from rcdeploy_runtime.manifest import Manifest
 
 run = CliRunner().invoke
 
@@ -32,76 +31,10 @@ def quiet(*_: Any) -> None:
     pass
 
 
-def make_run(folder: Path, pipeline: Path, teacher: Path) -> Path:
-    shutil.copytree(pipeline, folder / "pipeline")
-    Manifest(kind="run", recipe={"teacher": {"path": str(teacher)}}).write(folder)
-    return folder
-
-
-def toy_student(model: Path) -> Subject:
+def toy_student(model: Path) -> ModelDescription:
     """A student by name has no folder; this one is small enough to be built with random weights in a test."""
     configs = {name: read_json(model / name / "config.json") for name in ("unet", "text_encoder", "vae")}
-    return Subject("toy", "student", "toy", None, configs, None, (64, 64), 8, TORCH)
-
-
-# what a word is
-
-
-def test_every_kind_is_told_apart(tmp_path: Path, small_model: Path, tiny_teacher: Path, package: Path) -> None:
-    made = make_run(tmp_path / "made", small_model, tiny_teacher)
-    found = find_subjects([str(made), str(package), str(small_model), "b-tiny", "sd-1.4"])
-    assert [s.kind for s in found] == ["run", "package", "pipeline", "student", "student"]
-    assert [s.backends[0] for s in found] == ["torch", "onnxruntime", "torch", "torch", "torch"]
-    assert [s.size for s in found] == [(64, 64)] * 3 + [(512, 512)] * 2
-    assert found[0].bytes == found[2].bytes
-    costs = component_costs(found[2], (64, 64))
-    for name, part in costs.items():  # the folder holds fp32: four bytes a parameter
-        assert part["bytes"] == 4 * part["parameters"], name
-
-
-def test_a_zipped_package_is_the_package(tmp_path: Path, package: Path) -> None:
-    shutil.make_archive(str(tmp_path / "packed"), "zip", package)
-    folder, packed = find_subjects([str(package), str(tmp_path / "packed.zip")])
-    assert (packed.kind, packed.bytes, packed.configs) == (folder.kind, folder.bytes, folder.configs)
-
-
-def test_by_default_the_newest_run_behind_its_teacher(tmp_path: Path, small_model: Path, tiny_teacher: Path) -> None:
-    make_run(tmp_path / "runs/one", small_model, tiny_teacher)
-    assert [s.source for s in find_subjects([])] == [str(tiny_teacher), "runs/one"]
-    two = make_run(tmp_path / "runs/two", small_model, Path("org/elsewhere"))
-    os.utime(two / "pipeline")
-    assert [s.source for s in find_subjects([])] == ["runs/two"]
-
-
-def test_two_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, small_model: Path) -> None:
-    for parent in ("a", "b"):
-        shutil.copytree(small_model, tmp_path / parent / "model")
-    assert [s.name for s in find_subjects(["a/model", "b/model"])] == ["a/model", "b/model"]
-
-
-def test_what_is_nothing_is_refused(tmp_path: Path, small_model: Path) -> None:
-    def refused(word: str, match: str) -> RcdeployError:
-        with pytest.raises(RcdeployError, match=match) as caught:
-            find_subjects([word])
-        return caught.value
-
-    assert "c-micro" in (refused("c-mirco", "no student").fix or "")
-    (tmp_path / "empty").mkdir()
-    refused("empty", "neither a run, nor a package")
-    Manifest(kind="prompt_pool").write(tmp_path / "pool")
-    refused("pool", "is a prompt_pool")
-    Manifest(kind="run").write(tmp_path / "begun")
-    refused("begun", "not ended")
-    refused("koala-700m", "does not fit")
-    (tmp_path / "note.txt").write_text("words")
-    refused("note.txt", "not a zip")
-    with pytest.raises(RcdeployError, match="no finished run"):
-        find_subjects([])
-    broken = shutil.copytree(small_model, tmp_path / "broken")
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\x05")
-    refused("broken", "no safetensors")
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    refused("broken", "no weights")
+    return ModelDescription("toy", "student", "toy", None, configs, None, (64, 64), 8, TORCH_BACKENDS)
 
 
 # what it costs
@@ -109,7 +42,7 @@ def test_what_is_nothing_is_refused(tmp_path: Path, small_model: Path) -> None:
 
 def test_students_cost_what_the_paper_says() -> None:
     names = [name if name != "teacher" else "sd-1.4" for name in SD14_ROWS]
-    result = bench(find_subjects(names), Settings(time=False), quiet)
+    result = bench(describe(names), Settings(time=False), quiet)
     for row, (count, thop, total) in zip(result["subjects"], SD14_ROWS.values(), strict=True):
         unet = row["components"]["unet"]
         assert unet["parameters"] == count
@@ -129,14 +62,14 @@ def test_a_picture_is_its_calls() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused(small_model: Path) -> None:
-    (subject,) = find_subjects([str(small_model)])
-    assert subject.latents((64, 128)) == (8, 16)
+    (subject,) = describe([str(small_model)])
+    assert subject.latent_size((64, 128)) == (8, 16)
     for settings in (Settings(size=(60, 64), time=False), Settings(sizes=((64, 0),), time=False)):
         with pytest.raises(RcdeployError, match="multiples of 8 pixels"):
             bench([subject], settings, quiet)
-    fixed = Subject(**{**vars(subject), "fixed": True})
+    fixed = ModelDescription(**{**vars(subject), "is_static": True})
     with pytest.raises(RcdeployError, match="64x64 pixels only"):
-        fixed.latents((128, 128))
+        fixed.latent_size((128, 128))
 
 
 # times
@@ -164,7 +97,7 @@ def test_backends_are_checked_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, small_model: Path, package: Path
 ) -> None:
     monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("something was started"))
-    model, packed = find_subjects([str(small_model), str(package)])
+    model, packed = describe([str(small_model), str(package)])
     with pytest.raises(RcdeployError, match="onnxruntime, not on torch"):
         bench([packed], Settings(backends=("torch",)), quiet)
     with pytest.raises(RcdeployError, match="none of the subjects runs on openvino"):
@@ -178,7 +111,7 @@ def test_backends_are_checked_before_anything_starts(
 @pytest.fixture(scope="module")
 def timed(small_model: Path, package: Path) -> dict[str, Any]:
     """A folder in torch, a student of random weights, a package; a folder's files are the same afterwards."""
-    subjects = [*find_subjects([str(small_model)]), toy_student(small_model), *find_subjects([str(package)])]
+    subjects = [*describe([str(small_model)]), toy_student(small_model), *describe([str(package)])]
     before = listing(small_model) | listing(package)
     settings = Settings(sizes=((64, 128),), num_inference_steps=2, runs=3, threads=1, device="cpu", random_weights=True)
     seen: list[tuple[str, int, int]] = []
@@ -244,7 +177,7 @@ def test_tables_say_same_within_the_spread(timed: dict[str, Any]) -> None:
 
 def test_a_process_that_fails_says_why(tmp_path: Path, small_model: Path) -> None:
     lacks = shutil.copytree(small_model, tmp_path / "lacks")
-    subjects = find_subjects([str(lacks)])
+    subjects = describe([str(lacks)])
     shutil.rmtree(lacks / "tokenizer")
     (lacks / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"")
     with pytest.raises(RcdeployError, match="lacks on torch: .*unet cannot be loaded"):

@@ -1,9 +1,13 @@
 """The commands as a user types them, on what needs no training."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
@@ -32,6 +36,23 @@ def test_help_teaches_every_command() -> None:
     ):
         assert command in page
         assert run(app, [command, "--help"]).exit_code == 0
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command and group of commands, as the words that a user types."""
+    return [path] + [c for name, sub in getattr(group, "commands", {}).items() for c in commands(sub, (*path, name))]
+
+
+@pytest.mark.parametrize("command", commands(typer.main.get_command(app)), ids=" ".join)
+def test_short_help_works_everywhere(command: tuple[str, ...]) -> None:
+    short, long = (run(app, [*command, option]) for option in ("-h", "--help"))
+    assert short.exit_code == 0 and short.output == long.output
+
+
+def test_python_m_rcdeploy_is_the_command() -> None:
+    for module in ("rcdeploy", "rcdeploy.cli.main"):  # the second is what accelerate launch is given
+        done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith("rcdeploy ")
 
 
 def test_recipes_lists_the_shipped_ones() -> None:

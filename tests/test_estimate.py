@@ -24,7 +24,8 @@ from rcdeploy.estimate.workload import count_prompts, unpaired_share
 from rcdeploy.machine import GPUS, describe, gemm_rate
 from rcdeploy.prompts.recipe_pool import open_pool
 from rcdeploy.recipe import Recipe, load_recipe
-from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
+from rcdeploy.student.sd14 import SD14_UNET_CONFIG
+from rcdeploy.student.spec import student_config
 from rcdeploy_runtime.errors import RcdeployError
 
 ROOT = Path(__file__).parent.parent

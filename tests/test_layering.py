@@ -49,7 +49,7 @@ def test_export_stands_above_the_workstation() -> None:
 
 def test_nobody_imports_the_commands() -> None:
     for file in FILES:
-        if not file.is_relative_to(ROOT / "rcdeploy/cli"):
+        if not file.is_relative_to(ROOT / "rcdeploy/cli") and file != ROOT / "rcdeploy/__main__.py":
             assert not [n for n in imported(file) if n.startswith("rcdeploy.cli")], file
 
 

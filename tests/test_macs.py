@@ -20,7 +20,8 @@ from rcdeploy.bench.macs import (
 )
 from rcdeploy.bench.student_table import student_table
 from rcdeploy.student.build import build_on_meta, build_student
-from rcdeploy.student.spec import SD14_UNET_CONFIG, STUDENTS, student_config
+from rcdeploy.student.sd14 import SD14_UNET_CONFIG
+from rcdeploy.student.spec import STUDENTS, student_config
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)

@@ -29,8 +29,9 @@ from rcdeploy.report.opened import Opened, open_run
 from rcdeploy.report.page import _machines, write_report
 from rcdeploy.report.unet_diagram import Layer, diagram, layers
 from rcdeploy.student.build import build_on_meta
-from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
-from rcdeploy.units import count, in_bytes, seconds
+from rcdeploy.student.sd14 import SD14_UNET_CONFIG
+from rcdeploy.student.spec import student_config
+from rcdeploy.units import bytes_text, count_text, seconds_text
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256, write_json
 from rcdeploy_runtime.manifest import Manifest
@@ -131,11 +132,11 @@ def test_costs_are_those_that_are_counted(page: Page, made: Path, small_model: P
     configs = [read_json(folder / "unet" / "config.json") for folder in (small_model, made / "run" / "pipeline")]
     teacher, student = (build_on_meta(c) for c in configs)
     for unet in (teacher, student):
-        assert count(parameters(unet)) in page.text
-        assert count(unet_macs(unet, None, 16).thop) in page.text
-        assert count(unet_macs(unet, None, 16).total) in page.text
+        assert count_text(parameters(unet)) in page.text
+        assert count_text(unet_macs(unet, None, 16).thop) in page.text
+        assert count_text(unet_macs(unet, None, 16).total) in page.text
     share = 100 * parameters(student) / parameters(teacher)
-    assert f"{count(parameters(student))} {share:.1f} %" in page.text
+    assert f"{count_text(parameters(student))} {share:.1f} %" in page.text
     widths = [float(m) for m in re.findall(r'<i style="width: ([0-9.]+)%"', page.source)]
     assert widths[0] == 100
     assert widths[1] == pytest.approx(share, abs=0.01)
@@ -146,7 +147,7 @@ def test_parity_and_sizes_are_the_manifests(page: Page, made: Path) -> None:
     for row in manifest["facts"]["parity"]:
         name = row["component"]
         size = sum(f["size"] for file, f in manifest["files"].items() if file.startswith(name + "/"))
-        wanted = f"{name} fp32 {in_bytes(size)} {row['max_abs_error']:.1e} {row['relative_error']:.1e}"
+        wanted = f"{name} fp32 {bytes_text(size)} {row['max_abs_error']:.1e} {row['relative_error']:.1e}"
         assert wanted in page.text
 
 
@@ -363,12 +364,12 @@ def test_boxes_are_as_high_as_their_channels() -> None:
     [(859_520_964, "859.5 M"), (401.64e9, "401.6 G"), (12_961, "13.0 k"), (999, "999"), (1.234e15, "1.23 P")],
 )
 def test_counts_in_words(number: float, words: str) -> None:
-    assert count(number) == words
+    assert count_text(number) == words
 
 
 def test_bytes_and_seconds_in_words() -> None:
-    assert (in_bytes(2_082_536), in_bytes(812), in_bytes(3.44e9)) == ("2.08 MB", "812 bytes", "3.44 GB")
-    assert (seconds(0.0421), seconds(9.4), seconds(159.04)) == ("42.1 ms", "9.40 s", "159.0 s")
+    assert (bytes_text(2_082_536), bytes_text(812), bytes_text(3.44e9)) == ("2.08 MB", "812 bytes", "3.44 GB")
+    assert (seconds_text(0.0421), seconds_text(9.4), seconds_text(159.04)) == ("42.1 ms", "9.40 s", "159.0 s")
 
 
 # --- looked at --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import torch
 from toy_unets import TOY, TOY_XL, Config, run_unet, same_weights, student_of
 
 from rcdeploy.student.build import build_student
+from rcdeploy.student.sd14 import SD14_UNET_CONFIG
 from rcdeploy.student.spec import (
-    SD14_UNET_CONFIG,
     STUDENTS,
     StudentSpec,
     describe_removed,

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..model_folder import Subject
+from ..model_description import ModelDescription
 from ..student.build import build_on_meta
 from .macs import parameters, text_encoder_macs, text_encoder_on_meta, unet_macs, vae_decoder_macs, vae_decoder_on_meta
 
 
-def component_costs(subject: Subject, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+def component_costs(model: ModelDescription, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
     """{component: {parameters, bytes, macs_thop, macs}} for one call on one row: prompt, latent, picture.
 
     size: of the picture, (height, width) in pixels. macs_thop: as THOP counts; macs: every matrix product. bytes: None
     for a student, which has no files. Raises RcdeployError when the subject cannot draw that size.
     """
-    latents, length, configs = subject.latents(size), subject.text_length, subject.configs
+    latents, length, configs = model.latent_size(size), model.text_length, model.configs
     unet = build_on_meta(configs["unet"])
     text_encoder, decoder = text_encoder_on_meta(configs["text_encoder"]), vae_decoder_on_meta(configs["vae"])
     counted = {
@@ -26,7 +26,7 @@ def component_costs(subject: Subject, size: tuple[int, int]) -> dict[str, dict[s
     return {
         name: {
             "parameters": parameters(module),
-            "bytes": subject.bytes[name] if subject.bytes else None,
+            "bytes": model.weight_bytes[name] if model.weight_bytes else None,
             "macs_thop": macs.thop,
             "macs": macs.total,
         }

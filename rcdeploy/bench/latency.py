@@ -21,12 +21,13 @@ from typing import IO, Any
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..machine import describe, gemm_rate
-from ..model_folder import COMPONENTS, FORMAT_BACKENDS, TORCH, Subject, shown
+from ..model_description import COMPONENTS, FORMAT_BACKENDS, TORCH_BACKENDS, ModelDescription
 from ..progress import Progress
+from ..units import image_size_text
 from .costs import branches, component_costs, image_macs
 
 Timings = dict[str, float]
-BACKENDS = (*TORCH, *FORMAT_BACKENDS.values())
+BACKENDS = (*TORCH_BACKENDS, *FORMAT_BACKENDS.values())
 NEEDED = {
     "onnxruntime": (("onnxruntime",), "pip install onnxruntime"),
     "openvino": (("openvino",), 'pip install "rcdeploy[openvino]"'),
@@ -71,7 +72,7 @@ class Settings:
                 raise RcdeployError(f"there is no backend {backend!r}", fix=f"Backends: {', '.join(BACKENDS)}.")
 
 
-def bench(subjects: Sequence[Subject], settings: Settings, progress: Progress) -> dict[str, Any]:
+def bench(subjects: Sequence[ModelDescription], settings: Settings, progress: Progress) -> dict[str, Any]:
     """{"machine", "settings", "subjects"}, JSON-able: costs of every subject and, unless settings.time is False, times.
 
     subjects[i]: name, kind, source, components {name: parameters, bytes, macs_thop, macs}, image {macs_thop, macs},
@@ -80,7 +81,7 @@ def bench(subjects: Sequence[Subject], settings: Settings, progress: Progress) -
     Times in seconds; share_of_gemm is None off the processor. The MACs are of one row, a timed UNet call has a row for
     each guidance branch. Raises RcdeployError for what a subject cannot do, before anything is started.
     """
-    size = settings.size or subjects[0].size
+    size = settings.size or subjects[0].image_size
     plan = _plan(subjects, settings, size)
     rows: list[dict[str, Any]] = []
     for subject in subjects:
@@ -141,11 +142,13 @@ def _default_threads() -> int:
     return torch.get_num_threads()
 
 
-def _plan(subjects: Sequence[Subject], settings: Settings, size: tuple[int, int]) -> list[tuple[int, Subject, str]]:
+def _plan(
+    subjects: Sequence[ModelDescription], settings: Settings, size: tuple[int, int]
+) -> list[tuple[int, ModelDescription, str]]:
     """(index, subject, backend) of all that is timed. Raises RcdeployError for what cannot be."""
     for subject in subjects:
         for wanted in (size, *settings.sizes):
-            subject.latents(wanted)
+            subject.latent_size(wanted)
     if not settings.time:
         return []
     plan = []
@@ -224,7 +227,7 @@ class _Worker:
 
 
 def _measure(
-    plan: Sequence[tuple[Subject, str]],
+    plan: Sequence[tuple[ModelDescription, str]],
     settings: Settings,
     size: tuple[int, int],
     threads: int,
@@ -237,7 +240,7 @@ def _measure(
         workers, found = [], []
         for done, (subject, backend) in enumerate(plan):
             progress("loading", done, len(plan), {})
-            task = _task(subject, backend, settings, subject.latents(size), threads)
+            task = _task(subject, backend, settings, subject.latent_size(size), threads)
             worker = opened.enter_context(_Worker.start(f"{subject.source} on {backend}", task))
             workers.append(worker)
             found.append({"precision": subject.precision, **worker.answer()})
@@ -248,20 +251,22 @@ def _measure(
             for part, at in parts:
                 for i, (worker, (subject, _)) in enumerate(zip(workers, plan, strict=True)):
                     time.sleep(PAUSE)
-                    took = worker.seconds(part, subject.latents(at))
+                    took = worker.seconds(part, subject.latent_size(at))
                     if turn:
                         seconds.setdefault((i, part, at), []).append(took)
         progress("timing", settings.runs + 1, settings.runs + 1, {})
     for i, facts in enumerate(found):
         facts["timings"] = {name: summary(seconds[i, name, at]) for name, at in parts[: len(COMPONENTS) + 1]}
         facts["sizes"] = {
-            shown(at): {name: summary(seconds[i, name, at]) for name in ("unet", "vae_decoder")}
+            image_size_text(at): {name: summary(seconds[i, name, at]) for name in ("unet", "vae_decoder")}
             for at in settings.sizes
         }
     return found
 
 
-def _task(subject: Subject, backend: str, settings: Settings, latents: tuple[int, int], threads: int) -> dict[str, Any]:
+def _task(
+    subject: ModelDescription, backend: str, settings: Settings, latents: tuple[int, int], threads: int
+) -> dict[str, Any]:
     """What the process is told, JSON-able."""
     return {
         "backend": backend,

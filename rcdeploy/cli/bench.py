@@ -10,9 +10,9 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..units import giga
+from ..units import giga_text
 from .console import err, out, parse_size, quieten_libraries, stages
-from .distill import QUIET
+from .options import QUIET
 
 Table = tuple[str, list[dict[str, Any]]]
 PARTS = {"text_encoder": "text", "unet": "UNet", "vae_decoder": "decoder"}
@@ -57,7 +57,8 @@ def bench_command(
     quieten_libraries()
     from ..bench.latency import Settings, bench
     from ..machine import busy_words
-    from ..model_folder import find_subjects
+    from ..model_description import describe_model
+    from ..model_folder import resolve_all
 
     settings = Settings(
         size=parse_size(size) if size else None,
@@ -71,7 +72,7 @@ def bench_command(
         time=timed,
         random_weights=random_weights,
     )
-    found = find_subjects(subjects or ())
+    found = [describe_model(model) for model in resolve_all(subjects or ())]
     busy = busy_words() if timed and not quiet else None
     with stages(quiet or as_json) as progress:
         result = bench(found, settings, progress)
@@ -157,8 +158,8 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                     "parameters": costs["parameters"],
                     "x size": costs["parameters"] / base["parameters"],
                     "MB": None if costs["bytes"] is None else costs["bytes"] / 1e6,
-                    "GMACs, THOP": giga(costs["macs_thop"]),
-                    "GMACs": giga(costs["macs"]),
+                    "GMACs, THOP": giga_text(costs["macs_thop"]),
+                    "GMACs": giga_text(costs["macs"]),
                     "x GMACs": costs["macs"] / base["macs"],
                 }
             )

@@ -8,7 +8,7 @@ import typer
 
 from ..recipe import load_recipe
 from .console import err, quieten_libraries, show_table, stages
-from .distill import QUIET, RECIPE, SET
+from .options import QUIET, RECIPE, SET
 
 
 def cache_command(

@@ -8,12 +8,11 @@ from pathlib import Path
 import typer
 
 from .console import out, quieten_libraries
-
-FOLDER = typer.Argument(help="A run, or a package that rcdeploy export wrote.", show_default=False)
+from .options import MODEL_FOLDER
 
 
 def card_command(
-    folder: Path = FOLDER,
+    folder: Path = MODEL_FOLDER,
     teacher: Path | None = typer.Option(
         None, "--teacher", help="The teacher's diffusers folder, where the recipe does not lead to it."
     ),

@@ -13,10 +13,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from ..recipe import Recipe, load_recipe
 from .console import err, out, quieten_libraries, stages
-
-RECIPE = typer.Argument(help="A recipe file, for example recipes/quickstart.toml.")
-SET = typer.Option(None, "--set", metavar="KEY=VALUE", help="Override a key: --set train.max_steps=100; repeatable.")
-QUIET = typer.Option(False, "--quiet", "-q", help="No progress, no remarks; errors still show.")
+from .options import QUIET, RECIPE, SET
 
 
 def distill_command(

@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..recipe import load_recipe
-from ..units import count, in_bytes
+from ..units import bytes_text, count_text
 from .console import err, out, quieten_libraries
-from .distill import QUIET, RECIPE, SET
+from .options import QUIET, RECIPE, SET
 
 
 def estimate_command(
@@ -83,16 +83,16 @@ def _show(found: dict[str, Any]) -> None:
     stages = ("caching", "training", "drawing")
     parts = ("teacher", "student", "gradients", "optimizer", "ema", "activations")
     out.print(
-        f"memory: {in_bytes(memory['peak'])} of {in_bytes(memory['device'])} at the most\n"
-        f"  training: {', '.join(f'{name} {in_bytes(memory[name])}' for name in parts)}\n"
-        f"  while {', '.join(f'{name} {in_bytes(memory[name])}' for name in stages if memory[name])}",
+        f"memory: {bytes_text(memory['peak'])} of {bytes_text(memory['device'])} at the most\n"
+        f"  training: {', '.join(f'{name} {bytes_text(memory[name])}' for name in parts)}\n"
+        f"  while {', '.join(f'{name} {bytes_text(memory[name])}' for name in stages if memory[name])}",
         highlight=False,
     )
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
     macs, disk = row["macs"], row["disk_bytes"]
-    return count(macs) if macs else "", in_bytes(disk) if disk else "", _time(row["seconds"])
+    return count_text(macs) if macs else "", bytes_text(disk) if disk else "", _time(row["seconds"])
 
 
 def _time(seconds: float) -> str:

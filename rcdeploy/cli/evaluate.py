@@ -14,7 +14,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from ..recipe import Evaluate
 from .console import err, out, quieten_libraries, show_table, stages
-from .distill import QUIET
+from .options import QUIET
 
 if TYPE_CHECKING:
     from ..evaluate.metrics import Weights

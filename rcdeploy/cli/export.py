@@ -12,7 +12,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
 from .console import err, out, parse_size, quieten_libraries, show_table, stages
-from .distill import QUIET
+from .options import QUIET
 
 
 def export_command(

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from .console import err, out, stages
-from .distill import QUIET
+from .options import QUIET
 
 
 def generate_command(

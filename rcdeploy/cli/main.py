@@ -26,10 +26,12 @@ from . import (
     sweep,
 )
 from .console import show_error
+from .options import CONTEXT
 
 app = typer.Typer(
     name="rcdeploy",
     no_args_is_help=True,
+    context_settings=CONTEXT,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Make a large text-to-image diffusion model small, without real pictures.\n\n"

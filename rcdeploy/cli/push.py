@@ -13,16 +13,15 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .card import FOLDER
 from .console import err, out, show_table
-from .distill import QUIET
+from .options import MODEL_FOLDER, QUIET
 
 if TYPE_CHECKING:
     from ..report.publication import Publication
 
 
 def push_command(
-    folder: Path = FOLDER,
+    folder: Path = MODEL_FOLDER,
     repo_id: str = typer.Argument(help="OWNER/NAME on the hub; made when it is not there.", show_default=False),
     private: bool = typer.Option(False, "--private", help="A repository that is made is private."),
     revision: str | None = typer.Option(

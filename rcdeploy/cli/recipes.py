@@ -11,10 +11,9 @@ import typer
 
 from ..recipe import load_recipe, shipped
 from .console import out, show_table
-from .distill import RECIPE, SET
+from .options import JSON, RECIPE, SET
 
 app = typer.Typer(help="List, check and draw recipes.", invoke_without_command=True)
-JSON = typer.Option(False, "--json", help="As JSON.")
 
 
 @app.callback()

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from .console import err, out, quieten_libraries, stages
-from .distill import QUIET
+from .options import QUIET
 
 
 def report_command(

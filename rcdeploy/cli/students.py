@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from ..units import giga
+from ..units import giga_text
 from .console import show_table
 
 
@@ -21,7 +21,7 @@ def students_command(
     out; the last column has them in.
     """
     from ..model_config import read_unet_config
-    from ..student.spec import SD14_UNET_CONFIG
+    from ..student.sd14 import SD14_UNET_CONFIG
 
     config = read_unet_config(teacher) if teacher else SD14_UNET_CONFIG
     length = 77
@@ -40,8 +40,8 @@ def students_command(
             "student": row["name"],
             "removed": _removed(row),
             "parameters": row["parameters"],
-            "GMACs (THOP)": "" if row["macs_thop"] is None else giga(row["macs_thop"]),
-            "GMACs, all": "" if row["macs_total"] is None else giga(row["macs_total"]),
+            "GMACs (THOP)": "" if row["macs_thop"] is None else giga_text(row["macs_thop"]),
+            "GMACs, all": "" if row["macs_total"] is None else giga_text(row["macs_total"]),
         }
         for row in rows
     ]

@@ -16,7 +16,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from ..storage.claims import Claim
 from ..sweep.plan import RUNS, Cell, Plan, load_plan
 from .console import err, out, quieten_libraries, show_table, stages
-from .distill import QUIET, SET
+from .options import QUIET, SET
 
 if TYPE_CHECKING:
     from ..sweep.cell import Scores

@@ -17,10 +17,10 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from ..bench.costs import branches
 from ..conditioning import recipe_probability
 from ..model_config import check_single_text_encoder, is_hub_name, latent_shape, read_unet_config
-from ..model_folder import SD14_CONFIGS
 from ..prompts.readers import batches, files_of, whole_words
 from ..random_streams import SHUFFLE, generator
 from ..recipe import WORDNET, Recipe
+from ..student.sd14 import SD14_CONFIGS
 
 DISTINCT = 2_000_000
 """captions up to which duplicates are looked for; beyond, their number is an upper bound"""

@@ -18,7 +18,8 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import checkpoint
 from ..diffusion_model import LatentDiffusionModel
-from ..model_folder import Subject, find_subjects, newest_run
+from ..model_description import ModelDescription, describe_model
+from ..model_folder import newest_run, resolve
 from ..recipe import PATHS, Recipe
 from ..sampling import pictures_of_seeds
 from ..student.spec import student_config
@@ -58,7 +59,7 @@ def open_source(word: str | None, *, at: str | None = None, device: str = "auto"
     word = word or str(newest_run(Path("runs")))
     if at is not None:
         return _checkpoint(Path(word), at, torch_device(device))
-    (subject,) = find_subjects([word])
+    subject = describe_model(resolve(word))
     if subject.folder is None:
         raise RcdeployError(
             f"{word} is the name of a student: it has no weights, and draws nothing",
@@ -79,16 +80,16 @@ def torch_device(word: str) -> torch.device:
     return device
 
 
-def _diffusers(subject: Subject, device: torch.device) -> Source:
+def _diffusers(subject: ModelDescription, device: torch.device) -> Source:
     teacher = LatentDiffusionModel(str(subject.folder), dtype=_dtype(device)).to(device)
     teacher.load("text_encoder", "unet", "vae")
     model = {"kind": subject.kind, "path": subject.source, "digest": teacher.revision}
-    drawing = by_teacher(teacher, subject.size)
+    drawing = by_teacher(teacher, subject.image_size)
     if subject.kind != "run":
-        return Source(subject.name, model, subject.size, drawing, beside=subject.folder)
+        return Source(subject.name, model, subject.image_size, drawing, beside=subject.folder)
     manifest = Manifest.read(Path(subject.source), "run")
     recipe, beside = manifest.recipe, Path(manifest.recipe["teacher"]["path"])
-    return Source(subject.name, model, subject.size, drawing, recipe, beside, _cached_prompts(manifest))
+    return Source(subject.name, model, subject.image_size, drawing, recipe, beside, _cached_prompts(manifest))
 
 
 def _cached_prompts(run: Manifest) -> Path | None:
@@ -114,7 +115,7 @@ def _checkpoint(run: Path, at: str, device: torch.device) -> Source:
     return Source(name, model, size, drawing, recipe.resolved(), Path(recipe.teacher.path), prompts)
 
 
-def _package(subject: Subject, device: str) -> Source:
+def _package(subject: ModelDescription, device: str) -> Source:
     from rcdeploy_runtime.package import Package
     from rcdeploy_runtime.text_to_image import TextToImage
 
@@ -139,7 +140,7 @@ def _package(subject: Subject, device: str) -> Source:
         for section, keys in package.manifest.recipe.items()
         if isinstance(keys, dict)
     }
-    return Source(subject.name, model, subject.size, drawing, recipe)
+    return Source(subject.name, model, subject.image_size, drawing, recipe)
 
 
 def by_teacher(teacher: LatentDiffusionModel, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Drawing:

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..bench.costs import component_costs, image_macs
 from ..bench.latency import ratio
-from ..model_folder import Subject
-from ..units import count, in_bytes, seconds
+from ..model_description import ModelDescription
+from ..units import bytes_text, count_text, seconds_text
 
 Bars = dict[str, Any]
 """{"key", "title", "rows": [{"name", "text", "share", "bar", "note"}]}; share: of the teacher's (None where there is no
@@ -16,7 +16,7 @@ teacher, or no difference); bar: of the longest row"""
 
 
 def cost_bars(
-    subjects: Mapping[str, Subject], size: tuple[int, int], num_inference_steps: int, guidance_scale: float
+    subjects: Mapping[str, ModelDescription], size: tuple[int, int], num_inference_steps: int, guidance_scale: float
 ) -> list[Bars]:
     """What is the same on every machine: of teacher and student (its package computes the same), and all bytes.
 
@@ -25,13 +25,18 @@ def cost_bars(
     costs = {name: component_costs(subject, size) for name, subject in subjects.items()}
     nets = {name: parts for name, parts in costs.items() if name != "package"}
     image = {name: image_macs(parts, num_inference_steps, guidance_scale) for name, parts in nets.items()}
-    weights = {n: sum(p["bytes"] for p in parts.values()) for n, parts in costs.items() if subjects[n].bytes}
+    weights = {n: sum(p["bytes"] for p in parts.values()) for n, parts in costs.items() if subjects[n].weight_bytes}
     figures = (
-        ("parameters", "UNet parameters", {n: p["unet"]["parameters"] for n, p in nets.items()}, count),
-        ("macs_thop", "UNet MACs a step, as THOP counts", {n: p["unet"]["macs_thop"] for n, p in nets.items()}, count),
-        ("macs", "UNet MACs a step, attention included", {n: p["unet"]["macs"] for n, p in nets.items()}, count),
-        ("image", "MACs of a picture, all networks", {n: m["macs"] for n, m in image.items()}, count),
-        ("bytes", "Weights of the networks that draw", weights, in_bytes),
+        ("parameters", "UNet parameters", {n: p["unet"]["parameters"] for n, p in nets.items()}, count_text),
+        (
+            "macs_thop",
+            "UNet MACs a step, as THOP counts",
+            {n: p["unet"]["macs_thop"] for n, p in nets.items()},
+            count_text,
+        ),
+        ("macs", "UNet MACs a step, attention included", {n: p["unet"]["macs"] for n, p in nets.items()}, count_text),
+        ("image", "MACs of a picture, all networks", {n: m["macs"] for n, m in image.items()}, count_text),
+        ("bytes", "Weights of the networks that draw", weights, bytes_text),
     )
     return [_bars(k, title, {n: (v, unit(v)) for n, v in rows.items()}) for k, title, rows, unit in figures if rows]
 
@@ -62,10 +67,10 @@ def bench_bars(bench: Mapping[str, Any]) -> list[Bars]:
     times = {name: measured["timings"]["image"] for name, measured in found.items()}
     if not times:
         return []
-    image = _bars("time", "One picture", {n: (t["median"], seconds(t["median"])) for n, t in times.items()}, base)
+    image = _bars("time", "One picture", {n: (t["median"], seconds_text(t["median"])) for n, t in times.items()}, base)
     for row in image["rows"]:
         timing = times[row["name"]]
-        row["note"] = f"{seconds(timing['p10'])} to {seconds(timing['p90'])}"
+        row["note"] = f"{seconds_text(timing['p10'])} to {seconds_text(timing['p90'])}"
         if base and row["name"] != base:
             row["share"] = ratio(timing, times[base])
             row["note"] += ", the same within the spread" if row["share"] is None else ""
@@ -78,8 +83,8 @@ def bench_bars(bench: Mapping[str, Any]) -> list[Bars]:
 
 
 TIMED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("first_image_seconds", "First picture, once loaded", seconds),
-    ("load_seconds", "Loading", seconds),
-    ("peak_memory_bytes", "Memory at its peak", in_bytes),
+    ("first_image_seconds", "First picture, once loaded", seconds_text),
+    ("load_seconds", "Loading", seconds_text),
+    ("peak_memory_bytes", "Memory at its peak", bytes_text),
 )
 """of a bench's result, beside the time of a picture: key, title, how it is said"""

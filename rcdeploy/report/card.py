@@ -14,7 +14,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
 
-from ..units import giga
+from ..units import giga_text
 from .provenance import provenance, random_conditioning, student_name
 from .publication import CARD, PICTURE, Licence, Publication, find_licence, on_hub, run_of, teacher_folder
 
@@ -147,7 +147,7 @@ def _unets(found: Publication, teacher: Path | None) -> list[dict[str, Any]]:
         unet = build_on_meta(read_json(file))
         macs = unet_macs(unet, None, int(text.get("max_position_embeddings", 77)))
         row = {"name": name, "parameters": f"{parameters(unet):,}"}
-        rows.append(row | {"macs_thop": giga(macs.thop), "macs": giga(macs.total)})
+        rows.append(row | {"macs_thop": giga_text(macs.thop), "macs": giga_text(macs.total)})
     return rows
 
 

@@ -14,7 +14,8 @@ from rcdeploy_runtime.package import Package
 
 from ..diffusion_model import LatentDiffusionModel
 from ..evaluate.metrics import FIGURES, better
-from ..model_folder import Subject, find_subjects
+from ..model_description import ModelDescription, describe_model
+from ..model_folder import resolve
 from ..prompts.recipe_pool import find_pool
 from ..random_streams import GRID, generator
 from ..recipe import Student
@@ -70,16 +71,16 @@ class Opened:
         edge = int(self.manifest.recipe["cache"]["resolution"] or native)
         return edge, edge
 
-    def costed(self) -> dict[str, Subject]:
+    def costed(self) -> dict[str, ModelDescription]:
         """What can be counted, by name. A student without a pipeline yet is its teacher with a smaller UNet."""
         places = {"teacher": self.teacher, "student": self.student}
-        found = {name: find_subjects([str(model.folder)])[0] for name, model in places.items() if model}
+        found = {name: describe_model(resolve(model.folder)) for name, model in places.items() if model}
         if "student" not in found and "teacher" in found and self.student_config is not None:
             teacher = found["teacher"]
             configs = {**teacher.configs, "unet": dict(self.student_config)}
-            found["student"] = replace(teacher, kind="student", configs=configs, bytes=None)
+            found["student"] = replace(teacher, kind="student", configs=configs, weight_bytes=None)
         if self.package:
-            found["package"] = find_subjects([str(self.package.path)])[0]
+            found["package"] = describe_model(resolve(self.package.path))
         return found
 
 

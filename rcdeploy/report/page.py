@@ -26,7 +26,7 @@ from ..plots import loss_svg, probability_svg
 from ..progress import Progress
 from ..recipe import Conditioning, Student, portable
 from ..student.spec import describe_removed
-from ..units import in_bytes, seconds
+from ..units import bytes_text, seconds_text
 from .bars import bench_bars, cost_bars
 from .opened import PROMPTS, Opened, open_run, own_prompts
 from .side_by_side import frames, side_by_side
@@ -69,7 +69,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["in_bytes"] = in_bytes
+    environment.filters["bytes_text"] = bytes_text
     return environment.get_template("report.html")
 
 
@@ -116,7 +116,7 @@ def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any
         "bench": bench,
         "package": package,
         "sizes": {c: package.size_of(c) for c in package.facts["precision"]} if package else {},
-        "seconds_per_step": [(k, seconds(v)) for k, v in (facts.get("seconds_per_step") or {}).items()],
+        "seconds_per_step": [(k, seconds_text(v)) for k, v in (facts.get("seconds_per_step") or {}).items()],
         "error_by_timestep": [
             (f"{e['timestep']:.0f}", f"{e['relative_error']:#.2g}") for e in facts.get("unet_error_by_timestep") or []
         ],
@@ -161,7 +161,7 @@ def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
     if opened.package:
         manifest = opened.package.manifest
         facts = manifest.facts
-        size, precision = in_bytes(manifest.size_of()), facts["precision"]["unet"]
+        size, precision = bytes_text(manifest.size_of()), facts["precision"]["unet"]
         tiles.append({"label": "Package", "value": size, "detail": f"{facts['target']}, UNet in {precision}"})
         worst = max(p["relative_error"] for p in facts["parity"])
         tiles.append({"label": "Largest error", "value": f"{worst:.1e}", "detail": "relative, package against torch"})

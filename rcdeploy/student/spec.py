@@ -20,23 +20,9 @@ from typing import Any, Literal
 
 from rcdeploy_runtime.errors import RcdeployError
 
-Config = dict[str, Any]
+from .sd14 import SD14_UNET_CONFIG
 
-SD14_UNET_CONFIG: Config = {
-    "_class_name": "UNet2DConditionModel",
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "out_channels": 4,
-    "sample_size": 64,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-}
-"""The UNet of CompVis/stable-diffusion-v1-4, so that its students can be listed without any download. What is not named
-here (activation, epsilons, scale factors) is diffusers' default, as in the original file."""
+Config = dict[str, Any]
 
 # diffusers' own defaults for the keys that the rules read and a config may leave out
 _DEFAULTS: Config = {

@@ -1,0 +1,179 @@
+"""What is known of a model without loading it: the configs of its networks, weight bytes, image size, backends."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+from rcdeploy_runtime.package import Package
+
+from .model_config import check_single_text_encoder, native_latent_size, pixels_per_latent, read_unet_config
+from .model_folder import Kind, ModelFolder
+from .student.sd14 import SD14_CONFIGS, SD14_UNET_CONFIG
+from .student.spec import STUDENTS, student_config
+from .units import image_size_text
+
+Config = dict[str, Any]
+COMPONENTS = ("text_encoder", "unet", "vae_decoder")
+"""the networks that draw an image"""
+TORCH_BACKENDS = ("torch", "torch.compile")
+FORMAT_BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino", "trt": "tensorrt"}
+_WEIGHT_FILE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+_MAX_SAFETENSORS_HEADER = 2**27
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model as its configs and files describe it.
+
+    Attributes:
+        name, kind, source: as in ModelFolder.
+        folder: what a backend loads (a package may be a .zip); None for a student, which has no weights.
+        configs: of unet, text_encoder and vae.
+        weight_bytes: by component; None for a student.
+        image_size: (height, width) in pixels of the images that it makes by default.
+        size_multiple: heights and widths must be multiples of this, in pixels.
+        backends: what can run it, the default first.
+        is_static: it makes images of image_size only.
+        precision: of its UNet.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    folder: Path | None
+    configs: dict[str, Config]
+    weight_bytes: dict[str, int] | None
+    image_size: tuple[int, int]
+    size_multiple: int
+    backends: tuple[str, ...]
+    is_static: bool = False
+    precision: str = "fp32"
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a prompt."""
+        return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
+
+    def latent_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels -> in latent pixels. Raises RcdeployError for a size that the model cannot make."""
+        height, width = image_size
+        native = image_size_text(self.image_size)
+        if self.is_static and image_size != self.image_size:
+            raise RcdeployError(
+                f"{self.source} was exported for {native} pixels only, not for {image_size_text(image_size)}",
+                fix=f"Give --size {native} and no other sizes, or export it without --static.",
+            )
+        if min(image_size) < self.size_multiple or height % self.size_multiple or width % self.size_multiple:
+            raise RcdeployError(
+                f"{self.source}: image sizes must be multiples of {self.size_multiple} pixels, "
+                f"not {image_size_text(image_size)}",
+                fix=f"For example {native}.",
+            )
+        pixels = pixels_per_latent(self.configs["vae"])
+        return height // pixels, width // pixels
+
+
+def describe_model(model: ModelFolder) -> ModelDescription:
+    """Reads configs and file headers. Raises RcdeployError when they are missing, damaged, or of an unknown kind."""
+    if model.kind == "student":
+        return _describe_student(model)
+    return _describe_package(model) if model.kind == "package" else _describe_pipeline(model)
+
+
+def _describe_student(model: ModelFolder) -> ModelDescription:
+    configs = dict(SD14_CONFIGS)
+    if model.name in STUDENTS:
+        configs["unet"], _ = student_config(model.name, SD14_UNET_CONFIG)
+    return ModelDescription(
+        name=model.name,
+        kind=model.kind,
+        source=model.source,
+        folder=None,
+        configs=configs,
+        weight_bytes=None,
+        image_size=(512, 512),
+        size_multiple=pixels_per_latent(configs["vae"]),
+        backends=TORCH_BACKENDS,
+    )
+
+
+def _describe_pipeline(model: ModelFolder) -> ModelDescription:
+    folder = model.require_pipeline()
+    unet = read_unet_config(folder)
+    check_single_text_encoder(model.source, unet)
+    vae = read_json(folder / "vae" / "config.json")
+    pixels = pixels_per_latent(vae)
+    height, width = native_latent_size(unet)
+    return ModelDescription(
+        name=model.name,
+        kind=model.kind,
+        source=model.source,
+        folder=folder,
+        configs={"unet": unet, "text_encoder": read_json(folder / "text_encoder" / "config.json"), "vae": vae},
+        weight_bytes={
+            "text_encoder": _tensor_bytes(folder / "text_encoder"),
+            "unet": _tensor_bytes(folder / "unet"),
+            "vae_decoder": _tensor_bytes(folder / "vae", "decoder.", "post_quant_conv."),
+        },
+        image_size=(height * pixels, width * pixels),
+        size_multiple=pixels,
+        backends=TORCH_BACKENDS,
+    )
+
+
+def _describe_package(model: ModelFolder) -> ModelDescription:
+    package = Package(model.source)
+    manifest = package.manifest
+    config_folders = {"unet": "unet", "text_encoder": "text_encoder", "vae": "vae_decoder"}
+    configs = {name: package.json(f"{folder}/config.json") for name, folder in config_folders.items()}
+    pixels = pixels_per_latent(configs["vae"])
+    static = manifest.facts.get("static_size")
+    try:
+        _, latent_height, latent_width = manifest.latents["shape"]
+        image_size = (int(latent_height) * pixels, int(latent_width) * pixels)
+        if static:
+            image_size = (int(static[0]), int(static[1]))
+        size_multiple = int(manifest.facts["size_multiple"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RcdeployError(f"{model.source}: its manifest lacks {error}", fix="Export it again.") from None
+    return ModelDescription(
+        name=model.name,
+        kind=model.kind,
+        source=model.source,
+        folder=model.path,
+        configs=configs,
+        weight_bytes={component: manifest.size_of(component) for component in COMPONENTS},
+        image_size=image_size,
+        size_multiple=size_multiple,
+        backends=(FORMAT_BACKENDS[package.format],),
+        is_static=bool(static),
+        precision=str(manifest.facts.get("precision", {}).get("unet", "fp32")),
+    )
+
+
+def _tensor_bytes(folder: Path, *prefixes: str) -> int:
+    """Bytes of the folder's tensors whose names start with a prefix, read from the safetensors' headers."""
+    files = [f for f in sorted(folder.glob("*.safetensors")) if _WEIGHT_FILE.fullmatch(f.name)]
+    if not files:
+        raise RcdeployError(
+            f"{folder} has no weights in .safetensors", fix="Pickled .bin and .ckpt files are never opened."
+        )
+    total = 0
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(min(length, _MAX_SAFETENSORS_HEADER)))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            spans = [t["data_offsets"] for name, t in tensors.items() if name.startswith(prefixes or "")]
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RcdeployError(f"{file} is no safetensors file: {error}", fix="Copy it again.") from None
+        total += sum(end - start for start, end in spans)
+    return total
