@@ -66,20 +66,20 @@ def resident_mb() -> float:
 
 
 def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
-    from rcdeploy.prompts.pool import build_pool
+    from rcdeploy.prompts.filters import PoolOptions
+    from rcdeploy.prompts.pool_builder import build_pool
 
-    options: dict[str, Any] = {"min_length": 10, "max_length": 300, "script": "latin"} if sample else {}
-
+    options = PoolOptions(min_length=10, max_length=300, script="latin", sample=sample) if sample else PoolOptions()
     before, start = resident_mb(), time.perf_counter()
-    with build_pool([folder / "captions.txt"], folder / "pool", sample=sample, **options) as pool:
+    with build_pool([folder / "captions.txt"], folder / "pool", options) as pool:
         seconds = time.perf_counter() - start
-        source = pool.manifest.facts["sources"][0]
+        (source,) = pool.facts.sources
         return {
             "kept": len(pool),
-            "duplicate": source["duplicate"],
-            "text_mb": pool.manifest.facts["bytes"] / 1e6,
+            "duplicate": source.duplicate,
+            "text_mb": pool.facts.bytes / 1e6,
             "build_s": seconds,
-            "build_rows_per_s": source["rows"] / seconds,
+            "build_rows_per_s": source.rows / seconds,
             "build_peak_added_mb": (peak_memory() or 0) / 2**20 - before,
         }
 

@@ -25,8 +25,9 @@ import torch
 from fashion import COLOURS, ITEMS, SIZES, draw, photographs, some_scenes
 from PIL import Image
 
-from rcdeploy.prompts.pool import build_pool
-from rcdeploy.prompts.readers import read_batches, whole_words
+from rcdeploy.prompts.patterns import WholeWordPatterns, passing
+from rcdeploy.prompts.pool_builder import build_pool
+from rcdeploy.prompts.readers import read_batches
 from rcdeploy.random_streams import SHUFFLE, generator
 from rcdeploy.recipe import Recipe, load_recipe
 from rcdeploy_runtime.files import new_folder, replacing
@@ -60,8 +61,9 @@ def real_pictures(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
 
 def paired_texts(recipe: Recipe) -> list[str]:
     """The prompts of the recipe's cached latents, in the cache's order (latent_cache._prepare draws them so)."""
-    unwanted = whole_words(recipe.prompts.paired_exclude)
-    captions = [c for c in all_captions(recipe) if not any(p.search(c) for p in unwanted)]
+    captions = passing(
+        all_captions(recipe), include=WholeWordPatterns([]), exclude=WholeWordPatterns(recipe.prompts.paired_exclude)
+    )
     order = generator(recipe.cache.seed, SHUFFLE).permutation(len(captions))[: recipe.prompts.paired_count]
     return [captions[i] for i in order]
 
@@ -73,12 +75,12 @@ def all_captions(recipe: Recipe) -> list[str]:
 def pools(recipe: Recipe, out: Path) -> None:
     captions, paired = all_captions(recipe), paired_texts(recipe)
     shuffled = random.Random(0).sample(captions, len(captions))
-    unseen = whole_words(recipe.prompts.paired_exclude)
+    unseen = WholeWordPatterns(recipe.prompts.paired_exclude)
     further = {
         "paired": [],
         "eighth": shuffled[: len(captions) // 8],
         "half": shuffled[: len(captions) // 2],
-        "unseen": [c for c in captions if any(p.search(c) for p in unseen)],
+        "unseen": list(itertools.compress(captions, unseen.matches(captions))),
     }
     for name, texts in further.items():
         with tempfile.TemporaryDirectory() as folder:

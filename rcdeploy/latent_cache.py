@@ -24,7 +24,9 @@ from rcdeploy_runtime.files import replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .diffusion_model import LatentDiffusionModel
-from .prompts.pool import PromptPool, build_pool
+from .prompts.filters import PoolOptions
+from .prompts.pool import PromptPool
+from .prompts.pool_builder import build_pool
 from .prompts.readers import files_of
 from .prompts.recipe_pool import paired_sources
 from .random_streams import SHUFFLE, generator
@@ -139,8 +141,7 @@ def _prepare(recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, wanted
     paired = build_pool(
         paired_sources(recipe),
         folder / "all_prompts",
-        column=recipe.prompts.column,
-        exclude=recipe.prompts.paired_exclude,
+        PoolOptions(column=recipe.prompts.column, exclude=tuple(recipe.prompts.paired_exclude)),
     )
     prompts, images = [], []
     if cache.source == "real":
@@ -156,7 +157,7 @@ def _prepare(recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, wanted
     prompts = [prompts[i] for i in order] if images else paired.take(order)
     with replacing(folder / "prompts.txt") as beside:
         beside.write_text("".join(f"{p}\n" for p in prompts), encoding="utf-8")
-    build_pool([folder / "prompts.txt"], folder / "prompts", deduplicate=False)
+    build_pool([folder / "prompts.txt"], folder / "prompts", PoolOptions(deduplicate=False))
     paired.close()
     shutil.rmtree(folder / "all_prompts")
     Manifest(

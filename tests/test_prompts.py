@@ -20,9 +20,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rcdeploy.cli.prompts import app
-from rcdeploy.prompts import keep, readers
 from rcdeploy.prompts import pool as pool_module
-from rcdeploy.prompts.pool import PromptPool, build_pool
+from rcdeploy.prompts import readers
+from rcdeploy.prompts.filters import PoolOptions, UniformSample
+from rcdeploy.prompts.pool import PromptPool, SourceCounts
+from rcdeploy.prompts.pool_builder import build_pool
 from rcdeploy_runtime.errors import RcdeployError
 
 CAPTIONS = ["a cat", "ein Bär im Wald", "猫が眠っている", "a rocket 🚀 at dawn", 'he said "hi", twice']
@@ -51,12 +53,11 @@ def write_captions(path: Path, captions: list[str | None], column: str = "text")
 
 
 def build(tmp_path: Path, *sources: Path, **options: Any) -> PromptPool:
-    return build_pool(list(sources), tmp_path / "pool", **options)
+    return build_pool(list(sources), tmp_path / "pool", PoolOptions(**options))
 
 
-def source_of(pool: PromptPool, index: int = 0) -> dict[str, Any]:
-    source: dict[str, Any] = pool.manifest.facts["sources"][index]
-    return source
+def source_of(pool: PromptPool, index: int = 0) -> SourceCounts:
+    return pool.facts.sources[index]
 
 
 KINDS = ["txt", "csv", "tsv", "jsonl", "txt.gz", "csv.gz", "tsv.gz", "jsonl.gz", "parquet", "TXT"]
@@ -71,11 +72,8 @@ def test_every_kind_of_file(tmp_path: Path, kind: str) -> None:
     with build(tmp_path, path) as pool:
         assert list(pool) == CAPTIONS
         assert [pool[i] for i in range(len(pool))] == CAPTIONS
-        assert source_of(pool) == {
-            "name": str(path), "files": 1, "rows": 7, "kept": 5, "empty": 2, "length": 0, "script": 0, "filtered": 0,
-            "duplicate": 0, "not_drawn": 0,
-        }  # fmt: skip
-        assert pool.manifest.facts["bytes"] == sum(len(c.encode()) for c in CAPTIONS)
+        assert source_of(pool) == SourceCounts(str(path), files=1, rows=7, kept=5, empty=2)
+        assert pool.facts.bytes == sum(len(c.encode()) for c in CAPTIONS)
         assert pool.manifest.wrong_files(pool.folder) == []
 
 
@@ -100,7 +98,7 @@ def test_order_of_columns_and_lines_that_lack_one(tmp_path: Path) -> None:
     lines = [{"prompt": "p", "caption": "c"}, {"prompt": "q"}, {"caption": None}, {"caption": "d"}]
     path = write(tmp_path / "c.jsonl", "\n".join(map(json.dumps, lines)))  # no line feed at the end
     with build(tmp_path, path) as pool:
-        assert list(pool) == ["c", "d"] and source_of(pool)["empty"] == 2
+        assert list(pool) == ["c", "d"] and source_of(pool).empty == 2
     assert list(build(tmp_path, path, column="prompt")) == ["p", "q"]
 
 
@@ -109,7 +107,7 @@ def test_csv_corners(tmp_path: Path) -> None:
     assert list(build(tmp_path, path)) == ["two lines, one caption", "plain"]
     short = write(tmp_path / "short.csv", "id,text\n1\n2,here\n")
     with build(tmp_path, short) as pool:
-        assert list(pool) == ["here"] and source_of(pool)["empty"] == 1
+        assert list(pool) == ["here"] and source_of(pool).empty == 1
 
 
 def test_parquet_dictionary_and_wrong_type(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_folders_are_read_sorted_and_below(tmp_path: Path) -> None:
     write(folder / "picture.png", "no caption\n")
     with build(tmp_path, folder, write(tmp_path / "e.txt", "four\n")) as pool:
         assert list(pool) == ["one", "two", "three", "four"]
-        assert [(s["name"], s["files"], s["kept"]) for s in pool.manifest.facts["sources"]] == [
+        assert [(s.name, s.files, s.kept) for s in pool.facts.sources] == [
             (str(folder), 3, 3), (str(tmp_path / "e.txt"), 1, 1),
         ]  # fmt: skip
 
@@ -147,7 +145,7 @@ WRONG: dict[str, tuple[str, bytes, str]] = {
     "json half": ("c.jsonl", b'{"text": "\\ud83d"}\n', r"line 1: half of a surrogate pair"),
     "csv quote": ("c.csv", b'text\n"never closed ' + b"x" * 200_000, r"c\.csv, line 2: field larger"),
     "gzip": ("c.txt.gz", b"no gzip", r"c\.txt\.gz, line 1: the gzip file is truncated or broken"),
-    "line": ("c.txt", b"x" * (readers.LONGEST_LINE_BYTES + 1), r"line 1: longer than"),
+    "line": ("c.txt", b"x" * (readers.MAX_LINE_BYTES + 1), r"line 1: longer than"),
     "kind": ("c.docx", b"x", r"c\.docx: the kind of file is unknown[\s\S]*\.txt, .*\.parquet"),
 }
 
@@ -190,10 +188,10 @@ def test_normalised_and_deduplicated_across_files(tmp_path: Path) -> None:
     b = write_captions(tmp_path / "b.jsonl", ["a\ncat", "a dog"])
     with build(tmp_path, a, b) as pool:
         assert list(pool) == ["a cat", "A cat", "a dog"]
-        assert [(s["rows"], s["kept"], s["empty"], s["duplicate"]) for s in pool.manifest.facts["sources"]] == [
+        assert [(s.rows, s.kept, s.empty, s.duplicate) for s in pool.facts.sources] == [
             (4, 2, 1, 1), (2, 1, 0, 1),
         ]  # fmt: skip
-        dropped = {why: n for why, n in pool.manifest.facts["dropped"].items() if n}
+        dropped = {why: n for why, n in pool.facts.dropped.items() if n}
         assert dropped == {"empty": 1, "duplicate": 2}
         first = pool.digest
     with build(tmp_path, a, b, deduplicate=False) as pool:
@@ -214,8 +212,8 @@ def test_include_and_exclude_match_whole_words(tmp_path: Path) -> None:
     path = write(tmp_path / "c.txt", "\n".join(texts))
     with build(tmp_path, path, include=["cats?"], exclude=["watermark(ed)?", r"stock\s+photos?"]) as pool:
         assert list(pool) == ["A CAT.", "two cats"]
-        assert source_of(pool)["filtered"] == 5
-        assert pool.manifest.facts["options"]["include"] == ["cats?"]
+        assert source_of(pool).filtered == 5
+        assert pool.facts.options["include"] == ["cats?"]
     assert list(build(tmp_path, path, include=["dog", r"cat\w+"])) == ["category", "two cats", "a dog", "cat_1"]
     for wrong in ("(", "a)|(b", "[z-a]"):
         with pytest.raises(RcdeployError, match="is no regular expression"):
@@ -227,13 +225,15 @@ def test_lengths_and_scripts_are_counted_by_the_first_reason(tmp_path: Path) -> 
     path = write(tmp_path / "c.txt", "".join(f"{line}\n" for line in lines))
     with build(tmp_path, path, min_length=3, max_length=29, script="latin", exclude=["dog"]) as pool:
         assert list(pool) == ["a b", "a cat – “très” bon 🚀", "ﬁne ｗｉｄｅ"]
-        counted = {why: source_of(pool)[why] for why in ("rows", "kept", "empty", "length", "script", "filtered")}
+        counted = {
+            why: getattr(source_of(pool), why) for why in ("rows", "kept", "empty", "length", "script", "filtered")
+        }
         assert counted == {"rows": 10, "kept": 3, "empty": 1, "length": 2, "script": 3, "filtered": 1}
     with pytest.raises(RcdeployError, match="no caption has 9 characters or more, and 3 or fewer"):
         build(tmp_path, path, min_length=9, max_length=3)
     with pytest.raises(RcdeployError, match="'greek' is not known"):
         build(tmp_path, path, script="greek")
-    with pytest.raises(RcdeployError, match="1 rows are empty, 9 rows are too short or too long, no other"):
+    with pytest.raises(RcdeployError, match="1 rows are empty, 9 rows are too short or too long, and there"):
         build(tmp_path, path, min_length=99)
 
 
@@ -246,8 +246,8 @@ def test_a_sample_has_exactly_the_size_and_keeps_the_order(tmp_path: Path) -> No
         assert len(kept) == len(set(kept)) == 500 and kept == [t for t in everything if t in set(kept)]
         assert pool.manifest.wrong_files(pool.folder) == []
         a, b = source_of(pool, 0), source_of(pool, 1)
-        assert a["kept"] + b["kept"] == 500 and a["kept"] == sum(t.startswith("a") for t in kept)
-        assert a["not_drawn"] == 3000 - a["kept"] and a["duplicate"] == 1 and a["rows"] == 3001
+        assert a.kept + b.kept == 500 and a.kept == sum(t.startswith("a") for t in kept)
+        assert a.not_drawn == 3000 - a.kept and a.duplicate == 1 and a.rows == 3001
         digest = pool.digest
     assert build(tmp_path, first, second, sample=500, seed=3).digest == digest
     assert build(tmp_path, first, second, sample=500, seed=4).digest != digest
@@ -258,14 +258,14 @@ def test_a_sample_has_exactly_the_size_and_keeps_the_order(tmp_path: Path) -> No
 def test_a_sample_is_uniform_and_lets_go_early() -> None:
     size, drawn = 1000, np.zeros(200, int)
     for seed in range(40):
-        sample = keep.Sample(size, seed)
+        sample = UniformSample(size, seed)
         texts = [str(i) for i in range(10_000)]
         # the bound is lowered between the parts, as in a long build
         candidates = [
             t for start in range(0, 200_000, 10_000) for t in sample.candidates([f"{start}-{t}" for t in texts])
         ]
         assert len(candidates) < 120_000
-        chosen = [t for t, is_in in zip(candidates, sample.chosen(), strict=True) if is_in]
+        chosen = [t for t, is_in in zip(candidates, sample.selected(), strict=True) if is_in]
         assert len(chosen) == size
         places = np.array([int(t.split("-")[0]) + int(t.split("-")[1]) for t in chosen])
         drawn += np.bincount(places // 1000, minlength=200)
@@ -302,8 +302,8 @@ def test_nothing_but_a_pool_is_replaced(tmp_path: Path) -> None:
 def test_a_killed_build_leaves_no_pool_and_the_old_one(tmp_path: Path) -> None:
     path = write(tmp_path / "c.txt", "".join(f"caption {i}\n" for i in range(200_000)))
     program = (
-        "import sys, time\nfrom pathlib import Path\nfrom rcdeploy.prompts.pool import build_pool\n"
-        "def stop(rows, total):\n    print(rows, flush=True); time.sleep(60)\n"
+        "import sys, time\nfrom pathlib import Path\nfrom rcdeploy.prompts.pool_builder import build_pool\n"
+        "def stop(stage, rows, total):\n    print(rows, flush=True); time.sleep(60)\n"
         "build_pool([Path(sys.argv[1])], Path(sys.argv[2]), progress=stop)\n"
     )
     old = build_pool([write(tmp_path / "old.txt", "old\n")], tmp_path / "old")
@@ -372,7 +372,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "manifest missing": (lambda f: (f / "manifest.json").unlink(), "is no prompt_pool folder"),
     "manifest bare": (
         lambda f: (f / "manifest.json").write_text('{"kind": "prompt_pool", "schema_version": 1}'),
-        "does not say how many",
+        "count: missing",
     ),
 }
 
@@ -444,13 +444,14 @@ def test_close(thousand: PromptPool) -> None:
 
 
 def test_progress_counts_rows(tmp_path: Path) -> None:
-    calls: list[tuple[int, int | None]] = []
+    calls: list[tuple[str, int, int]] = []
     path = write(tmp_path / "c.txt", "".join(f"{i}\n" for i in range(100_000)))
-    build(tmp_path, path, progress=lambda rows, total: calls.append((rows, total)))
-    assert len(calls) >= 1 and calls[-1] == (100_000, None)
+    build_pool([path], tmp_path / "pool", progress=lambda *call: calls.append(call[:3]))
+    assert len(calls) >= 1 and calls[-1] == ("reading captions", 100_000, 0)
     pytest.importorskip("pyarrow")
-    build(tmp_path, write_captions(tmp_path / "c.parquet", ["a", "b"]), progress=lambda *call: calls.append(call))
-    assert (2, 2) in calls
+    path = write_captions(tmp_path / "c.parquet", ["a", "b"])
+    build_pool([path], tmp_path / "pool", progress=lambda *call: calls.append(call[:3]))
+    assert ("reading captions", 2, 2) in calls
 
 
 def test_command_line(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""rcdeploy prompts: build a prompt pool, look at it, draw from it."""
+"""rcdeploy prompts: builds, inspects and samples prompt pools."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,97 +16,104 @@ from .prompts_generate import generate_command
 from .prompts_unseen import unseen_command, words_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from ..progress import Progress
     from ..prompts.pool import PromptPool
 
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="""Prompt pools: the captions that random conditioning draws from.
+    help="""Prompt pools: the captions that random conditioning samples from.
 
 Random conditioning pairs a noisy latent with a prompt that has nothing to do with it, so that the student learns what
 the teacher does for prompts no image was ever made for. The pool is where those prompts come from: the more it holds,
-and the more of what users will ask for, the better. Tens of millions cost no more to draw from than a thousand.
+and the more of what users will ask for, the better. Sampling from tens of millions costs no more than from a thousand.
 
     rcdeploy prompts build captions.txt more.parquet --out pools/captions
 
     rcdeploy prompts info pools/captions
 
-Without captions they are made:  rcdeploy prompts generate --out pools/made --paired 212000
+Without captions:  rcdeploy prompts generate --out pools/made --paired 212000
 """,
 )
 
-Pool = Annotated[Path, typer.Argument(help="The folder of a prompt pool, as written by build.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else.")]
+Pool = Annotated[Path, typer.Argument(help="Folder of a prompt pool, as written by build.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else.")]
+Sources = Annotated[
+    list[Path],
+    typer.Argument(
+        help="Caption files (.txt: one per line; .csv, .tsv, .jsonl: a column; each also .gz; .parquet), or folders, "
+        "which are searched recursively.",
+        show_default=False,
+    ),
+]
+Column = Annotated[
+    str | None,
+    typer.Option(help="Column of the captions. Default: the first of text, TEXT, caption, prompt.", show_default=False),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Keep only captions in which this regular expression matches. Repeat to allow any of several.",
+        show_default=False,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Drop captions in which this regular expression matches. Repeatable.", show_default=False),
+]
 
 
 @app.command()
 def build(
-    sources: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Files of captions (.txt: one a line; .csv, .tsv, .jsonl: a column; each also .gz; .parquet), or "
-            "folders: all such files in them and below.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="The folder to write; a pool there is replaced.", show_default=False)],
-    column: Annotated[
-        str | None,
-        typer.Option(help="Where captions stand; else the first there is of text, TEXT, caption, prompt."),
-    ] = None,
-    include: Annotated[
-        list[str] | None,
-        typer.Option(help="Keep only captions in which this regular expression finds whole words. Repeat it for 'or'."),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Drop captions in which this regular expression finds whole words. May be repeated."),
-    ] = None,
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="Output folder; a pool there is replaced.", show_default=False)],
+    column: Column = None,
+    include: Include = None,
+    exclude: Exclude = None,
     deduplicate: Annotated[
-        bool,
-        typer.Option("--deduplicate/--no-deduplicate", help="Keep one of equal captions (spacing does not count)."),
+        bool, typer.Option("--deduplicate/--no-deduplicate", help="Keep one of equal captions, ignoring white space.")
     ] = True,
-    min_length: Annotated[int, typer.Option(min=0, help="Drop captions of fewer characters.")] = 0,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Drop captions of more characters.")] = None,
-    script: Annotated[str, typer.Option(help="latin: drop captions with letters of any other script.")] = "any",
-    sample: Annotated[
-        int | None, typer.Option(min=1, help="Keep exactly so many of what is left, drawn uniformly.")
+    min_length: Annotated[int, typer.Option(min=0, help="Minimum number of characters.")] = 0,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of characters.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of --sample.")] = 0,
+    script: Annotated[str, typer.Option(help="'latin' drops captions with letters of other scripts.")] = "any",
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of captions to keep, sampled uniformly after filtering.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of --sample.")] = 0,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
-    """Build a pool from files of captions, in one pass and little memory.
+    """Build a prompt pool from caption files, in one pass and little memory.
 
-    Captions are stripped and runs of white space become one space; empty ones and repetitions are dropped and counted.
+    Captions are stripped and runs of white space become one space; empty and repeated captions are dropped and counted.
 
-    --include and --exclude ignore case and match whole words: "cat" finds "A Cat." but not "category"; "cat\\w*" finds
-    both. So  --exclude 'watermark(ed)?' --exclude 'stock photos?'  drops what its words say and nothing else.
+    --include and --exclude ignore case and match whole words: "cat" matches "A Cat." but not "category"; "cat\\w*"
+    matches both. So  --exclude 'watermark(ed)?' --exclude 'stock photos?'  drops captions with these words only.
 
     20 million of LAION's captions, from its parquet files:  rcdeploy prompts build laion/ --out pools/laion
     --min-length 10 --max-length 300 --script latin --sample 20000000
 
-    An old pool at --out stays until the new one is whole.
+    An existing pool at --out stays until the new one is complete.
     """
-    from ..prompts.pool import build_pool
+    from ..prompts.filters import PoolOptions
+    from ..prompts.pool_builder import build_pool
 
-    with _progress(shown=not (quiet or as_json)) as progress:
-        pool = build_pool(
-            sources,
-            out,
-            column,
-            deduplicate,
-            include or [],
-            exclude or [],
-            progress,
-            min_length=min_length,
-            max_length=max_length,
-            script=script,
-            sample=sample,
-            seed=seed,
-        )
+    options = PoolOptions(
+        column=column,
+        deduplicate=deduplicate,
+        include=tuple(include or ()),
+        exclude=tuple(exclude or ()),
+        min_length=min_length,
+        max_length=max_length,
+        script=script,
+        sample=sample,
+        seed=seed,
+    )
+    with _row_progress(quiet or as_json) as progress:
+        pool = build_pool(sources, out, options, progress)
     with pool:
         if as_json:
             typer.echo(json.dumps(_summary(pool), indent=1, ensure_ascii=False))
@@ -116,15 +124,15 @@ def build(
 
 @app.command()
 def info(pool: Pool, as_json: Json = False) -> None:
-    """What a pool holds: how many prompts, where from, what was dropped, and the first few."""
+    """Show the size, sources and first prompts of a pool, and why captions were dropped."""
     from ..prompts.pool import PromptPool
 
-    with PromptPool.open(pool) as opened:
-        first = opened.take(range(min(5, len(opened))))
+    with PromptPool.open(pool) as prompts:
+        first = prompts.take(range(min(5, len(prompts))))
         if as_json:
-            typer.echo(json.dumps(_summary(opened) | {"first": first}, indent=1, ensure_ascii=False))
+            typer.echo(json.dumps(_summary(prompts) | {"first": first}, indent=1, ensure_ascii=False))
             return
-        _print_table(opened)
+        _print_table(prompts)
         typer.echo("\nThe first prompts:")
         for prompt in first:
             typer.echo(f"  {printable(prompt)}")
@@ -133,21 +141,21 @@ def info(pool: Pool, as_json: Json = False) -> None:
 @app.command("sample")
 def sample_command(
     pool: Pool,
-    n: Annotated[int, typer.Option("-n", "--number", min=0, help="How many prompts.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed draws the same prompts.")] = 0,
+    n: Annotated[int, typer.Option("-n", "--number", min=0, help="Number of prompts.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw prompts as training does: each uniform over the whole pool, so that one may come twice."""
+    """Sample prompts as training does: uniformly from the whole pool, with replacement."""
     import numpy as np
 
     from ..prompts.pool import PromptPool
 
-    with PromptPool.open(pool) as opened:
-        prompts = opened.draw(np.random.default_rng(seed), n)
+    with PromptPool.open(pool) as prompts:
+        samples = prompts.draw(np.random.default_rng(seed), n)
     if as_json:
-        typer.echo(json.dumps(prompts, indent=1, ensure_ascii=False))
+        typer.echo(json.dumps(samples, indent=1, ensure_ascii=False))
     else:
-        for prompt in prompts:
+        for prompt in samples:
             typer.echo(printable(prompt))
 
 
@@ -157,7 +165,7 @@ def printable(text: str) -> str:
 
 
 def _summary(pool: PromptPool) -> dict[str, Any]:
-    mean = pool.manifest.facts["bytes"] / len(pool)
+    mean = pool.facts.bytes / len(pool)
     return {"pool": str(pool.folder), "digest": pool.digest, "mean_bytes": round(mean, 1)} | pool.manifest.facts
 
 
@@ -166,46 +174,52 @@ def _print_table(pool: PromptPool) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ..prompts.keep import COUNTED
+    from ..prompts.filters import COUNTS
 
-    summary = _summary(pool)
-    # pools of an earlier version count less; what never happened needs no column
-    often = {"length", "script", "not_drawn"}
-    headings = [h for h in COUNTED if h not in often or any(s.get(h) for s in summary["sources"])]
+    sources = [asdict(source) for source in pool.facts.sources]
+    # pools of an earlier version count less; reasons that never occurred need no column
+    optional = {"length", "script", "not_drawn"}
+    columns = [c for c in COUNTS if c not in optional or any(source[c] for source in sources)]
+    mean = pool.facts.bytes / len(pool)
     table = Table(
-        title=f"{len(pool):,} prompts, {summary['bytes'] / 1e6:,.1f} MB, {summary['mean_bytes']} bytes a prompt",
+        title=f"{len(pool):,} prompts, {pool.facts.bytes / 1e6:,.1f} MB, {mean:.1f} bytes a prompt",
         caption=f"digest {pool.digest[:16]}",
         title_justify="left",
         caption_justify="left",
     )
     table.add_column("source", overflow="fold")
-    for heading in headings:
-        table.add_column(heading.replace("_", " "), justify="right")
-    for source in summary["sources"]:
-        table.add_row(Text(printable(source["name"])), *(f"{source[heading]:,}" for heading in headings))
+    for column in columns:
+        table.add_column({"not_drawn": "not sampled"}.get(column, column), justify="right")
+    for source in sources:
+        table.add_row(Text(printable(source["name"])), *(f"{source[column]:,}" for column in columns))
     Console().print(table)
 
 
 @contextmanager
-def _progress(shown: bool) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Yields what to call with (rows so far, rows in all or None), which draws a bar on stderr; None when not shown."""
-    if not shown:
-        yield None
+def _row_progress(quiet: bool) -> Iterator[Progress]:
+    """A bar on stderr with the rate in rows; nothing when quiet."""
+    from ..progress import no_progress
+
+    if quiet:
+        yield no_progress
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("reading captions"),
+        TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:,.0f} rows, {task.fields[rate]:,.0f} rows/s"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task, start = bar.add_task("", total=None, rate=0.0), time.perf_counter()
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("reading captions", total=None, rate=0.0)
+        start = time.perf_counter()
 
-        def update(rows: int, total: int | None) -> None:
-            bar.update(task, completed=rows, total=total, rate=rows / (time.perf_counter() - start))
+        def update(stage: str, completed: int, total: int, _metrics: object = None, /) -> None:
+            rate = completed / (time.perf_counter() - start)
+            bars.update(task, description=stage, completed=completed, total=total or None, rate=rate)
 
         yield update
 

@@ -17,7 +17,8 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from ..bench.costs import branches
 from ..conditioning import recipe_probability
 from ..model_config import check_single_text_encoder, is_hub_name, latent_shape, read_unet_config
-from ..prompts.readers import batches, files_of, whole_words
+from ..prompts.patterns import WholeWordPatterns, passing
+from ..prompts.readers import batches, files_of
 from ..random_streams import SHUFFLE, generator
 from ..recipe import WORDNET, Recipe
 from ..student.sd14 import SD14_CONFIGS
@@ -137,10 +138,11 @@ def _with_made_ones(recipe: Recipe) -> Prompts:
 
 def _distinct(sources: list[str], column: str | None, exclude: list[str]) -> tuple[list[str], int]:
     """Captions as a pool keeps them, the first DISTINCT of them, and how many there are."""
-    unwanted, kept, more = whole_words(exclude), dict[str, None](), 0
+    included, excluded = WholeWordPatterns([]), WholeWordPatterns(exclude)
+    kept, more = dict[str, None](), 0
     for rows in batches([file for p in sources for file in files_of(Path(p))], column):
         texts = [text for row in rows if (text := " ".join(row.split()))]
-        passed = [text for text in texts if not any(p.search(text) for p in unwanted)]
+        passed = passing(texts, included, excluded)
         if len(kept) < DISTINCT:
             kept.update(dict.fromkeys(passed))
         else:

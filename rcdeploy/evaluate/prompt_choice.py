@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..prompts.readers import batches, files_of, whole_words
+from ..prompts.patterns import WholeWordPatterns, passing
+from ..prompts.readers import batches, files_of
 from ..random_streams import EVALUATION, generator
 
 ANIMALS = "animals"
@@ -30,15 +31,11 @@ def choose_prompts(
     left, drawn by `seed`, because files may be sorted by what they show; 0: all. repeat: each of them so many times in
     a row. Raises RcdeployError when none is left, or fewer than `count`; with `at_most` fewer will do.
     """
-    wanted, unwanted = whole_words(include), whole_words(exclude)
+    included, excluded = WholeWordPatterns(include), WholeWordPatterns(exclude)
     found = []
     for rows in batches([file for source in sources for file in files_of(source)], column):
-        for row in rows:
-            prompt = " ".join(row.split())
-            if not prompt or wanted and not any(p.search(prompt) for p in wanted):
-                continue
-            if not any(p.search(prompt) for p in unwanted):
-                found.append(prompt)
+        prompts = [prompt for row in rows if (prompt := " ".join(row.split()))]
+        found += passing(prompts, included, excluded)
     named = ", ".join(map(str, sources))
     if not found:
         why = ": no caption passes --include and --exclude" if include or exclude else ""
@@ -87,6 +84,4 @@ def _matching(prompts: Sequence[str], file: Path) -> list[bool]:
     expressions = [line for line in lines if line and not line.startswith("#")]
     if not expressions:
         raise RcdeployError(f"--split {file} holds no word", fix="Write one word or regular expression a line.")
-    whole_words(expressions)  # each by itself, so that the one that is wrong is named
-    (pattern,) = whole_words(["|".join(f"(?:{e})" for e in expressions)])
-    return [pattern.search(prompt) is not None for prompt in prompts]
+    return WholeWordPatterns(expressions).matches(prompts)

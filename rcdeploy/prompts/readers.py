@@ -1,4 +1,4 @@
-"""Captions out of the files people have: .txt, .csv, .tsv, .jsonl, each also .gz, and .parquet; never a file at once.
+"""Reads captions from files: .txt, .csv, .tsv, .jsonl, each also .gz, and .parquet; never a file at once.
 
 Readers yield lists of captions as they stand in the file (not yet normalised); a missing value is "". A caption is
 
@@ -7,7 +7,7 @@ Readers yield lists of captions as they stand in the file (not yet normalised); 
 - in .jsonl: the value of the column's key; null, or no such key after the first line, is "";
 - in .parquet: the value of the column, which must hold text.
 
-The column is the one the user names, else the first of COLUMNS that the file has.
+The column is `column`, by default the first of COLUMNS that the file has.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import difflib
 import gzip
 import io
 import json
-import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,45 +27,48 @@ from typing import Any
 from rcdeploy_runtime.errors import RcdeployError
 
 COLUMNS = ("text", "TEXT", "caption", "prompt")
-"""Names under which captions are looked for, in this order, when the user names none."""
+"""Columns that may hold captions, in order of preference, where none is named."""
 ALLOWED = (".txt", ".csv", ".tsv", ".jsonl", ".txt.gz", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
-CHUNK_BYTES = 1 << 22
-LONGEST_LINE_BYTES = 1 << 24
-"""A longer line is no caption: most likely the file is not text. The bound keeps memory flat."""
-ROWS = 1 << 16
-Patterns = list[re.Pattern[str]]
+BYTES_PER_CHUNK = 1 << 22
+MAX_LINE_BYTES = 1 << 24
+"""a longer line is no caption: most likely the file is not text; the bound keeps memory flat"""
+ROWS_PER_BATCH = 1 << 16
 
 
-def check_regular_file(file: Path) -> None:
-    """Raises RcdeployError for what exists and is no file: reading a named pipe or a device may never end."""
+def check_regular_file(file: Path, *, folders: bool = False) -> None:
+    """Raises RcdeployError for what exists and is no file: reading a named pipe or a device may never end.
+
+    folders: whether a folder will do.
+    """
     try:
-        if file.exists() and not file.is_file():
-            kind = "a folder" if file.is_dir() else "a named pipe, a socket or a device"
-            raise RcdeployError(f"{file} is {kind}, not a file", fix="Write it to a regular file first.")
+        if not file.exists() or file.is_file() or (folders and file.is_dir()):
+            return
+        kind = "a folder" if file.is_dir() else "a named pipe, a socket or a device"
+        raise RcdeployError(f"{file} is {kind}, not a file", fix="Write the text to a regular file first.")
     except OSError as error:
         raise RcdeployError(f"cannot read {str(file)[:200]}: {error.strerror or error}") from None
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files of one source: itself, or for a folder all files of a known kind in it and below, sorted.
+    """The caption files of one source: itself, or for a folder all files of a known kind in it and below, sorted.
 
     Names that start with a dot are left out of a folder. Raises RcdeployError when nothing is there, when a folder
-    has no such file, and when a file named by itself is of an unknown kind.
+    has no such file, and when a file named by itself is of an unknown kind or cannot be read.
     """
+    check_regular_file(source, folders=True)
     if source.is_dir():
         below = (p for p in source.rglob("*") if not any(part.startswith(".") for part in p.relative_to(source).parts))
-        found = sorted(p for p in below if p.is_file() and _kind(p))
-        if not found:
+        files = sorted(p for p in below if p.is_file() and _kind(p))
+        if not files:
             raise RcdeployError(
                 f"{source} holds no captions", fix=f"It should hold files that end in {_one_of(ALLOWED)}."
             )
-        return found
+        return files
     if not source.exists():
         near = difflib.get_close_matches(source.name, _names_in(source.parent), n=1)
         raise RcdeployError(
             f"{source} does not exist", fix=f"Did you mean {source.with_name(near[0])}?" if near else None
         )
-    check_regular_file(source)
     if not _kind(source):
         raise RcdeployError(
             f"captions cannot be read from {source}: the kind of file is unknown",
@@ -75,12 +78,12 @@ def files_of(source: Path) -> list[Path]:
 
 
 def batches(files: list[Path], column: str | None = None) -> Iterator[list[str]]:
-    """Rows of the files in order, about ROWS at a time: a folder of many small files costs no more than a big file."""
+    """Rows of the files in order, about ROWS_PER_BATCH at a time: many small files cost no more than a big one."""
     pending: list[str] = []
     for file in files:
         for rows in read_batches(file, column):
             pending += rows
-            if len(pending) >= ROWS:
+            if len(pending) >= ROWS_PER_BATCH:
                 yield pending
                 pending = []
     if pending:
@@ -108,23 +111,15 @@ def read_batches(path: Path, column: str | None = None) -> Iterator[list[str]]:
         raise RcdeployError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def whole_words(expressions: Sequence[str]) -> Patterns:
-    """Patterns that ignore case and match whole words only. Raises RcdeployError for what is no regular expression."""
-    compiled = []
-    for expression in expressions:
-        try:
-            re.compile(expression)  # by itself first: "a)|(b" must not pass because of our brackets
-            compiled.append(re.compile(rf"(?<!\w)(?:{expression})(?!\w)", re.IGNORECASE))
-        except re.error as error:
-            raise RcdeployError(f"{expression!r} is no regular expression: {error}") from None
-    return compiled
-
-
 def count_rows(files: list[Path]) -> int | None:
     """How many rows the files hold, when that stands in them (all are parquet); else None, as counting is reading."""
     if any(_kind(path) != ".parquet" for path in files):
         return None
-    return sum(_open_parquet(path).metadata.num_rows for path in files)
+    rows = 0
+    for path in files:
+        with _open_parquet(path) as file, _parquet_errors(path):
+            rows += file.metadata.num_rows
+    return rows
 
 
 def _kind(path: Path) -> str | None:
@@ -142,21 +137,21 @@ def _one_of(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _find_column(path: Path, names: list[str], wanted: str | None) -> str:
-    """Raises RcdeployError that lists the columns there are, and the nearest name, when none fits."""
-    candidates = (wanted,) if wanted is not None else COLUMNS
+def _find_column(path: Path, names: list[str], requested: str | None) -> str:
+    """Raises RcdeployError that lists the columns of the file, and the nearest name, when none fits."""
+    candidates = (requested,) if requested is not None else COLUMNS
     for name in candidates:
         if name in names:
             return name
     near = [n for c in candidates for n in difflib.get_close_matches(c.lower(), [n.lower() for n in names], n=1)]
     nearest = next((n for n in names if near and n.lower() == near[0]), None)
-    shown = ", ".join(repr(n if len(n) <= 60 else n[:57] + "...") for n in names[:40]) or "none"
-    what = f"no column {wanted!r}" if wanted is not None else f"none of the columns {', '.join(COLUMNS)}"
+    listed = ", ".join(repr(n if len(n) <= 60 else n[:57] + "...") for n in names[:40]) or "none"
+    what = f"no column {requested!r}" if requested is not None else f"none of the columns {', '.join(COLUMNS)}"
     hint = (
         f"Did you mean --column {nearest}?" if nearest is not None else "Name the one with the captions: --column NAME."
     )
     raise RcdeployError(
-        f"{path} has {what}; its columns are: {shown}",
+        f"{path} has {what}; its columns are: {listed}",
         fix=f"{hint} (A file with one caption a line and no header should end in .txt.)",
     )
 
@@ -166,8 +161,8 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
     line, rest = 1, b""
     try:
         with gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb") as f:
-            # read1 hands over what is there: before a truncated end every line is still seen and counted
-            while chunk := f.read1(CHUNK_BYTES):
+            # read1 returns what it has: before a truncated end every line is still read and counted
+            while chunk := f.read1(BYTES_PER_CHUNK):
                 cut = chunk.rfind(b"\n") + 1
                 if cut:
                     block, rest = rest + chunk[:cut], chunk[cut:]
@@ -175,9 +170,9 @@ def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
                     line += block.count(b"\n")
                 else:
                     rest += chunk
-                if len(rest) > LONGEST_LINE_BYTES:
+                if len(rest) > MAX_LINE_BYTES:
                     raise RcdeployError(
-                        f"{path}, line {line}: longer than {LONGEST_LINE_BYTES:,} bytes; is it a text file?"
+                        f"{path}, line {line}: longer than {MAX_LINE_BYTES:,} bytes; is it a text file?"
                     )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RcdeployError(
@@ -207,7 +202,7 @@ def _csv(path: Path, column: str | None, delimiter: str) -> Iterator[list[str]]:
         if header is None:
             return  # an empty file has no rows
         at = header.index(_find_column(path, header, column))
-        while rows := list(islice(reader, ROWS)):
+        while rows := list(islice(reader, ROWS_PER_BATCH)):
             captions = [row[at] if at < len(row) else "" for row in rows if row]
             if captions:
                 yield captions
@@ -239,13 +234,13 @@ def _jsonl(path: Path, column: str | None) -> Iterator[list[str]]:
                     raise RcdeployError(f"{path}, line {number}: {key!r} is not text but {type(caption).__name__}")
                 caption = ""
             elif "\\u" in line:
-                _refuse_half_characters(caption, path, number)
+                _check_no_half_characters(caption, path, number)
             captions.append(caption)
         if captions:
             yield captions
 
 
-def _refuse_half_characters(caption: str, path: Path, line: int) -> None:
+def _check_no_half_characters(caption: str, path: Path, line: int) -> None:
     """JSON can spell half of a surrogate pair (\\ud83d alone), which is no character and cannot be stored as UTF-8."""
     try:
         caption.encode()
@@ -253,39 +248,55 @@ def _refuse_half_characters(caption: str, path: Path, line: int) -> None:
         raise RcdeployError(f"{path}, line {line}: half of a surrogate pair, which is no valid text") from None
 
 
+@contextmanager
+def _parquet_errors(path: Path, where: str = "") -> Iterator[None]:
+    """Turns whatever pyarrow raises for a damaged file (from OSError to KeyError) into an RcdeployError."""
+    try:
+        yield
+    except (RcdeployError, GeneratorExit):
+        raise
+    except UnicodeDecodeError as error:
+        raise RcdeployError(f"{path}{where}: not UTF-8 ({error.reason})") from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RcdeployError(f"{path}{where}: not a whole parquet file ({text})", fix="Fetch it again.") from error
+
+
 def _open_parquet(path: Path) -> Any:
     try:
-        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
         raise RcdeployError(
             f"{path}: reading parquet needs pyarrow, which is not installed", fix="pip install 'rcdeploy[parquet]'"
         ) from None
-    try:
+    with _parquet_errors(path):
         return pq.ParquetFile(path, buffer_size=1 << 20)  # buffered: pages are streamed, not whole row groups
-    except pa.ArrowException as error:
-        raise RcdeployError(f"{path} is no whole parquet file: {error}") from error
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[list[str]]:
     file = _open_parquet(path)
     import pyarrow as pa
 
-    name, row = _find_column(path, file.schema_arrow.names, column), 0
-    kind = file.schema_arrow.field(name).type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-        raise RcdeployError(f"{path}: column {name!r} holds {kind}, not text", fix="Name another: --column NAME.")
     try:
-        for batch in file.iter_batches(batch_size=ROWS, columns=[name], use_threads=False):
-            captions = [caption or "" for caption in batch.column(0).to_pylist()]
+        with _parquet_errors(path):
+            name = _find_column(path, file.schema_arrow.names, column)
+            kind = file.schema_arrow.field(name).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+                raise RcdeployError(
+                    f"{path}: column {name!r} holds {kind}, not text", fix="Name another: --column NAME."
+                )
+            rows = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[name], use_threads=False)
+        row = 0
+        while True:
+            with _parquet_errors(path, f", after row {row}"):
+                batch = next(rows, None)
+                captions = [] if batch is None else [caption or "" for caption in batch.column(0).to_pylist()]
+            if batch is None:
+                return
             if captions:
                 yield captions
             row += len(captions)
-    except UnicodeDecodeError as error:
-        raise RcdeployError(f"{path}, row {row} or up to {ROWS} rows after it: not UTF-8 ({error.reason})") from error
-    except pa.ArrowException as error:
-        raise RcdeployError(f"{path}, after row {row}: {error}") from error
     finally:
         file.close()

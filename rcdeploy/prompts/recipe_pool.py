@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 from rcdeploy_runtime.manifest import NAME
 
+from ..progress import Log, no_log
 from ..recipe import WORDNET, Recipe, digest
 from ..storage.claims import Claim, make_once
 from . import templates
+from .filters import PoolOptions
 from .generate import balanced, from_templates, write_lines
 from .nouns import Noun, shipped_digests, visual_by_kind, wordnet_nouns
-from .pool import PromptPool, build_pool
+from .pool import PromptPool
+from .pool_builder import build_pool
 from .readers import files_of
 from .wordnet import FILES, find_wordnet
 
-Log = Callable[[str], None]
 TEMPLATE_SEED = 0
 
 
-def _no_log(_text: str) -> None:
-    """Drops remarks."""
-
-
-def paired_sources(recipe: Recipe, log: Log = _no_log) -> list[Path]:
+def paired_sources(recipe: Recipe, log: Log = no_log) -> list[Path]:
     """Files of prompts.paired; "wordnet" becomes a file of prompts.paired_count prompts (all without it), balanced."""
     count = recipe.prompts.paired_count
     return [_source(recipe, entry, count, log) for entry in recipe.prompts.paired]
 
 
-def pool_sources(recipe: Recipe, log: Log = _no_log) -> list[Path]:
+def pool_sources(recipe: Recipe, log: Log = no_log) -> list[Path]:
     """Files of prompts.pool; "wordnet" becomes a file of prompts.per_noun prompts for each noun."""
     return [_source(recipe, entry, None, log) for entry in recipe.prompts.pool]
 
@@ -91,7 +89,7 @@ def _claim(path: Path) -> Claim:
     return Claim(path.with_name(path.name + ".build"))
 
 
-def open_pool(recipe: Recipe, log: Log = _no_log) -> PromptPool:
+def open_pool(recipe: Recipe, log: Log = no_log) -> PromptPool:
     """Opens the pool C of a recipe: a built pool that prompts.pool names, or pools/NAME-DIGEST, built once from files.
 
     The built one holds the paired prompts too; without prompts.pool, C is the paired prompts alone.
@@ -110,7 +108,7 @@ def open_pool(recipe: Recipe, log: Log = _no_log) -> PromptPool:
 
     def make() -> None:
         log(f"building the prompt pool {folder}")
-        build_pool(files, folder, column=recipe.prompts.column, exclude=exclude)
+        build_pool(files, folder, PoolOptions(column=recipe.prompts.column, exclude=tuple(exclude)))
 
     make_once(make, folder / NAME, _claim(folder), (folder, folder.parent))
     return PromptPool.open(folder)

@@ -24,7 +24,7 @@ from ..evaluate.prompt_choice import choose_prompts
 from ..evaluate.source import Source, open_source
 from ..evaluate.vqa import NounPhrases
 from ..progress import Progress
-from ..prompts.readers import whole_words
+from ..prompts.patterns import WholeWordPatterns
 from ..storage.claims import Claim
 from .plan import READ, Cell, Plan
 
@@ -128,11 +128,9 @@ class Scores:
         refuse_too_few(plan.score.metrics, counts, plan.score.allow_few)
 
     def _chosen(self, include: list[str], exclude: list[str]) -> list[bool]:
-        wanted, unwanted = whole_words(include), whole_words(exclude)
-        return [
-            (not wanted or any(p.search(prompt) for p in wanted)) and not any(p.search(prompt) for p in unwanted)
-            for prompt in self.prompts
-        ]
+        included = WholeWordPatterns(include).matches(self.prompts) if include else [True] * len(self.prompts)
+        excluded = WholeWordPatterns(exclude).matches(self.prompts)
+        return [inside and not outside for inside, outside in zip(included, excluded, strict=True)]
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         folder = self.plan.pictures(cell)

@@ -18,7 +18,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..prompts.readers import files_of, whole_words
+from ..prompts.patterns import WholeWordPatterns
+from ..prompts.readers import files_of
 from ..recipe import PATHS, Recipe, anchor, digest, load_recipe, refuse
 from ..run_folder import FREE, read_metrics
 from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
@@ -158,7 +159,7 @@ def load_plan(
     base, scoring = recipe or folder / spec.recipe, read_score(score or folder / spec.score)
     errors: list[str] = []
     for part in scoring.prompts.values():
-        whole_words([*part.include, *part.exclude])
+        WholeWordPatterns([*part.include, *part.exclude])
     lines: list[Line] = []
     for label, keys in _variations(spec):
         cells = [_cell(base, [*_said(spec.set, folder), *overrides], _said(keys, folder), s, runs) for s in spec.seeds]
