@@ -3,7 +3,7 @@
     python benchmarks/caching.py [--count 64] [--batch 32] [--steps 25] [--turns 5] [--threads N] [--json]
 
 Both sample the same latents of the Fashion teacher (same texts, noise, batch, DDIM steps and guidance) and write them
-to disk in fp16; how far apart the two caches are is printed. Ours is `latent_cache.fill` into a new folder, with all
+to disk in fp16; how far apart the two caches are is printed. Ours is `make_latent_cache` into a new folder, with all
 that a cache is: prompts, shards, digests, manifest. The plain loop is StableDiffusionPipeline with output_type="latent"
 and a file a latent. Read the ratio: other work on the machine meets both alike.
 """
@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.latent_cache import LatentCache, fill, prepare
+from rcdeploy.latent_cache import LatentCache, make_latent_cache, prepare
 from rcdeploy.machine import gemm_rate
 from rcdeploy.sampling import starting_noise
 
@@ -36,7 +36,7 @@ def ours(folder: Path, teacher: LatentDiffusionModel, settings: dict[str, Any]) 
     begun = time.perf_counter()
     prepare(recipe, teacher)
     prepared = time.perf_counter() - begun
-    return fill(recipe, teacher), prepared
+    return make_latent_cache(recipe, teacher), prepared
 
 
 def plain(folder: Path, pipe: Any, prompts: list[str], noise: torch.Tensor, batch: int, steps: int) -> None:

@@ -39,9 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from rcdeploy.bench.macs import unet_macs
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill import loop
-from rcdeploy.distill.features import taps
+from rcdeploy.distill.features import feature_taps
 from rcdeploy.distill.run import make_student
-from rcdeploy.latent_cache import LatentCache, fill
+from rcdeploy.distill.step import StudentWithProjectors
+from rcdeploy.latent_cache import LatentCache, make_latent_cache
 from rcdeploy.machine import gemm_rate
 from rcdeploy.recipe import Recipe
 
@@ -78,13 +79,12 @@ class Pairs(Dataset[dict[str, Any]]):
 
 def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> Iterator[dict[str, float]]:
     """A step at every next(): yields the losses of the step as numbers."""
-    student, config, _ = make_student(recipe, teacher)
-    compared, train = taps(teacher.unet_config, config), recipe.train
+    student, config, _ = make_student(recipe.student, teacher)
+    taps = feature_taps(teacher.unet_config, config)
+    train = recipe.train
     project = torch.nn.ModuleList(
-        torch.nn.Identity()
-        if t.student_channels == t.teacher_channels
-        else torch.nn.Conv2d(t.student_channels, t.teacher_channels, 1)
-        for t in compared
+        torch.nn.Conv2d(tap.student_channels, tap.teacher_channels, 1) if tap.needs_projector else torch.nn.Identity()
+        for tap in taps
     )
     accelerator = Accelerator(mixed_precision="no")
     parameters = [*student.parameters(), *project.parameters()]
@@ -93,8 +93,8 @@ def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> I
     teacher_unet = UNet2DConditionModel.from_pretrained(teacher.folder, subfolder="unet").requires_grad_(False)
     student, project, optimizer, loader = accelerator.prepare(student.train(), project, optimizer, loader)
     ema = EMAModel(student.parameters(), decay=train.ema_decay)
-    kept = {"teacher": _keep(teacher_unet, [t.teacher for t in compared])}
-    kept["student"] = _keep(accelerator.unwrap_model(student), [t.student for t in compared])
+    kept = {"teacher": _keep(teacher_unet, [tap.teacher for tap in taps])}
+    kept["student"] = _keep(accelerator.unwrap_model(student), [tap.student for tap in taps])
     while True:
         for batch in loader:
             noise = torch.randn_like(batch["latent"])
@@ -186,12 +186,14 @@ def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[
     with tempfile.TemporaryDirectory(prefix="rcdeploy-step-") as name, contextlib.chdir(name):
         recipe = quickstart(settings)
         teacher = LatentDiffusionModel(recipe.teacher.path)
-        pairs = Pairs(Path("latents"), fill(recipe, teacher), teacher.tokenizer, recipe)
+        pairs = Pairs(Path("latents"), make_latent_cache(recipe, teacher), teacher.tokenizer, recipe)
         turns = Turns(plain_loop(recipe, teacher, pairs))
-        run = loop.distill(recipe, Path("run"), turns, lambda _text: None)
-    trained, unet = (sum(p.numel() for p in m.parameters()) for m in (run.model, run.model.unet))
+        state = loop.distill(recipe, Path("run"), turns, lambda _text: None)
+    student_unet, student_config, _ = make_student(recipe.student, teacher)
+    model = StudentWithProjectors(student_unet, feature_taps(teacher.unet_config, student_config))
+    trained, unet = (sum(p.numel() for p in m.parameters()) for m in (model, model.unet))
     length = teacher.tokenizer.model_max_length
-    once, thrice = (unet_macs(config, None, length).total for config in (teacher.unet_config, run.student_config))
+    once, thrice = (unet_macs(config, None, length).total for config in (teacher.unet_config, student_config))
     return {
         "settings": {"student": student, "batch": batch, "steps": steps, "threads": torch.get_num_threads()},
         "seconds": turns.seconds,
@@ -199,7 +201,7 @@ def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[
         "macs_needed": batch * (once + 3 * thrice),
         # clipping reads and scales gradients, AdamW reads four arrays and writes three, EMA reads two and writes one
         "update_bytes": 4 * (trained * (3 + 7) + unet * 3),
-        "mean_output_loss": {"ours": run.latest["output"], "plain": statistics.mean(turns.plain_losses)},
+        "mean_output_loss": {"ours": state.metrics["output"], "plain": statistics.mean(turns.plain_losses)},
         "gemm_macs_per_second": gemm_rate(),
     }
 

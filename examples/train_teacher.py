@@ -34,7 +34,7 @@ from rcdeploy.evaluate.frechet import Statistics
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.evaluate.metrics import JUDGE_REFERENCE
 from rcdeploy.plots import grid
-from rcdeploy.sampling import pictures
+from rcdeploy.sampling import sample_images, starting_noise
 from rcdeploy_runtime.files import write_json
 
 Step = Callable[[int], torch.Tensor]
@@ -186,7 +186,8 @@ def measure(args: argparse.Namespace, captions: list[str]) -> None:
     teacher, judge = LatentDiffusionModel(str(args.out)), Judge.load(args.out / "judge")
     prompts = random.Random(args.seed).sample(captions, 1000)
     start = time.monotonic()
-    images = pictures(teacher, prompts, seed=args.seed, batch_size=50, guidance_scale=args.guidance)
+    noise = starting_noise(args.seed, range(len(prompts)), teacher.latent_shape())
+    images = sample_images(teacher, prompts, noise, batch_size=50, guidance_scale=args.guidance)
     seconds = (time.monotonic() - start) / len(prompts)
     found = {name: v.float().mean().item() for name, v in judge.verdicts(images, prompts).items()}
     figures = {

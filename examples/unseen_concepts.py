@@ -26,7 +26,7 @@ from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.plots import grid
 from rcdeploy.recipe import load_recipe
-from rcdeploy.sampling import pictures
+from rcdeploy.sampling import sample_images, starting_noise
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,19 +98,19 @@ def main() -> None:
     for (kind, seed), unet in models.items():
         row = {}
         for which, asked in prompts.items():
-            images = pictures(teacher, asked, unet=unet, seed=99, batch_size=50, guidance_scale=scale)
+            noise = starting_noise(99, range(len(asked)), teacher.latent_shape())
+            images = sample_images(teacher, asked, noise, unet=unet, batch_size=50, guidance_scale=scale)
             verdicts = judge.verdicts(images, asked)
             row |= {f"{which} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
         scores.setdefault(kind, []).append(row)
         print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
-    drawn = [
-        ("teacher", pictures(teacher, SHOWN, seed=7, guidance_scale=scale)),
-        (
-            "without random conditioning",
-            pictures(teacher, SHOWN, unet=models["without", 0], seed=7, guidance_scale=scale),
-        ),
-        ("with random conditioning", pictures(teacher, SHOWN, unet=models["with", 0], seed=7, guidance_scale=scale)),
-    ]
+    noise = starting_noise(7, range(len(SHOWN)), teacher.latent_shape())
+    compared = (
+        ("teacher", None),
+        ("without random conditioning", models["without", 0]),
+        ("with random conditioning", models["with", 0]),
+    )
+    drawn = [(name, sample_images(teacher, SHOWN, noise, unet=u, guidance_scale=scale)) for name, u in compared]
     args.out.mkdir(parents=True, exist_ok=True)
     grid(drawn, SHOWN, args.out / "unseen_concepts.png", edge=110)
     write_json(args.out / "unseen_concepts.json", {"recipe": recipe.resolved()["train"], "scores": scores})

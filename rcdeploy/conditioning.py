@@ -1,8 +1,8 @@
 """Random conditioning, the paper's idea (section 3.3, equation 3, Table C).
 
-A noised latent x_t keeps its own text with probability 1 - p(t), and gets a random one from the prompt pool with
-probability p(t): where t is large x_t says little of its text, where t is small the model hardly listens to it, so the
-teacher's answer is worth learning either way, and the student meets texts that no cached latent belongs to.
+A noisy latent x_t keeps its own prompt with probability 1 - p(t), and is paired with a random prompt of the pool with
+probability p(t). For large t, x_t holds little information about its prompt; for small t the model hardly uses the
+prompt; so the teacher's output is a useful target either way, and the student sees prompts without a cached latent.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Probability = Callable[[Array], Array]
-"""u = t / T in [0, 1) -> p(t) in [0, 1]"""
+"""Maps u = t / T in [0, 1) to p(t) in [0, 1]."""
 
 NULL, PAIRED, UNPAIRED = -1, 0, 1
-"""where a sample's text comes from"""
+"""The kinds of a sample's prompt: the null condition, its latent's own prompt, a random one of the pool."""
 
 
 def none(u: Array) -> Array:
@@ -72,30 +72,30 @@ def probability(
 
 
 def recipe_probability(conditioning: Conditioning) -> Probability:
-    """The p(t) that a recipe's section [conditioning] asks for."""
+    """The p(t) of a recipe's section [conditioning]."""
     c = conditioning
     return probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What one training sample is made of: a row of the latent cache, its timestep, its text, its noise."""
+    """One training sample: a row of the latent cache, its timestep, the kind of its prompt, its noise."""
 
     row: int
     timestep: int
-    text: int
-    """NULL, PAIRED (the row's own prompt), or UNPAIRED"""
+    prompt_kind: int
+    """NULL, PAIRED (the row's own prompt), or UNPAIRED."""
     prompt: int
-    """index into the prompt pool, when UNPAIRED"""
+    """Index into the prompt pool, when UNPAIRED."""
     noise: NDArray[np.float32]
-    """[c, h, w]"""
+    """[c, h, w]."""
 
 
 @dataclass(frozen=True)
 class RandomConditioning:
-    """Draws samples. Sample i of step s is a function of (seed, s, i) alone: Philox is a counter-based generator.
+    """Draws training samples. Sample i of step s is a function of (seed, s, i) alone.
 
-    p: of t / num_train_timesteps. rows: latents in the cache. pool_size: prompts in C.
+    p: the conditioning probability, of t / num_train_timesteps. rows: latents in the cache. pool_size: prompts in C.
     """
 
     p: Probability
@@ -106,13 +106,14 @@ class RandomConditioning:
     seed: int = 0
 
     def draw(self, step: int, sample: int, latent_shape: tuple[int, ...]) -> Draw:
-        """Equation 3, and after it the null condition; row and t uniform."""
+        """Sample row and t uniformly, replace the prompt with probability p(t) (eq. 3), then drop it at random."""
         rng = generator(self.seed, TRAINING, step, sample)
         row = int(rng.integers(self.rows))
         timestep = int(rng.integers(self.num_train_timesteps))
         prompt = int(rng.integers(self.pool_size))
         replace, drop = rng.random(2)
-        text = UNPAIRED if replace < self.p(np.float64(timestep / self.num_train_timesteps)) else PAIRED  # type: ignore[arg-type]
+        probability = self.p(np.float64(timestep / self.num_train_timesteps))  # type: ignore[arg-type]
+        prompt_kind = UNPAIRED if replace < probability else PAIRED
         if drop < self.null_probability:
-            text = NULL
-        return Draw(row, timestep, text, prompt, rng.standard_normal(latent_shape, np.float32))
+            prompt_kind = NULL
+        return Draw(row, timestep, prompt_kind, prompt, rng.standard_normal(latent_shape, np.float32))

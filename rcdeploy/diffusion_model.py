@@ -1,4 +1,4 @@
-"""The teacher: a diffusers text-to-image folder, opened once, and the only place that turns prompts into conditions."""
+"""A latent diffusion model in a diffusers folder (teacher or student); the one place that encodes prompts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from rcdeploy_runtime.files import read_json, sha256
 
 from .model_config import check_single_text_encoder, is_hub_name, latent_shape, pixels_per_latent, read_unet_config
 
+MAX_LISTED_TENSORS = 8
+
 
 @dataclass(frozen=True)
 class Condition:
-    """What a UNet is told beside x_t and t.
+    """The conditioning input of a UNet: prompt embeddings, and added conditioning where a model has it.
 
-    prompt_embeds [n, tokens, width]; added: diffusers' added_cond_kwargs, each [n, ...] (SDXL's pooled embedding and
-    time ids have their place here; SD-1.x and 2.x have none).
+    prompt_embeds: [n, tokens, width]. added: diffusers' added_cond_kwargs, each [n, ...] (SDXL's pooled embedding and
+    time ids; SD-1.x and 2.x have none).
     """
 
     prompt_embeds: Tensor
@@ -59,7 +61,7 @@ def predict(unet: torch.nn.Module, noisy_latents: Tensor, timesteps: Tensor, con
 
 
 def training_target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What a UNet of this prediction type should say of x_t: the task loss's target. The one place that asks."""
+    """Training target for the scheduler's prediction_type: noise or velocity, shaped like x_0 (task loss)."""
     kind = schedule.config.prediction_type
     if kind == "epsilon":
         return noise
@@ -70,36 +72,45 @@ def training_target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timeste
 
 
 class LatentDiffusionModel:
-    """Frozen, in evaluation mode. Components are loaded when first used: caching never needs the VAE's decoder."""
+    """Text encoder, UNet, VAE and noise schedule of a diffusers folder, frozen, in evaluation mode.
+
+    Components are loaded when first used: filling the latent cache never loads the VAE.
+    """
 
     def __init__(self, path: str, *, revision: str | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """path: a diffusers folder, or a name on the hub. Raises RcdeployError when it is no teacher we can use."""
-        self.folder = _local(path, revision)
+        """path: a diffusers folder, or a name on the hub. Raises RcdeployError when it is not a supported model."""
+        self.folder = _local_folder(path, revision)
         self.name = self.folder.name if Path(path).exists() else path
-        self.dtype, self.device = dtype, torch.device("cpu")
+        self.dtype = dtype
+        self.device = torch.device("cpu")
         self.unet_config = read_unet_config(self.folder)
         check_single_text_encoder(path, self.unet_config)
         schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        # DDIM clips to [-1, 1] unless told otherwise, as pictures want it and latents do not
+        # DDIM clips x_0 to [-1, 1] by default, which is right for pixels and wrong for latents
         self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})
-        self._parts: dict[str, Any] = {}
+        self._components: dict[str, Any] = {}
         self._revision: str | None = None
 
     @property
     def revision(self) -> str:
-        """Digest of the components' configs and weights: two teachers with the same revision are the same."""
+        """Digest of the components' configs and weights: models with the same revision are the same."""
         if self._revision is None:
-            parts = {}
+            digests = {}
             for name in ("unet", "text_encoder", "vae", "scheduler", "tokenizer"):
                 for file in sorted((self.folder / name).glob("*")):
                     if file.suffix in (".safetensors", ".json", ".txt"):
-                        parts[f"{name}/{file.name}"] = sha256(file)
-            self._revision = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+                        digests[f"{name}/{file.name}"] = sha256(file)
+            self._revision = hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:16]
         return self._revision
 
     @property
     def identity(self) -> dict[str, str]:
         return {"id": self.name, "revision": self.revision}
+
+    @property
+    def noise_schedule(self) -> dict[str, Any]:
+        """diffusers' scheduler config, without its private keys."""
+        return {k: v for k, v in self.schedule.config.items() if not k.startswith("_")}
 
     @property
     def vae_config(self) -> dict[str, Any]:
@@ -115,57 +126,83 @@ class LatentDiffusionModel:
         return pixels_per_latent(self.vae_config)
 
     def latent_shape(self, resolution: int | None = None) -> tuple[int, int, int]:
-        """[c, h, w] for square pictures of `resolution` pixels, the teacher's own by default."""
+        """[c, h, w] of the latents of square images of `resolution` pixels, by default the native size."""
         return latent_shape(self.unet_config, self.vae_config, resolution)
 
     def to(self, device: torch.device | str) -> LatentDiffusionModel:
         self.device = torch.device(device)
-        for part in self._parts.values():
-            if isinstance(part, torch.nn.Module):
-                part.to(self.device)
+        for component in self._components.values():
+            if isinstance(component, torch.nn.Module):
+                component.to(self.device)
         return self
 
-    def _part(self, name: str, load: Any, dtype: torch.dtype) -> Any:
-        if name not in self._parts:
-            try:
-                part = load(self.folder, subfolder=name, use_safetensors=True).to(dtype)
-            except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-                raise RcdeployError(
-                    f"the teacher's {name} cannot be loaded from {self.folder}: {error}",
-                    fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",
-                ) from error
-            for tensor_name, tensor in part.state_dict().items():
+    def _component(self, name: str, model_class: Any, dtype: torch.dtype) -> Any:
+        if name not in self._components:
+            module = self._load_component(name, model_class).to(dtype)
+            for tensor_name, tensor in module.state_dict().items():
                 if not tensor.isfinite().all():
-                    raise RcdeployError(f"the teacher's {name} has NaN or infinite weights: {tensor_name}")
-            self._parts[name] = part.requires_grad_(False).eval().to(self.device)
-        return self._parts[name]
+                    raise RcdeployError(f"{self.folder}: the {name} has NaN or infinite weights: {tensor_name}")
+            self._components[name] = module.requires_grad_(False).eval().to(self.device)
+        return self._components[name]
+
+    def _load_component(self, name: str, model_class: Any) -> torch.nn.Module:
+        """Raises RcdeployError for files that cannot be read, and for tensors that are absent, unknown or misshapen."""
+        try:
+            module, info = model_class.from_pretrained(
+                self.folder, subfolder=name, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+            raise RcdeployError(
+                f"the {name} cannot be loaded from {self.folder}: {error}",
+                fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",
+            ) from error
+        problems = [f"{name} lacks the tensor {key}" for key in info["missing_keys"]]
+        # position_ids is a buffer that older files hold and newer classes compute
+        problems += [f"{name} has no place for {key}" for key in info["unexpected_keys"] if "position_ids" not in key]
+        problems += [
+            f"{name}: {' '.join(map(str, key))} has the wrong shape" for key in info.get("mismatched_keys", ())
+        ]
+        if problems:
+            raise RcdeployError(
+                f"the weights of the {name} in {self.folder} do not fit its config.json",
+                fix="Copy the folder again, or save it anew with save_pretrained.",
+                errors=problems[:MAX_LISTED_TENSORS],
+            )
+        return module
 
     def load(self, *names: str) -> None:
-        """Loads components now, so that what is wrong with them is said before anything is made with them."""
+        """Loads components now, so that errors in them show before anything is computed."""
         for name in names:
             getattr(self, name)
 
     @property
     def unet(self) -> UNet2DConditionModel:
-        return self._part("unet", UNet2DConditionModel.from_pretrained, self.dtype)
+        return self._component("unet", UNet2DConditionModel, self.dtype)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
-        return self._part("text_encoder", CLIPTextModel.from_pretrained, self.dtype)
+        return self._component("text_encoder", CLIPTextModel, self.dtype)
 
     @property
     def vae(self) -> AutoencoderKL:
         """In fp32: fp16 decoders of some models overflow."""
-        return self._part("vae", AutoencoderKL.from_pretrained, torch.float32)
+        return self._component("vae", AutoencoderKL, torch.float32)
 
     @property
     def tokenizer(self) -> Any:
-        if "tokenizer" not in self._parts:
-            self._parts["tokenizer"] = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
-        return self._parts["tokenizer"]
+        """Raises RcdeployError for one that cannot be read; code that comes with it is never run."""
+        if "tokenizer" not in self._components:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    self.folder / "tokenizer", trust_remote_code=False, local_files_only=True
+                )
+            except Exception as error:  # its Rust side and its many classes raise whatever they like
+                raise RcdeployError(f"the tokenizer cannot be loaded from {self.folder}: {error}") from error
+            self._components["tokenizer"] = tokenizer
+        return self._components["tokenizer"]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """n prompts -> their condition; longer prompts than the context are cut. The null condition is that of ""."""
+        """n prompts -> a condition of n rows; prompts beyond the context are cut. The null condition is that of ""."""
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
@@ -182,21 +219,21 @@ class LatentDiffusionModel:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
-        """Scaled latents [n, c, h, w] -> pictures [n, 3, H, W] in [0, 1]."""
-        parts = (latents.float() / self.scaling_factor).to(self.device).split(batch_size)
-        return torch.cat([(self.vae.decode(part).sample / 2 + 0.5).clamp(0, 1) for part in parts])
+        """Scaled latents [n, c, h, w] -> images [n, 3, H, W] in [0, 1]."""
+        batches = (latents.float() / self.scaling_factor).to(self.device).split(batch_size)
+        return torch.cat([(self.vae.decode(batch).sample / 2 + 0.5).clamp(0, 1) for batch in batches])
 
 
-def _local(path: str, revision: str | None) -> Path:
+def _local_folder(path: str, revision: str | None) -> Path:
     if not is_hub_name(path):
         return Path(path)
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.json", "*.txt", "*/*.safetensors"]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, ignore_patterns=["*.fp16.*"]))
+        patterns = ["*.json", "*.txt", "*/*.safetensors"]
+        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]))
     except Exception as error:
         raise RcdeployError(
-            f"{path} is no folder here and cannot be fetched from the hub: {error}",
+            f"{path} is not a local folder and cannot be fetched from the hub: {error}",
             fix="Check the name and the network, or set teacher.path to a diffusers folder on this machine.",
         ) from error

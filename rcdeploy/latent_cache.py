@@ -2,15 +2,14 @@
 
 A folder of shards (safetensors, fp16, already multiplied by the scaling factor), the prompts they belong to, index.json
 and manifest.json. A shard is there whole or not at all, so any number of processes or machines that see the folder may
-fill it together, and a killed one goes on where it was.
+fill it together, and an interrupted one continues with the next shard.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .diffusion_model import LatentDiffusionModel
+from .diffusion_model import Condition, LatentDiffusionModel
+from .progress import Log, Progress, no_log, no_progress
 from .prompts.filters import PoolOptions
 from .prompts.pool import PromptPool
 from .prompts.pool_builder import build_pool
@@ -31,21 +31,70 @@ from .prompts.readers import files_of
 from .prompts.recipe_pool import paired_sources
 from .random_streams import SHUFFLE, generator
 from .real_images import captioned_images, encode_images
-from .recipe import Recipe, digest
+from .recipe import Cache, Recipe, digest
 from .sampling import sample_latents, starting_noise
 from .storage.claims import Claim, make_once
-from .storage.tensors import is_whole, save_tensors
+from .storage.shards import claim_missing_shards, missing_shards, shard_ranges
+from .storage.tensors import save_tensors
 
-Progress = Callable[[int, int], None]
-"""latents done, latents in all"""
+MAX_LISTED_SHARDS = 3
+
+
+@dataclass(frozen=True)
+class LatentCacheFacts:
+    """The facts of a cache's manifest.
+
+    identity: everything its latents depend on. batch_size: images sampled at once, fixed when the cache is begun.
+    images: with cache.source = "real", the file of each row.
+    """
+
+    identity: dict[str, Any]
+    count: int
+    shard_size: int
+    batch_size: int
+    images: list[str]
+
+
+@dataclass(frozen=True)
+class CacheFolder:
+    """A cache that has been begun: its manifest and prompts are there, its shards perhaps not yet."""
+
+    folder: Path
+    manifest: Manifest
+    facts: LatentCacheFacts
+
+    @classmethod
+    def read(cls, folder: Path) -> CacheFolder:
+        """Raises RcdeployError when the folder is not a latent cache."""
+        manifest = Manifest.read(folder, "latent_cache")
+        return cls(folder, manifest, manifest.facts_as(LatentCacheFacts))
+
+    @property
+    def shard_rows(self) -> list[range]:
+        return shard_ranges(self.facts.count, self.facts.shard_size)
+
+    @property
+    def shard_files(self) -> list[Path]:
+        return [self.folder / f"latents-{i:05}.safetensors" for i in range(len(self.shard_rows))]
+
+    def missing(self) -> list[int]:
+        """Indices of the shards that are absent or truncated."""
+        return missing_shards(self.shard_files)
+
+    def describe_missing(self, missing: list[int]) -> str:
+        """ "2 of 5 shards: latents-00001.safetensors, latents-00002.safetensors"."""
+        names = [self.shard_files[i].name for i in missing[:MAX_LISTED_SHARDS]]
+        more = ", ..." if len(missing) > MAX_LISTED_SHARDS else ""
+        return f"{len(missing)} of {len(self.shard_files)} shards: {', '.join(names)}{more}"
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """An open cache. Latents are read from memory-mapped shards, row by row; they need no memory of their own."""
+    """A complete cache. Latents are read row by row from memory-mapped shards; they need no memory of their own."""
 
     folder: Path
     manifest: Manifest
+    facts: LatentCacheFacts
     prompts: PromptPool
     shards: list[Any]
 
@@ -55,228 +104,213 @@ class LatentCache:
         return c, h, w
 
     def __len__(self) -> int:
-        return int(self.manifest.facts["count"])
+        return self.facts.count
 
     def latents(self, rows: Sequence[int]) -> Tensor:
         """rows -> scaled x_0 [n, c, h, w], fp32."""
-        size = self.manifest.facts["shard_size"]
+        size = self.facts.shard_size
         return torch.cat([self.shards[r // size][r % size : r % size + 1] for r in rows]).float()
 
     @classmethod
     def open(cls, folder: Path) -> LatentCache:
-        """Raises RcdeployError when it is missing, unfinished, or a shard is truncated (the shard is named)."""
-        manifest = Manifest.read(folder, "latent_cache")
-        left = unfinished(folder, manifest)
-        if left:
+        """Raises RcdeployError when it is missing, incomplete, or a shard is truncated (the shard is named)."""
+        cache = CacheFolder.read(folder)
+        if missing := cache.missing():
             raise RcdeployError(
-                f"the latent cache {folder} lacks {len(left)} of {_shard_count(manifest)} shards: {_names(left)}",
+                f"the latent cache {folder} lacks {cache.describe_missing(missing)}",
                 fix="`rcdeploy cache RECIPE` makes what is missing.",
             )
-        names = [folder / _shard_name(i) for i in range(_shard_count(manifest))]
-        shards = [safe_open(name, "pt").get_slice("latents") for name in names]
-        return cls(folder, manifest, PromptPool.open(folder / "prompts"), shards)
-
-
-def _shard_name(i: int) -> str:
-    return f"latents-{i:05}.safetensors"
-
-
-def _names(shards: list[int]) -> str:
-    return ", ".join(_shard_name(i) for i in shards[:3]) + (", ..." if len(shards) > 3 else "")
-
-
-def _shard_count(manifest: Manifest) -> int:
-    return -(-int(manifest.facts["count"]) // int(manifest.facts["shard_size"]))
-
-
-def _shard_rows(manifest: Manifest, shard: int) -> range:
-    size = int(manifest.facts["shard_size"])
-    return range(shard * size, min((shard + 1) * size, int(manifest.facts["count"])))
-
-
-def unfinished(folder: Path, manifest: Manifest) -> list[int]:
-    """Shards that are missing or truncated."""
-    return [i for i in range(_shard_count(manifest)) if not is_whole(folder / _shard_name(i))]
+        shards = [safe_open(file, "pt").get_slice("latents") for file in cache.shard_files]
+        return cls(folder, cache.manifest, cache.facts, PromptPool.open(folder / "prompts"), shards)
 
 
 def identity(recipe: Recipe, teacher: LatentDiffusionModel) -> dict[str, Any]:
-    """What a cache's latents depend on; its folder is named after the digest of this."""
+    """Everything that a cache's latents depend on; its folder is named after the digest of this."""
     cache = recipe.cache.model_dump(mode="json", exclude={"folder", "batch_size"})
     sources = [[f.name, sha256(f)] for p in paired_sources(recipe) for f in files_of(p)]
     prompts = recipe.prompts.model_dump(include={"column", "paired_count", "paired_exclude"})
-    schedule = {k: v for k, v in teacher.schedule.config.items() if not k.startswith("_")}
     return {
         "teacher": teacher.revision,
         "cache": cache,
         "prompts": {**prompts, "paired": sources},
-        "schedule": schedule,
+        "schedule": teacher.noise_schedule,
     }
 
 
 def folder_of(recipe: Recipe, teacher: LatentDiffusionModel) -> Path:
+    """cache.folder, or caches/TEACHER-DIGEST."""
     if recipe.cache.folder:
         return Path(recipe.cache.folder)
     return Path("caches") / f"{Path(teacher.name).name}-{digest(identity(recipe, teacher))[:8]}"
 
 
-def prepare(recipe: Recipe, teacher: LatentDiffusionModel) -> tuple[Path, Manifest]:
-    """Makes the folder with its prompts and manifest, if it is not there; checks that it is this recipe's if it is.
+def prepare(recipe: Recipe, teacher: LatentDiffusionModel) -> CacheFolder:
+    """Writes the folder with its prompts and manifest unless it exists; checks that it belongs to this recipe.
 
     Raises RcdeployError for a cache of another teacher, resolution or set of prompts.
     """
-    folder, wanted = folder_of(recipe, teacher), identity(recipe, teacher)
+    folder = folder_of(recipe, teacher)
+    expected = identity(recipe, teacher)
     if not (folder / NAME).is_file():
-        # weights that cannot be used are found before anything is made
-        _ = (teacher.text_encoder, teacher.unet if recipe.cache.source == "teacher" else teacher.vae)
-    whole, made = folder / NAME, (folder, *folder.parents)
-    make_once(lambda: _prepare(recipe, teacher, folder, wanted), whole, Claim(folder / "prepare"), made)
-    manifest = Manifest.read(folder, "latent_cache")
-    _refuse_another(folder, manifest, wanted, teacher)
-    return folder, manifest
+        # unusable weights should show before anything is written
+        teacher.load("text_encoder", "unet" if recipe.cache.source == "teacher" else "vae")
+    make_once(
+        lambda: _write_prompts_and_manifest(recipe, teacher, folder, expected),
+        folder / NAME,
+        Claim(folder / "prepare"),
+        (folder, *folder.parents),
+    )
+    cache = CacheFolder.read(folder)
+    _check_identity(cache, expected, teacher)
+    return cache
 
 
-def _prepare(recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, wanted: dict[str, Any]) -> None:
-    cache, shape = recipe.cache, teacher.latent_shape(recipe.cache.resolution)
-    teacher.load("text_encoder", "vae" if cache.source == "real" else "unet")
-    paired = build_pool(
+def _write_prompts_and_manifest(
+    recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, expected: dict[str, Any]
+) -> None:
+    cache = recipe.cache
+    candidates = build_pool(
         paired_sources(recipe),
         folder / "all_prompts",
         PoolOptions(column=recipe.prompts.column, exclude=tuple(recipe.prompts.paired_exclude)),
     )
-    prompts, images = [], []
+    images: list[str] = []
+    prompts: PromptPool | list[str] = candidates
     if cache.source == "real":
-        # a picture is used if its caption is among the paired prompts, so that filters hold for pictures too
-        allowed = set(paired)
+        # an image is used if its caption is among the paired prompts, so that filters hold for images too
+        allowed = set(candidates)
         pairs = [pair for pair in captioned_images(Path(str(cache.images))) if pair[1] in allowed]
-        images, prompts = [str(p[0]) for p in pairs], [p[1] for p in pairs]
+        images = [str(file) for file, _ in pairs]
+        prompts = [caption for _, caption in pairs]
         if not images:
-            raise RcdeployError(f"no picture of {cache.images} has a caption that is among the paired prompts")
-    total = len(images) if images else len(paired)
-    count = min(recipe.prompts.paired_count or total, total)
-    order = generator(cache.seed, SHUFFLE).permutation(total)[:count].tolist()
-    prompts = [prompts[i] for i in order] if images else paired.take(order)
+            raise RcdeployError(f"no image of {cache.images} has a caption that is among the paired prompts")
+    count = min(recipe.prompts.paired_count or len(prompts), len(prompts))
+    order = generator(cache.seed, SHUFFLE).permutation(len(prompts))[:count].tolist()
+    chosen = [prompts[i] for i in order] if images else candidates.take(order)
     with replacing(folder / "prompts.txt") as beside:
-        beside.write_text("".join(f"{p}\n" for p in prompts), encoding="utf-8")
+        beside.write_text("".join(f"{prompt}\n" for prompt in chosen), encoding="utf-8")
     build_pool([folder / "prompts.txt"], folder / "prompts", PoolOptions(deduplicate=False))
-    paired.close()
+    candidates.close()
     shutil.rmtree(folder / "all_prompts")
     Manifest(
         kind="latent_cache",
         recipe=recipe.resolved(),
         teacher=teacher.identity,
-        noise_schedule={k: v for k, v in teacher.schedule.config.items() if not k.startswith("_")},
-        latents={"shape": list(shape), "scaling_factor": teacher.scaling_factor},
-        facts={
-            "identity": wanted,
-            "count": count,
-            "shard_size": cache.shard_size,
-            "batch_size": cache.batch_size,
-            "images": [images[i] for i in order] if images else [],
-        },
+        noise_schedule=teacher.noise_schedule,
+        latents={"shape": list(teacher.latent_shape(cache.resolution)), "scaling_factor": teacher.scaling_factor},
+        facts=vars(
+            LatentCacheFacts(
+                identity=expected,
+                count=count,
+                shard_size=cache.shard_size,
+                batch_size=cache.batch_size,
+                images=[images[i] for i in order] if images else [],
+            )
+        ),
     ).write(folder)
 
 
-def _refuse_another(folder: Path, manifest: Manifest, wanted: dict[str, Any], teacher: LatentDiffusionModel) -> None:
-    have = manifest.facts["identity"]
-    if have["teacher"] != wanted["teacher"]:
-        what = f"the teacher {manifest.teacher['id']} ({have['teacher']}), not {teacher.name} ({wanted['teacher']})"
-    elif have != wanted:
-        keys = [(part, key) for part in ("cache", "prompts") for key in wanted[part]]
-        differ = [
-            f"{part}.{key}: {have[part].get(key)} there, {wanted[part][key]} here"
-            for part, key in keys
-            if have[part].get(key) != wanted[part][key]
-        ]
-        what = "other settings: " + "; ".join(differ or ["the noise schedule"])
-    else:
+def _check_identity(cache: CacheFolder, expected: dict[str, Any], teacher: LatentDiffusionModel) -> None:
+    actual = cache.facts.identity
+    fix = "Leave cache.folder out and the fitting cache gets a folder of its own, or name another one."
+    if actual["teacher"] != expected["teacher"]:
+        raise RcdeployError(
+            f"the latent cache {cache.folder} was made with the teacher {cache.manifest.teacher['id']} "
+            f"({actual['teacher']}), not {teacher.name} ({expected['teacher']})",
+            fix=fix,
+        )
+    if actual == expected:
         return
-    raise RcdeployError(
-        f"the latent cache {folder} was made with {what}",
-        fix="Leave cache.folder out and a fitting cache gets its own folder, or name another one.",
-    )
+    errors = [
+        f"{section}.{key}: the cache was made with {actual[section].get(key)}, the recipe asks for {value}"
+        for section in ("cache", "prompts")
+        for key, value in expected[section].items()
+        if actual[section].get(key) != value
+    ]
+    errors = errors or ["the noise schedule of the teacher has changed"]
+    raise RcdeployError(f"the latent cache {cache.folder} was made with other settings", fix=fix, errors=errors)
 
 
 def fill(
-    recipe: Recipe,
+    cache: CacheFolder,
+    settings: Cache,
     teacher: LatentDiffusionModel,
-    progress: Progress | None = None,
-    tell: Callable[[str], None] = lambda _text: None,
+    progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> LatentCache:
-    """Makes every shard that is missing, sharing the work with whoever else fills the same folder, and opens the cache.
+    """Makes the missing shards, sharing the work with whoever else fills the same folder, and opens the cache.
 
     Under `accelerate launch` each process begins at another shard. Raises RcdeployError for NaN latents, a full disk.
     """
-    folder, manifest = prepare(recipe, teacher)
-    if left := unfinished(folder, manifest):
-        tell(f"the teacher makes {len(left)} of {_shard_count(manifest)} shards of the cache {folder}: {_names(left)}")
-    prompts = PromptPool.open(folder / "prompts")
-    first, worked = int(os.environ.get("RANK", 0)), False
-    while left := unfinished(folder, manifest):
-        start = first % len(left)
-        claims = {shard: Claim(folder / _shard_name(shard)) for shard in left[start:] + left[:start]}
-        mine = next((shard for shard, claim in claims.items() if claim.take()), None)
-        if mine is None:
-            time.sleep(0.5)  # the others are at the last shards; should one die, its claim can be taken
-            continue
-        try:
-            # between the look and the claim another process may have finished it
-            if not is_whole(folder / _shard_name(mine)):
-                whole = sum(len(_shard_rows(manifest, i)) for i in range(_shard_count(manifest)) if i not in left)
-                latents = _shard_latents(recipe, teacher, manifest, prompts, mine, claims[mine], progress, whole)
-                save_tensors(folder / _shard_name(mine), {"latents": latents})
-                worked = True
-        finally:
-            claims[mine].release()
-    if worked or not manifest.files:
-        _finish(folder, manifest)
-    return LatentCache.open(folder)
-
-
-def _shard_latents(
-    recipe: Recipe,
-    teacher: LatentDiffusionModel,
-    manifest: Manifest,
-    prompts: PromptPool,
-    shard: int,
-    claim: Claim,
-    progress: Progress | None,
-    whole: int,
-) -> Tensor:
-    """[rows of the shard, c, h, w], fp16, scaled."""
-    cache, rows, parts = recipe.cache, _shard_rows(manifest, shard), []
-    images, shape = manifest.facts["images"], teacher.latent_shape(cache.resolution)
+    if missing := cache.missing():
+        log(f"the teacher makes {cache.describe_missing(missing)}, in {cache.folder}")
+    prompts = PromptPool.open(cache.folder / "prompts")
     null = teacher.encode_prompts([""])
-    # the size the cache was begun with, whatever the recipe says now: kernels round by the shape of a batch, and no
-    # byte may depend on who went on with the cache
-    size = int(manifest.facts["batch_size"])
-    for start in range(rows.start, rows.stop, size):
-        batch = range(start, min(start + size, rows.stop))
-        if cache.source == "real":
-            latents = encode_images(teacher, [Path(images[i]) for i in batch], shape)
-        else:
-            latents = sample_latents(
-                teacher.unet,
-                teacher.schedule,
-                starting_noise(cache.seed, batch, shape),
-                teacher.encode_prompts(prompts.take(list(batch))),
-                null,
-                num_inference_steps=cache.num_inference_steps,
-                guidance_scale=cache.guidance_scale,
-            )
-        if not latents.isfinite().all():
-            raise RcdeployError(f"the teacher made NaN of {prompts[batch[0]]!r} or one of the next {len(batch) - 1}")
-        parts.append(latents.half().cpu())
-        claim.touch()
-        if progress:
-            progress(whole + batch.stop - rows.start, int(manifest.facts["count"]))
-    return torch.cat(parts)
+    rank = int(os.environ.get("RANK", 0))
+    made_any = False
+    for shard, claim in claim_missing_shards(cache.shard_files, offset=rank):
+        pending = set(cache.missing())
+        completed = sum(len(rows) for i, rows in enumerate(cache.shard_rows) if i not in pending)
+        batches = []
+        for batch in _batches(cache.shard_rows[shard], cache.facts.batch_size):
+            batches.append(_batch_latents(cache, settings, teacher, prompts.take(list(batch)), null, batch))
+            claim.touch()
+            completed += len(batch)
+            progress("latent cache", completed, cache.facts.count)
+        save_tensors(cache.shard_files[shard], {"latents": torch.cat(batches)})
+        made_any = True
+    if made_any or not cache.manifest.files:
+        _write_digests(cache)
+    return LatentCache.open(cache.folder)
 
 
-def _finish(folder: Path, manifest: Manifest) -> None:
-    """Every shard's digest into the manifest; whoever comes last, or all at once: they write the same."""
-    count, manifest.files = _shard_count(manifest), {}
-    for name in [_shard_name(i) for i in range(count)] + ["prompts/prompts.bin", "prompts/offsets.bin"]:
-        manifest.add_file(folder, name)
-    rows = {_shard_name(i): [_shard_rows(manifest, i).start, _shard_rows(manifest, i).stop] for i in range(count)}
-    write_json(folder / "index.json", rows)
-    manifest.write(folder)
+def make_latent_cache(
+    recipe: Recipe, teacher: LatentDiffusionModel, progress: Progress = no_progress, log: Log = no_log
+) -> LatentCache:
+    """`prepare` and `fill`."""
+    return fill(prepare(recipe, teacher), recipe.cache, teacher, progress, log)
+
+
+def _batches(rows: range, batch_size: int) -> list[range]:
+    """batch_size is the manifest's, whatever the recipe says now: kernels round by the shape of a batch, and no byte
+    may depend on who continued the cache.
+    """
+    return [range(start, min(start + batch_size, rows.stop)) for start in range(rows.start, rows.stop, batch_size)]
+
+
+def _batch_latents(
+    cache: CacheFolder,
+    settings: Cache,
+    teacher: LatentDiffusionModel,
+    prompts: list[str],
+    null: Condition,
+    rows: range,
+) -> Tensor:
+    """Scaled latents [n, c, h, w] of these rows, fp16, on the CPU."""
+    shape = teacher.latent_shape(settings.resolution)
+    if settings.source == "real":
+        latents = encode_images(teacher, [Path(cache.facts.images[i]) for i in rows], shape)
+    else:
+        latents = sample_latents(
+            teacher.unet,
+            teacher.schedule,
+            starting_noise(settings.seed, rows, shape),
+            teacher.encode_prompts(prompts),
+            null,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+        )
+    if not latents.isfinite().all():
+        raise RcdeployError(f"the teacher made NaN of {prompts[0]!r} or one of the next {len(rows) - 1} prompts")
+    return latents.half().cpu()
+
+
+def _write_digests(cache: CacheFolder) -> None:
+    """Writes index.json, and every shard's digest into the manifest. Several processes may: they write the same."""
+    names = [file.name for file in cache.shard_files]
+    cache.manifest.files = {}
+    for name in [*names, "prompts/prompts.bin", "prompts/offsets.bin"]:
+        cache.manifest.add_file(cache.folder, name)
+    index = {name: [rows.start, rows.stop] for name, rows in zip(names, cache.shard_rows, strict=True)}
+    write_json(cache.folder / "index.json", index)
+    cache.manifest.write(cache.folder)

@@ -1,8 +1,9 @@
-"""The run folder: recipe, manifest, metrics, and whether the same command may go on in it."""
+"""The run folder: recipe, manifest, metrics, and whether a run may be continued with a recipe."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from .recipe import Recipe
 
 METRICS = "metrics.jsonl"
 
-# what a run may change when it goes on: how long, how often it looks, and where things lie (their digests are compared)
-FREE = {
+CHANGEABLE = {
     ("train", "max_steps"),
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
@@ -31,61 +31,101 @@ FREE = {
     ("prompts", "pool"),
     ("prompts", "per_noun"),
 }
+"""Keys that may change when a run is continued, beside those of [evaluate]: how long, how often it saves and logs, and
+where things lie (their digests are compared)."""
 
 
-def check_unchanged(folder: Path, recipe: Recipe) -> None:
-    """Raises RcdeployError that says what differs, when `folder` holds a run of another recipe."""
+@dataclass(frozen=True)
+class RunFacts:
+    """The facts of a run's manifest.
+
+    steps: updates done when the manifest was written. cache_folder: as the recipe resolved it. The last five are there
+    once the run has finished: pipeline_step is the step whose EMA weights are in pipeline/, score the metric that
+    best_score is of.
+    """
+
+    student: str
+    init: str
+    steps: int
+    cache_folder: str
+    machine: dict[str, Any]
+    finished: bool = False
+    best_step: int | None = None
+    best_score: float | None = None
+    score: str | None = None
+    pipeline_step: int | None = None
+
+    def finished_with(self, **facts: Any) -> RunFacts:
+        return replace(self, finished=True, **facts)
+
+    def as_json(self) -> dict[str, Any]:
+        """Without the keys of a finished run, until it is one."""
+        facts = asdict(self)
+        if not self.finished:
+            for key in ("finished", "best_step", "best_score", "score", "pipeline_step"):
+                del facts[key]
+        return facts
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Raises RcdeployError that lists the differences, when `folder` holds a run of another recipe."""
     if not (folder / NAME).is_file():
         return
-    before, now = Manifest.read(folder, "run").recipe, recipe.resolved()
-    differ = [
-        f"  {section}.{key}: {before.get(section, {}).get(key)} -> {value}"
-        for section, keys in now.items()
+    before = Manifest.read(folder, "run").recipe
+    differences = [
+        f"{section}.{key}: {before.get(section, {}).get(key)} -> {value}"
+        for section, keys in recipe.resolved().items()
         if isinstance(keys, dict) and section != "evaluate"
         for key, value in keys.items()
-        if (section, key) not in FREE and before.get(section, {}).get(key) != value
+        if (section, key) not in CHANGEABLE and before.get(section, {}).get(key) != value
     ]
-    if differ:
+    if differences:
         raise RcdeployError(
-            f"{folder} holds a run of another recipe:\n" + "\n".join(differ),
-            fix="Give --out another folder, or begin anew with --restart (which removes that run).",
+            f"{folder} holds a run of another recipe",
+            fix="Give --out another folder, or start over with --restart (which removes that run).",
+            errors=differences,
         )
 
 
-def check_sources(before: Manifest, sources: dict[str, str]) -> None:
-    """The teacher, cache and pool by their digests: {"teacher", "latent_cache", "prompt_pool"}."""
-    have = {m["kind"]: m["sha256"] for m in before.made_from} | {"teacher": before.teacher.get("revision", "")}
-    changed = [name for name, value in sources.items() if have.get(name) != value]
+def check_sources(manifest: Manifest, sources: dict[str, str]) -> None:
+    """Compares teacher, cache and pool with those of the run, by digest: {"teacher", "latent_cache", "prompt_pool"}.
+
+    Raises RcdeployError that names those that differ.
+    """
+    recorded = {m["kind"]: m["sha256"] for m in manifest.made_from} | {"teacher": manifest.teacher.get("revision", "")}
+    changed = [name for name, value in sources.items() if recorded.get(name) != value]
     if changed:
         raise RcdeployError(
-            f"the run was begun with another {' and another '.join(changed)}",
-            fix="Bring back what it was begun with, give --out another folder, or begin anew with --restart.",
+            f"the run was started with another {' and another '.join(changed)}",
+            fix="Restore what it was started with, give --out another folder, or start over with --restart.",
         )
 
 
-class Metrics:
-    """METRICS: a line per logged step. Lines after the checkpoint that a run goes on from are dropped."""
+class MetricsFile:
+    """Appends to metrics.jsonl, a JSON object per logged step; entries after the resumed checkpoint are dropped."""
 
     def __init__(self, folder: Path, last_step: int) -> None:
         self.path = folder / METRICS
-        self.lines = [line for line in read_metrics(folder) if line["step"] <= last_step]
+        self.entries = [entry for entry in read_metrics(folder) if entry["step"] <= last_step]
         with replacing(self.path) as beside:
-            beside.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            beside.write_text("".join(json.dumps(entry) + "\n" for entry in self.entries))
 
     def add(self, entry: dict[str, Any]) -> None:
-        self.lines.append(entry)
+        self.entries.append(entry)
         with self.path.open("a") as f:
             f.write(json.dumps(entry) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's METRICS, none when it is not there. The last may be half a line: a kill, or a look at
-    a run that is writing it.
+    """The complete entries of a run's metrics.jsonl, none when it is absent.
+
+    The last line may be incomplete: after a kill, or while a run is writing it.
     """
-    file, lines = folder / METRICS, []  # type: tuple[Path, list[dict[str, Any]]]
+    file = folder / METRICS
+    entries: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
         try:
-            lines.append(json.loads(line))
+            entries.append(json.loads(line))
         except ValueError:
             break
-    return lines
+    return entries

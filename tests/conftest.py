@@ -23,6 +23,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E
 
 from rcdeploy.recipe import Recipe, load_recipe  # noqa: E402
 
+pytest_plugins = ["training_runs"]
+
 torch.set_num_threads(1)
 
 CONTEXT = 16

@@ -40,7 +40,7 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
 
 
 def test_missing_and_foreign_teachers(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "there is no teacher folder" in refused("distill", recipe_file(teacher={"path": "nowhere"}))
+    assert "there is no folder" in refused("distill", recipe_file(teacher={"path": "nowhere"}))
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no teacher in diffusers' layout" in refused("distill", recipe_file(teacher={"path": "empty"}))
@@ -98,10 +98,9 @@ def test_a_full_disk_leaves_nothing_half_done(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rcdeploy.diffusion_model import LatentDiffusionModel
-    from rcdeploy.latent_cache import fill, unfinished
+    from rcdeploy.latent_cache import CacheFolder, make_latent_cache
     from rcdeploy.recipe import load_recipe
     from rcdeploy.storage import tensors
-    from rcdeploy_runtime.manifest import Manifest
 
     real, calls = tensors.save_file, []
 
@@ -115,13 +114,13 @@ def test_a_full_disk_leaves_nothing_half_done(
     monkeypatch.setattr(tensors, "save_file", disk_with_room_for_one)
     recipe = load_recipe(recipe_file())
     with pytest.raises(RcdeployError, match="No space left on device"):
-        fill(recipe, LatentDiffusionModel(recipe.teacher.path))
+        make_latent_cache(recipe, LatentDiffusionModel(recipe.teacher.path))
     folder = tmp_path / "cache"
-    assert unfinished(folder, Manifest.read(folder, "latent_cache")) == [1, 2]
+    assert CacheFolder.read(folder).missing() == [1, 2]
     assert not [p for p in folder.rglob("*") if ".part" in p.name or p.name.endswith(".claim")]
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    assert len(fill(recipe, LatentDiffusionModel(recipe.teacher.path))) == 12
+    assert len(make_latent_cache(recipe, LatentDiffusionModel(recipe.teacher.path))) == 12
 
 
 def test_options_that_are_not_there(refused: Callable[..., str]) -> None:

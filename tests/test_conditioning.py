@@ -52,7 +52,7 @@ def draws(name: str, n: int, *, null: float = 0.0, **parameters: float) -> list[
         probability(name, **parameters), rows=7, pool_size=11, null_probability=null, seed=3
     )
     drawn = (conditioning.draw(i // 100, i % 100, SHAPE) for i in range(n))
-    return [(d.row, d.timestep, d.text, d.prompt) for d in drawn]
+    return [(d.row, d.timestep, d.prompt_kind, d.prompt) for d in drawn]
 
 
 def within(hits: int, of: int, p: float, deviations: float = 4.5) -> bool:
@@ -111,7 +111,7 @@ def test_p_is_of_the_timestep_as_a_fraction() -> None:
     )
     drawn = [conditioning.draw(0, i, SHAPE) for i in range(8_000)]
     for t in range(4):
-        here = [d.text == UNPAIRED for d in drawn if d.timestep == t]
+        here = [d.prompt_kind == UNPAIRED for d in drawn if d.timestep == t]
         assert within(sum(here), len(here), t / 4)
 
 
@@ -122,7 +122,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample_alone() -> None:
     np.random.default_rng(0).random(10)  # somebody else draws meanwhile
     back = [again.draw(step, i, (2, 3, 3)) for step in (2, 1, 0) for i in (3, 2, 1, 0)][::-1]
     for a, b in zip(forth, back, strict=True):
-        assert (a.row, a.timestep, a.text, a.prompt) == (b.row, b.timestep, b.text, b.prompt)
+        assert (a.row, a.timestep, a.prompt_kind, a.prompt) == (b.row, b.timestep, b.prompt_kind, b.prompt)
         assert a.noise.tobytes() == b.noise.tobytes()
 
 

@@ -51,7 +51,7 @@ def test_cache_and_pool_are_as_large_as_said(tiny_recipe: Recipes, monkeypatch: 
     monkeypatch.setattr(teacher.unet, "forward", forward)
     plan = make_plan(recipe, 1, torch.float32)
     cache, pool = (next(s for s in plan.stages if s.name == name) for name in ("latent cache", "prompt pool"))
-    made = latent_cache.fill(recipe, teacher)
+    made = latent_cache.make_latent_cache(recipe, teacher)
     assert sum(rows) == cache.rows["teacher"] == 12 * 2 * 2  # prompts, steps, branches
     files = [f for f in made.folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".txt")]
     assert len(files) == 3 + 2 + 1

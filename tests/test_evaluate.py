@@ -25,9 +25,9 @@ from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.distill import outcome
 from rcdeploy.distill.loop import distill
 from rcdeploy.distill.run import Run
+from rcdeploy.distill.validation import Validator
 from rcdeploy.evaluate import metrics
 from rcdeploy.evaluate.evaluation import evaluate
 from rcdeploy.evaluate.frechet import Statistics
@@ -36,7 +36,7 @@ from rcdeploy.evaluate.judge import Judge
 from rcdeploy.evaluate.metrics import Weights, open_scorer
 from rcdeploy.evaluate.source import open_source
 from rcdeploy.recipe import Recipe, load_recipe
-from rcdeploy.sampling import pictures_of_seeds
+from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -103,7 +103,8 @@ def test_a_teacher_is_drawn_scored_and_written_down(judged: Path, captions: Path
     kept = [load_file(p)["pictures"] for p in sorted(folder.glob("pictures-*.safetensors"))]
     assert [tuple(k.shape) for k in kept] == [(8, 3, 64, 64), (8, 3, 64, 64), (2, 3, 64, 64)]
     assert all(k.dtype == torch.uint8 for k in kept)
-    by_hand = pictures_of_seeds(LatentDiffusionModel(str(judged)), [prompts[9]], [9], (64, 64), num_inference_steps=2)
+    model = LatentDiffusionModel(str(judged))
+    by_hand = sample_images(model, [prompts[9]], runtime_noise(model, [9], (64, 64)), num_inference_steps=2)
     assert (torch.cat(kept)[9] / 255 - by_hand[0]).abs().max() < 1.6 / 255, "picture 9 is a function of (seed, 9)"
 
     before = shards(folder)
@@ -299,8 +300,8 @@ def test_the_best_step_can_become_the_pipeline(
     tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, keep: str
 ) -> None:
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(outcome, "validation_loss", lambda *_: next(losses))
-    monkeypatch.setattr(outcome, "_draw_grid", lambda *_: None)
+    monkeypatch.setattr(Validator, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(Validator, "_write_grid", lambda *_: None)
     trained(tiny_recipe(evaluate={"every": 2, "keep": keep}))
     step = {"last": 6, "best": 2}[keep]
     assert Manifest.read(Path("runs/tiny"), "run").facts["pipeline_step"] == step

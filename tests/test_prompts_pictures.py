@@ -99,7 +99,7 @@ def test_latents_of_a_cache_are_decoded_and_looked_at(
 ) -> None:
     recipe = tiny_recipe()
     teacher = LatentDiffusionModel(recipe.teacher.path)
-    cache = latent_cache.fill(recipe, teacher)
+    cache = latent_cache.make_latent_cache(recipe, teacher)
     wanted = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
     shown: list[Any] = []
     monkeypatch.setattr(module, "BATCH", 1)

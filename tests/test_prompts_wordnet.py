@@ -27,7 +27,7 @@ from rcdeploy.prompts.nouns import FILE, Noun, nouns_with_depth, visual_by_kind,
 from rcdeploy.prompts.recipe_pool import find_pool, open_pool, paired_sources, pool_sources, visual_nouns
 from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
 from rcdeploy.recipe import Recipe, load_recipe
-from rcdeploy.run_folder import check_unchanged
+from rcdeploy.run_folder import check_recipe
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -386,9 +386,9 @@ def test_runs_begun_before_there_was_per_noun_go_on(tiny_recipe: Recipes, tmp_pa
     del before["prompts"]["per_noun"]
     (tmp_path / "run").mkdir()
     Manifest("run", recipe=before).write(tmp_path / "run")
-    check_unchanged(tmp_path / "run", recipe)
+    check_recipe(tmp_path / "run", recipe)
     with pytest.raises(RcdeployError, match="prompts.paired_count: 12 -> 13"):
-        check_unchanged(tmp_path / "run", tiny_recipe(prompts={"paired_count": 13}))
+        check_recipe(tmp_path / "run", tiny_recipe(prompts={"paired_count": 13}))
 
 
 def test_pools_are_found_by_their_digest(tiny_recipe: Recipes, tmp_path: Path) -> None:

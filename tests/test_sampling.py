@@ -7,14 +7,14 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, training_target
-from rcdeploy.sampling import pictures, sample_latents, starting_noise
+from rcdeploy.sampling import sample_images, sample_latents, starting_noise
 from rcdeploy_runtime.errors import RcdeployError
 
 PROMPTS = ["a red sandal", "a blue bag on a white background", ""]
 
 
 @pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
-def test_pictures_are_those_of_the_diffusers_pipeline(tiny_teacher: Path, guidance_scale: float) -> None:
+def test_images_are_those_of_the_diffusers_pipeline(tiny_teacher: Path, guidance_scale: float) -> None:
     teacher = LatentDiffusionModel(str(tiny_teacher))
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_teacher).to(dtype=torch.float32)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
@@ -23,7 +23,7 @@ def test_pictures_are_those_of_the_diffusers_pipeline(tiny_teacher: Path, guidan
     theirs = pipeline(
         PROMPTS, latents=noise, num_inference_steps=5, guidance_scale=guidance_scale, output_type="pt"
     ).images
-    ours = pictures(teacher, PROMPTS, seed=3, num_inference_steps=5, guidance_scale=guidance_scale)
+    ours = sample_images(teacher, PROMPTS, noise, num_inference_steps=5, guidance_scale=guidance_scale)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
@@ -35,15 +35,16 @@ def test_conditions_are_those_of_the_diffusers_pipeline(tiny_teacher: Path) -> N
     torch.testing.assert_close(ours[3:], null[:1])
 
 
-def test_a_picture_depends_on_its_index_and_not_on_its_batch(tiny_teacher: Path) -> None:
+def test_an_image_depends_on_its_index_and_not_on_its_batch(tiny_teacher: Path) -> None:
     teacher = LatentDiffusionModel(str(tiny_teacher))
-    together = pictures(teacher, PROMPTS, seed=1, num_inference_steps=2)
-    alone = pictures(teacher, PROMPTS[2:], seed=1, indices=[2], num_inference_steps=2)
+    shape = teacher.latent_shape()
+    together = sample_images(teacher, PROMPTS, starting_noise(1, range(3), shape), num_inference_steps=2)
+    alone = sample_images(teacher, PROMPTS[2:], starting_noise(1, [2], shape), num_inference_steps=2)
     torch.testing.assert_close(together[2:], alone, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(together[0], together[2], atol=1e-3)
 
 
-def test_no_guidance_asks_for_one_branch_only(tiny_teacher: Path) -> None:
+def test_without_guidance_the_unet_computes_one_branch(tiny_teacher: Path) -> None:
     teacher, calls = LatentDiffusionModel(str(tiny_teacher)), []
 
     class Counting(torch.nn.Module):
@@ -87,6 +88,6 @@ def test_a_schedule_that_says_nothing_of_clipping_does_not_clip(tiny_teacher: Pa
 def test_the_students_unet_can_be_used_in_the_teachers_place(tiny_teacher: Path) -> None:
     teacher = LatentDiffusionModel(str(tiny_teacher))
     other = UNet2DConditionModel.from_config(teacher.unet_config).eval()
-    assert not torch.allclose(
-        pictures(teacher, PROMPTS, num_inference_steps=2), pictures(teacher, PROMPTS, unet=other, num_inference_steps=2)
-    )
+    noise = starting_noise(0, range(len(PROMPTS)), teacher.latent_shape())
+    by_teacher = sample_images(teacher, PROMPTS, noise, num_inference_steps=2)
+    assert not torch.allclose(by_teacher, sample_images(teacher, PROMPTS, noise, unet=other, num_inference_steps=2))

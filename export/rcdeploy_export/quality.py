@@ -14,7 +14,7 @@ from torch import Tensor
 from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, predict
 from rcdeploy.evaluate.clip_score import ClipScore
 from rcdeploy.evaluate.judge import Judge
-from rcdeploy.sampling import pictures_of_seeds
+from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sessions import Session
@@ -102,7 +102,9 @@ def compare_pictures(
         for k in seeds:
             image = model.generate(prompts[k], seed=k, **how)[0][0]
             drawn.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)
-        expected.append(pictures_of_seeds(teacher, [prompts[k] for k in seeds], seeds, size, **how))
+        noise = runtime_noise(teacher, seeds, size)
+        batch = [prompts[k] for k in seeds]
+        expected.append(sample_images(teacher, batch, noise, batch_size=len(batch), decode_batch_size=1, **how))
     progress(len(prompts), len(prompts))
     both = {"fp32": torch.cat(expected), precision: torch.stack(drawn)}
     difference = (both["fp32"] - both[precision]).abs().mean().item() * 255

@@ -25,18 +25,19 @@ def cache_command(
     """
     resolved = load_recipe(recipe, override)
     from .. import latent_cache
-    from ..distill.run import make_accelerator, make_teacher
+    from ..distill.run import load_teacher, make_accelerator
 
     quieten_libraries()
-    teacher = make_teacher(resolved, make_accelerator(resolved, Path("runs")))
-    folder, manifest = latent_cache.prepare(resolved, teacher)
+    teacher = load_teacher(resolved.teacher, make_accelerator(resolved.train, Path("runs")))
+    cache_folder = latent_cache.prepare(resolved, teacher)
+    folder = cache_folder.folder
     if verify:
-        for name in manifest.wrong_files(folder):
+        for name in cache_folder.manifest.wrong_files(folder):
             (folder / name).unlink(missing_ok=True)
             err.print(f"{folder / name} differs from its digest: made anew", style="yellow")
     say = (lambda _text: None) if quiet or as_json else (lambda text: err.print(text, style="dim"))
     with stages(quiet or as_json) as progress:
-        cache = latent_cache.fill(resolved, teacher, lambda done, of: progress("latent cache", done, of, {}), say)
+        cache = latent_cache.fill(cache_folder, resolved.cache, teacher, progress, say)
     row = {
         "folder": str(folder),
         "latents": len(cache),

@@ -55,15 +55,15 @@ def _run(recipe: Recipe, folder: Path, as_json: bool, quiet: bool) -> None:
     say = (lambda _text: None) if quiet else (lambda text: err.print(text, style="dim"))
     try:
         with stages(quiet) as progress:
-            run = distill(recipe, folder, progress, say)
+            state = distill(recipe, folder, progress, say)
     except Stopped as stopped:
         err.print(str(stopped))
         raise typer.Exit(130) from None
-    if not run.is_main:
+    if int(os.environ.get("RANK", 0)) > 0:
         return
     if as_json:
-        out.print_json(json.dumps({"run": str(folder), "steps": run.step, **run.latest}))
+        out.print_json(json.dumps({"run": str(folder), "steps": state.step, **state.metrics}))
     elif not quiet:
         grid = folder / "samples" / "latest.png"
         pictures = f"\n  pictures  {grid}\n  losses    {folder / 'loss.png'}" if grid.is_file() else ""
-        out.print(f"student after {run.step:,} steps:\n  pipeline  {folder / 'pipeline'}{pictures}", highlight=False)
+        out.print(f"student after {state.step:,} steps:\n  pipeline  {folder / 'pipeline'}{pictures}", highlight=False)

@@ -1,8 +1,8 @@
-"""Feature taps: which blocks of student and teacher are compared, and how their outputs are caught."""
+"""Feature taps: which modules of student and teacher are compared, and hooks that record their outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,71 +13,96 @@ from rcdeploy_runtime.errors import RcdeployError
 
 
 @dataclass(frozen=True)
-class Tap:
-    """Names of the two modules, and the channels of what they put out."""
+class FeatureTap:
+    """The names of two modules that are compared, and the channels of their outputs."""
 
     teacher: str
     student: str
     teacher_channels: int
     student_channels: int
 
+    @property
+    def needs_projector(self) -> bool:
+        """Whether the student's features are projected to the teacher's channels."""
+        return self.student_channels != self.teacher_channels
 
-def taps(teacher_config: dict[str, Any], student_config: dict[str, Any]) -> list[Tap]:
-    """The paper's taps: after each UNet block.
 
-    Block students: all down and up blocks; where the innermost stage is gone (b-tiny), its last down block ends without
-    downsampling, so it meets the teacher's last attention there, and the up blocks meet the teacher's shifted by one.
-    Channel students: down blocks, mid block, up blocks.
-    Raises RcdeployError for KOALA students, whose taps are self-attentions: they need SDXL teachers, which come later.
+def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any]) -> list[FeatureTap]:
+    """The paper's taps (supplement C): the output of each UNet block.
+
+    Block students: all down and up blocks. Where the innermost stage is removed (b-tiny), the last down block of the
+    student has no downsampler, so its attention is compared with the teacher's last attention there, and its up blocks
+    with the teacher's shifted by one. Channel students: down blocks, mid block, up blocks.
+
+    Args:
+        teacher_config, student_config: UNet2DConditionModel configs; the student's is made of the teacher's.
+
+    Raises:
+        RcdeployError: for KOALA students, whose taps are self-attentions of an SDXL teacher.
     """
     if isinstance(teacher_config.get("transformer_layers_per_block"), list):
-        raise RcdeployError("feature taps of SDXL's students (KOALA) are not there yet", fix="Set loss.feature = 0.")
-    wide, narrow = teacher_config["block_out_channels"], student_config["block_out_channels"]
-    stages, kept = len(wide), len(narrow)
-    gone = stages - kept
-    pairs = [(f"down_blocks.{i}", f"down_blocks.{i}", wide[i], narrow[i]) for i in range(kept)]
-    if gone:
-        layers = student_config["layers_per_block"]
-        last = kept - 1
-        pairs[last] = (
+        raise RcdeployError(
+            "feature taps of SDXL's students (KOALA) are not supported yet", fix="Set loss.feature = 0."
+        )
+    teacher_channels = teacher_config["block_out_channels"]
+    student_channels = student_config["block_out_channels"]
+    stages = len(student_channels)
+    removed_stages = len(teacher_channels) - stages
+    taps = [
+        FeatureTap(f"down_blocks.{i}", f"down_blocks.{i}", teacher_channels[i], student_channels[i])
+        for i in range(stages)
+    ]
+    if removed_stages:
+        last = stages - 1
+        taps[last] = FeatureTap(
             f"down_blocks.{last}.attentions.{teacher_config['layers_per_block'] - 1}",
-            f"down_blocks.{last}.attentions.{layers - 1}",
-            wide[last],
-            narrow[last],
+            f"down_blocks.{last}.attentions.{student_config['layers_per_block'] - 1}",
+            teacher_channels[last],
+            student_channels[last],
         )
     same_layers = teacher_config["layers_per_block"] == student_config["layers_per_block"]
-    if same_layers and not gone and student_config.get("mid_block_type", "") is not None:
-        pairs.append(("mid_block", "mid_block", wide[-1], narrow[-1]))
-    pairs += [(f"up_blocks.{i + gone}", f"up_blocks.{i}", wide[::-1][i + gone], narrow[::-1][i]) for i in range(kept)]
-    return [Tap(*pair) for pair in pairs]
+    if same_layers and not removed_stages and student_config.get("mid_block_type", "") is not None:
+        taps.append(FeatureTap("mid_block", "mid_block", teacher_channels[-1], student_channels[-1]))
+    for i in range(stages):
+        taps.append(
+            FeatureTap(
+                f"up_blocks.{i + removed_stages}",
+                f"up_blocks.{i}",
+                teacher_channels[::-1][i + removed_stages],
+                student_channels[::-1][i],
+            )
+        )
+    return taps
 
 
-class FeatureTaps:
-    """Forward hooks that keep the outputs of the named modules while `watching()`.
+class FeatureRecorder:
+    """Forward hooks that record the outputs of the named modules inside `recording()`.
 
-    Outside of it nothing is kept: a checkpointed block that is run again in the backward pass leaves no trace.
+    Outside of it nothing is recorded: a checkpointed block that runs again in the backward pass leaves no trace.
     """
 
     def __init__(self, module: nn.Module, names: list[str]) -> None:
-        self.names, self._kept, self._on = names, {}, False  # type: tuple[list[str], dict[str, Tensor], bool]
+        self.names = names
+        self._features: dict[str, Tensor] = {}
+        self._enabled = False
         for name in names:
             module.get_submodule(name).register_forward_hook(self._hook(name))
 
-    def _hook(self, name: str) -> Any:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._on:
-                self._kept[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if self._enabled:
+                self._features[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
-        return keep
+        return record
 
     @contextmanager
-    def watching(self) -> Iterator[list[Tensor]]:
-        """Yields a list that holds the features, in the order of the names, when the block ends."""
+    def recording(self) -> Iterator[list[Tensor]]:
+        """Yields a list that holds the features, in the order of the names, once the block has ended."""
         features: list[Tensor] = []
-        self._on = True
+        self._enabled = True
         try:
             yield features
-            features += [self._kept[name] for name in self.names]
+            features += [self._features[name] for name in self.names]
         finally:
-            self._on = False
-            self._kept.clear()
+            self._enabled = False
+            self._features.clear()

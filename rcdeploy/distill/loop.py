@@ -13,98 +13,125 @@ import torch
 from diffusers.optimization import get_scheduler
 
 from ..evaluate.metrics import FIGURES
-from ..progress import Progress
-from ..recipe import Recipe
-from . import outcome
-from .features import FeatureTaps
+from ..progress import Log, Progress
+from ..recipe import Recipe, Train
+from ..run_folder import MetricsFile
+from .features import FeatureRecorder
+from .pipeline import write_pipeline, write_run_manifest
 from .run import Run, build_run, make_batches
-from .scoring import Scoring
-from .step import losses
+from .step import distillation_loss, optimizer_step
+from .train_state import TrainState
+from .validation import Validator
 
 
 class Stopped(Exception):
-    """Ctrl-C or SIGTERM: a checkpoint was written, and the same command goes on from it."""
+    """Ctrl-C or SIGTERM: a checkpoint was written, and the same command continues from it."""
 
 
-def distill(recipe: Recipe, folder: Path, progress: Progress, say: Callable[[str], None]) -> Run:
-    """Runs the recipe in `folder`, or goes on with it there.
+def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
+    """Runs the recipe in `folder`, or continues it there; returns what was reached.
 
-    Raises RcdeployError for what the user can mend, NaN and divergence included (the last good checkpoint stays), and
-    Stopped when it was told to stop.
+    Raises:
+        RcdeployError: for bad input, non-finite values and divergence (the last good checkpoint stays).
+        Stopped: on Ctrl-C and SIGTERM.
     """
-    run = build_run(recipe, folder, progress, say)
+    run = build_run(recipe, folder, progress, log)
+    state = run.load_checkpoint()
+    run.accelerator.wait_for_everyone()
+    metrics_file = None
     if run.is_main:
-        outcome.begin(run)
-    if recipe.evaluate.every and recipe.evaluate.score != "validation":
-        run.drawn["scoring"] = Scoring.open(run, progress, say)
+        if state.step:
+            log(f"continuing from step {state.step:,}")
+        write_run_manifest(run, state)
+        metrics_file = MetricsFile(folder, state.step)
+    validator = Validator(run, metrics_file, progress, log)
     if recipe.train.trackers:
         run.accelerator.init_trackers("tracking")
-    _loop(run, progress)
+    _train(run, state, validator, progress)
     run.accelerator.wait_for_everyone()
     if run.is_main:
-        say("writing the student's pipeline")
-        outcome.finish(run)
-        if run.best:
-            say(f"best step: {run.best[1]:,} ({FIGURES[recipe.evaluate.score]} {run.best[0]:.6g})")
+        log("writing the student's pipeline")
+        write_pipeline(run, state)
+        if state.best:
+            log(f"best step: {state.best[1]:,} ({FIGURES[recipe.evaluate.score]} {state.best[0]:.6g})")
     run.accelerator.end_training()
-    return run
+    return state
 
 
-def _loop(run: Run, progress: Progress) -> None:
-    train, evaluate, accelerator = run.recipe.train, run.recipe.evaluate, run.accelerator
-    accumulation, rate = train.accumulation(accelerator.num_processes), _learning_rate(run.recipe)
-    micro = train.global_batch_size // (accumulation * accelerator.num_processes)
+def _train(run: Run, state: TrainState, validator: Validator, progress: Progress) -> None:
+    train = run.recipe.train
+    accelerator = run.accelerator
+    learning_rate = learning_rate_schedule(train)
+    accumulation_steps = train.accumulation(accelerator.num_processes)
+    micro_batch_size = train.global_batch_size // (accumulation_steps * accelerator.num_processes)
     batches = make_batches(run)
-    teacher_taps = FeatureTaps(run.teacher.unet, [t.teacher for t in run.taps])
-    timed, started = run.step, time.monotonic()
+    teacher_features = FeatureRecorder(run.teacher.unet, [tap.teacher for tap in run.taps])
+    timer = _StepTimer(state.step)
 
-    with _asked_to_stop(accelerator.num_processes == 1) as stop:
-        while run.step < train.max_steps:
+    with _stop_signals(accelerator.num_processes == 1) as signals:
+        while state.step < train.max_steps:
             for group in run.optimizer.param_groups:
-                group["lr"] = rate(run.step)
-            for part in range(accumulation):
-                first = (part * accelerator.num_processes + accelerator.process_index) * micro
-                batch = batches.make(run.step, range(first, first + micro))
-                last = part == accumulation - 1
-                with nullcontext() if last else accelerator.no_sync(run.wrapped):
+                group["lr"] = learning_rate(state.step)
+            for part in range(accumulation_steps):
+                first = (part * accelerator.num_processes + accelerator.process_index) * micro_batch_size
+                batch = batches.make(state.step, range(first, first + micro_batch_size))
+                is_last_part = part == accumulation_steps - 1
+                with nullcontext() if is_last_part else accelerator.no_sync(run.wrapped):
                     # the prepared model casts by itself; the teacher's weights are in their own precision already
-                    total, each = losses(run.wrapped, run.teacher, teacher_taps, batch, run.recipe.loss)
-                    accelerator.backward(total / accumulation)
-                for name, value in each.items():  # sums stay on the device: no step waits for a number
-                    run.sums[name] = run.sums.get(name, torch.zeros_like(value)) + value / accumulation
-            norm = accelerator.clip_grad_norm_(run.wrapped.parameters(), train.max_grad_norm)
-            run.sums["grad_norm"] = run.sums.get("grad_norm", torch.zeros_like(norm)) + norm
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-            run.ema.step(run.model.unet.parameters())
-            run.step += 1
+                    loss, losses = distillation_loss(
+                        run.wrapped, run.teacher.unet, teacher_features, batch, run.recipe.loss
+                    )
+                    accelerator.backward(loss / accumulation_steps)
+                state.add(losses, weight=1 / accumulation_steps)
+            grad_norm = optimizer_step(
+                run.model, run.optimizer, run.ema, train.max_grad_norm, accelerator.clip_grad_norm_
+            )
+            state.add({"grad_norm": grad_norm})
+            state.step += 1
 
-            end = run.step == train.max_steps
-            if run.step % train.log_every == 0 or end:
-                means = {name: value / (run.step - run.since) for name, value in run.mean_sums().items()}
-                figures = {name: float(f"{value:.6g}") for name, value in means.items()}
-                seconds = (time.monotonic() - started) / max(1, run.step - timed)
-                run.sums, run.since, timed, started = {}, run.step, run.step, time.monotonic()
-                accelerator.log(figures, step=run.step)
-                outcome.log(run, {**figures, "lr": rate(run.step - 1), "seconds_per_step": round(seconds, 4)})
-            progress("distill", run.step, train.max_steps, run.latest)
-            looked = evaluate.every and (run.step % evaluate.every == 0 or end)
-            if looked:
-                outcome.look(run, batches)
+            is_last_step = state.step == train.max_steps
+            if state.step % train.log_every == 0 or is_last_step:
+                metrics = state.close_window(state.reduced_sums(run.reduce))
+                accelerator.log(metrics, step=state.step)
+                if validator.metrics_file:
+                    timing = {"lr": learning_rate(state.step - 1), "seconds_per_step": timer.lap(state.step)}
+                    validator.metrics_file.add({"step": state.step, **metrics, **timing})
+                    state.metrics = {**metrics, **timing}
+            progress("distill", state.step, train.max_steps, state.metrics)
+            every = run.recipe.evaluate.every
+            evaluates = bool(every) and (state.step % every == 0 or is_last_step)
+            if evaluates:
+                validator.evaluate(state)
                 accelerator.wait_for_everyone()
-                timed, started = run.step, time.monotonic()
-            # after a look too: the best step must have a checkpoint to keep
-            if run.step % train.checkpoint_every == 0 or looked or end or stop:
-                run.save_checkpoint()
-            if stop:
-                raise Stopped(f"stopped after step {run.step:,}; the same command goes on from there")
+                timer.restart(state.step)
+            # after an evaluation too: the best step needs a checkpoint to keep
+            if state.step % train.checkpoint_every == 0 or evaluates or is_last_step or signals:
+                run.save_checkpoint(state)
+            if signals:
+                raise Stopped(f"stopped after step {state.step:,}; the same command continues from there")
+
+
+class _StepTimer:
+    """Seconds per step since the last log entry, evaluations left out."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._step = step
+        self._start = time.monotonic()
+
+    def lap(self, step: int) -> float:
+        seconds = (time.monotonic() - self._start) / max(1, step - self._step)
+        self.restart(step)
+        return round(seconds, 4)
 
 
 @contextmanager
-def _asked_to_stop(catch: bool) -> Iterator[list[int]]:
-    """Yields a list that is no longer empty once Ctrl-C or SIGTERM came: the step is finished first, then saved.
+def _stop_signals(catch: bool) -> Iterator[list[int]]:
+    """Yields a list that is no longer empty once Ctrl-C or SIGTERM has come: the step is finished first, then saved.
 
-    A second Ctrl-C stops at once. Not with several processes: they would stop at different steps.
+    A second Ctrl-C stops at once. Not caught with several processes: they would stop at different steps.
     """
     signals: list[int] = []
     if not catch:
@@ -117,23 +144,22 @@ def _asked_to_stop(catch: bool) -> Iterator[list[int]]:
         signals.append(number)
 
     try:
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread: somebody embeds the loop, and stops it in their own way
+        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: whoever embeds the loop stops it in their own way
         yield signals
         return
     try:
         yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _learning_rate(recipe: Recipe) -> Callable[[int], float]:
-    """diffusers' schedules as a function of the step: nothing to save, nothing to restore."""
-    train = recipe.train
-    carrier = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+def learning_rate_schedule(train: Train) -> Callable[[int], float]:
+    """diffusers' learning rate schedules as a function of the step: nothing to save, nothing to restore."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = get_scheduler(
-        train.lr_schedule, carrier, num_warmup_steps=train.warmup_steps, num_training_steps=train.max_steps
+        train.lr_schedule, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=train.max_steps
     )
     factor = schedule.lr_lambdas[0]
     return lambda step: train.learning_rate * float(factor(step))

@@ -1,39 +1,39 @@
-"""One training step: draw the samples, ask the teacher, compare the student. No loop, no files."""
+"""One training step: the student with its projectors, the distillation loss, the optimizer step. No loop, no files."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..conditioning import NULL, PAIRED, UNPAIRED, RandomConditioning
-from ..diffusion_model import Condition, LatentDiffusionModel, predict, training_target
-from ..latent_cache import LatentCache
-from ..prompts.pool import PromptPool
-from ..recipe import Loss
-from .features import FeatureTaps, Tap
+from ..conditioning import UNPAIRED
+from ..diffusion_model import Condition, predict
+from ..recipe import Loss, Train
+from .batches import Batch
+from .features import FeatureRecorder, FeatureTap
 from .losses import feature_loss, output_loss, task_loss
+
+ClipGradNorm = Callable[[Iterable[nn.Parameter], float], Tensor]
 
 
 class StudentWithProjectors(nn.Module):
-    """What is trained: the student's UNet and, where widths differ, a 1x1 projector per tap.
+    """The module that is trained: the student's UNet and, where channels differ, a 1x1 projector per tap.
 
     In one module, so that wrappers see every parameter: gradients of projectors are synchronised, clipped and saved.
     """
 
-    def __init__(self, unet: nn.Module, taps: list[Tap], *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, unet: nn.Module, taps: list[FeatureTap], *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
         self.unet = unet
         self.projectors = nn.ModuleList(
-            nn.Identity()
-            if t.student_channels == t.teacher_channels
-            else nn.Conv2d(t.student_channels, t.teacher_channels, 1)
-            for t in taps
+            nn.Conv2d(tap.student_channels, tap.teacher_channels, 1) if tap.needs_projector else nn.Identity()
+            for tap in taps
         )
-        self._taps = FeatureTaps(unet, [t.student for t in taps])
+        self._features = FeatureRecorder(unet, [tap.student for tap in taps])
         if gradient_checkpointing:
             # reentrant checkpointing cuts the gradient of taps inside a checkpointed block
             unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))  # type: ignore[operator]
@@ -42,90 +42,73 @@ class StudentWithProjectors(nn.Module):
         self, noisy_latents: Tensor, timesteps: Tensor, prompt_embeds: Tensor, added: dict[str, Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """-> output [n, c, h, w], projected features, each [n, teacher channels, h', w']."""
-        with self._taps.watching() as features:
+        with self._features.recording() as features:
             output = predict(self.unet, noisy_latents, timesteps, Condition(prompt_embeds, added))
         return output, [project(f) for project, f in zip(self.projectors, features, strict=True)]
 
 
-@dataclass(frozen=True)
-class Batch:
-    """n samples on the teacher's device: x_0, noise, x_t [n, c, h, w]; timesteps, texts [n]; their conditions."""
-
-    x_0: Tensor
-    noise: Tensor
-    noisy_latents: Tensor
-    timesteps: Tensor
-    texts: Tensor
-    condition: Condition
-
-
-class Batches:
-    """Makes the batch of any range of samples of any step. Null and paired conditions are computed once.
-
-    text_cache_bytes: if the paired prompts' embeddings would take more, they are computed when they are needed.
-    """
-
-    def __init__(
-        self,
-        teacher: LatentDiffusionModel,
-        cache: LatentCache,
-        pool: PromptPool,
-        conditioning: RandomConditioning,
-        *,
-        text_cache_bytes: float = 2e9,
-    ) -> None:
-        self.teacher, self.cache, self.pool, self.conditioning = teacher, cache, pool, conditioning
-        self.null = teacher.encode_prompts([""])
-        each = self.null.prompt_embeds.nbytes + sum(v.nbytes for v in self.null.added.values())
-        self.paired: Condition | None = None
-        if each * len(cache) <= text_cache_bytes:
-            rows = range(len(cache))
-            parts = [self._encode(list(rows[i : i + 256])).to("cpu") for i in range(0, len(rows), 256)]
-            self.paired = Condition.cat(parts)
-
-    def _encode(self, rows: list[int]) -> Condition:
-        return self.teacher.encode_prompts(self.cache.prompts.take(rows))
-
-    def make(self, step: int, samples: range) -> Batch:
-        """Samples `samples` of step `step`: equation 3, then the forward process."""
-        draws = [self.conditioning.draw(step, i, self.cache.shape) for i in samples]
-        device, n = self.teacher.device, len(draws)
-        x_0 = self.cache.latents([d.row for d in draws]).to(device)
-        noise = torch.stack([torch.from_numpy(d.noise) for d in draws]).to(device)
-        timesteps = torch.tensor([d.timestep for d in draws], device=device)
-        texts = torch.tensor([d.text for d in draws])
-        paired, unpaired = ([i for i in range(n) if draws[i].text == kind] for kind in (PAIRED, UNPAIRED))
-        parts, order = (
-            [self.null.take([0] * int((texts == NULL).sum()))],
-            [i for i in range(n) if draws[i].text == NULL],
-        )
-        if paired:
-            rows = [draws[i].row for i in paired]
-            parts.append(self.paired.take(rows).to(device) if self.paired else self._encode(rows))
-        if unpaired:
-            parts.append(self.teacher.encode_prompts(self.pool.take([draws[i].prompt for i in unpaired])))
-        condition = Condition.cat(parts).take(torch.tensor(order + paired + unpaired).argsort())
-        noisy = self.teacher.schedule.add_noise(x_0, noise, timesteps)
-        return Batch(x_0, noise, noisy, timesteps, texts.to(device), condition)
-
-
-def losses(
-    model: nn.Module, teacher: LatentDiffusionModel, teacher_taps: FeatureTaps, batch: Batch, weights: Loss
+def distillation_loss(
+    student: nn.Module, teacher_unet: nn.Module, teacher_features: FeatureRecorder, batch: Batch, weights: Loss
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum, and each loss by itself (detached, on the device): those with a weight."""
-    dtype = teacher.dtype
-    # no_grad, not inference_mode: what the teacher says is kept for the student's backward pass
-    with torch.no_grad(), teacher_taps.watching() as wanted:
-        said = predict(teacher.unet, batch.noisy_latents.to(dtype), batch.timesteps, batch.condition)
-    condition = batch.condition.to(batch.noisy_latents.device, torch.float32)
-    output, features = model(batch.noisy_latents, batch.timesteps, condition.prompt_embeds, condition.added)
-    each = {"output": output_loss(said, output)}
-    total = weights.output * each["output"]
+    """The weighted sum of equations 1 and 2 and the task loss, and each loss by itself (detached, on the device).
+
+    Args:
+        student: a StudentWithProjectors, or what wraps it (DDP, autocast); its inputs are fp32.
+        teacher_unet: frozen, in the precision of the batch's condition.
+        teacher_features: recorder on `teacher_unet`, with the taps of the student's projectors.
+        batch: with a target if the task loss has a weight.
+        weights: losses with weight 0 are not computed, output loss apart.
+    """
+    condition = batch.condition
+    # no_grad, not inference_mode: the teacher's output is needed in the student's backward pass
+    with torch.no_grad(), teacher_features.recording() as target_features:
+        noisy_latents = batch.noisy_latents.to(condition.prompt_embeds.dtype)
+        teacher_output = predict(teacher_unet, noisy_latents, batch.timesteps, condition)
+    condition = condition.to(batch.noisy_latents.device, torch.float32)
+    output, features = student(batch.noisy_latents, batch.timesteps, condition.prompt_embeds, condition.added)
+    losses = {"output": output_loss(teacher_output, output)}
+    total = weights.output * losses["output"]
     if weights.feature:
-        each["feature"] = feature_loss(wanted, features)
-        total = total + weights.feature * each["feature"]
+        losses["feature"] = feature_loss(target_features, features)
+        total = total + weights.feature * losses["feature"]
     if weights.task:
-        wanted_output = training_target(teacher.schedule, batch.x_0, batch.noise, batch.timesteps)
-        each["task"] = task_loss(wanted_output, output, batch.texts != UNPAIRED)
-        total = total + weights.task * each["task"]
-    return total, {name: value.detach() for name, value in {"loss": total, **each}.items()}
+        assert batch.target is not None
+        losses["task"] = task_loss(batch.target, output, batch.prompt_kinds != UNPAIRED)
+        total = total + weights.task * losses["task"]
+    return total, {name: value.detach() for name, value in {"loss": total, **losses}.items()}
+
+
+def make_optimizer(student: nn.Module, train: Train) -> torch.optim.AdamW:
+    """AdamW over student and projectors (supplement B)."""
+    return torch.optim.AdamW(
+        student.parameters(),
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        eps=train.adam_eps,
+        weight_decay=train.weight_decay,
+        fused=True,  # one pass over the weights instead of a dozen
+    )
+
+
+def make_ema(student: StudentWithProjectors, train: Train) -> EMAModel:
+    """EMA of the student's UNet, warmed up as min(decay, (1 + step) / (10 + step)). Projectors are not averaged."""
+    return EMAModel(student.unet.parameters(), decay=train.ema_decay, foreach=True)
+
+
+def optimizer_step(
+    student: StudentWithProjectors,
+    optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
+    max_grad_norm: float,
+    clip_grad_norm: ClipGradNorm = nn.utils.clip_grad_norm_,
+) -> Tensor:
+    """Clips the gradients, updates the weights and their EMA. Returns the gradient norm before clipping.
+
+    Args:
+        clip_grad_norm: accelerate's, where a scaler has to undo its scaling first.
+    """
+    grad_norm = clip_grad_norm(student.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    ema.step(student.unet.parameters())
+    return grad_norm

@@ -9,19 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..bench.costs import branches
 from ..diffusion_model import Condition, predict
-from ..distill.features import FeatureTaps, taps
-from ..distill.step import Batch, StudentWithProjectors, losses
+from ..distill.batches import Batch
+from ..distill.features import FeatureRecorder, feature_taps
+from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, make_optimizer, optimizer_step
 from ..recipe import Recipe
 from ..student.build import build_on_meta, build_student
 from .workload import PICTURES
@@ -46,7 +45,7 @@ class Networks:
 
     teacher: nn.Module
     student: StudentWithProjectors
-    teacher_taps: FeatureTaps
+    teacher_features: FeatureRecorder
     text_encoder: Any
     vae: Any
     dtype: torch.dtype
@@ -60,9 +59,9 @@ def build_networks(
     on_meta = device == "meta"
     teacher = build_on_meta(configs["unet"]) if on_meta else build_student(configs["unet"], 0)
     unet = build_on_meta(student) if on_meta else build_student(student, 0)
-    compared = taps(dict(configs["unet"]), dict(student)) if recipe.loss.feature else []
+    taps = feature_taps(dict(configs["unet"]), dict(student)) if recipe.loss.feature else []
     with torch.random.fork_rng(devices=[]), torch.device(device):
-        trained = StudentWithProjectors(unet, compared, gradient_checkpointing=recipe.train.gradient_checkpointing)
+        trained = StudentWithProjectors(unet, taps, gradient_checkpointing=recipe.train.gradient_checkpointing)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(configs["text_encoder"])))
         vae = AutoencoderKL.from_config({k: v for k, v in configs["vae"].items() if not k.startswith("_")})
     for part in (teacher, text_encoder, vae):
@@ -72,8 +71,8 @@ def build_networks(
     trained.to(device).train()
     if dtype != torch.float32 and not on_meta:  # accelerate wraps the forward pass so
         trained.forward = torch.autocast(device, dtype)(trained.forward)  # type: ignore[method-assign]
-    teacher_taps = FeatureTaps(teacher, [t.teacher for t in compared])
-    return Networks(teacher, trained, teacher_taps, text_encoder, vae, dtype, torch.device(device))
+    teacher_features = FeatureRecorder(teacher, [tap.teacher for tap in taps])
+    return Networks(teacher, trained, teacher_features, text_encoder, vae, dtype, torch.device(device))
 
 
 def make_units(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> dict[str, Unit]:
@@ -140,32 +139,28 @@ def _call(n: Networks, unet: nn.Module, rows: int, shape: tuple[int, int, int], 
 
 
 def _step(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> Callable[[], None]:
-    """The step that trains: distill.step.losses and its backward pass."""
-    x, timesteps = torch.ones(micro, *shape, device=n.device), torch.ones(micro, dtype=torch.long, device=n.device)
-    batch = Batch(x, x, x, timesteps, torch.zeros_like(timesteps), _condition(n, micro, length))
-    schedule = SimpleNamespace(config=SimpleNamespace(prediction_type="epsilon"))
-    teacher: Any = SimpleNamespace(unet=n.teacher, dtype=n.dtype, schedule=schedule)
+    """The forward and backward pass of a training step."""
+    latents = torch.ones(micro, *shape, device=n.device)
+    timesteps = torch.ones(micro, dtype=torch.long, device=n.device)
+    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), _condition(n, micro, length), target=latents)
 
     def run() -> None:
-        total, _ = losses(n.student, teacher, n.teacher_taps, batch, recipe.loss)
-        total.backward()
+        loss, _ = distillation_loss(n.student, n.teacher, n.teacher_features, batch, recipe.loss)
+        loss.backward()
 
     return run
 
 
 def _update(n: Networks, recipe: Recipe) -> Callable[[], None]:
-    """What comes after the backward pass; made when it first runs, as it takes memory."""
+    """Clipping, AdamW and EMA. Optimizer and EMA are made when it first runs, as they take memory."""
     made: list[Any] = []
 
     def run() -> None:
-        parameters = list(n.student.parameters())
         if not made:
-            made.append(torch.optim.AdamW(parameters, lr=0.0, fused=True))
-            made.append(EMAModel(n.student.unet.parameters(), foreach=True))
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        nn.utils.clip_grad_norm_(parameters, recipe.train.max_grad_norm)
-        made[0].step()
-        made[1].step(n.student.unet.parameters())
+            made.append(make_optimizer(n.student, recipe.train))
+            made.append(make_ema(n.student, recipe.train))
+        for parameter in n.student.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer_step(n.student, made[0], made[1], recipe.train.max_grad_norm)
 
     return run

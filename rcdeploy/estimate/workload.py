@@ -188,7 +188,7 @@ def _cache(recipe: Recipe, shapes: Shapes, prompts: Prompts) -> Stage:
         return Stage("latent cache", f"{count:,} pictures encoded", {"encode": count}, disk)
     rows = count * cache.num_inference_steps * branches(cache.guidance_scale)
     amount = f"{count:,} latents, {rows:,} rows of the teacher"
-    return Stage("latent cache", amount, {"teacher": rows, "text": count + len(shards)}, disk)
+    return Stage("latent cache", amount, {"teacher": rows, "text": count + 1}, disk)
 
 
 def shard_bytes(rows: int, shape: tuple[int, int, int]) -> int:

@@ -21,7 +21,7 @@ from ..diffusion_model import LatentDiffusionModel
 from ..model_description import ModelDescription, describe_model
 from ..model_folder import newest_run, resolve
 from ..recipe import PATHS, Recipe
-from ..sampling import pictures_of_seeds
+from ..sampling import runtime_noise, sample_images
 from ..student.spec import student_config
 
 Settings = dict[str, Any]
@@ -147,7 +147,8 @@ def by_teacher(teacher: LatentDiffusionModel, size: tuple[int, int], unet: torch
     """Drawing by a teacher's parts, with another UNet if one is given; noise as the runtime makes it of a seed."""
 
     def drawing(prompts: Sequence[str], seeds: Sequence[int], settings: Settings) -> Tensor:
-        images = pictures_of_seeds(teacher, prompts, seeds, size, unet=unet, decode_at_once=len(prompts), **settings)
+        noise = runtime_noise(teacher, seeds, size)
+        images = sample_images(teacher, prompts, noise, unet=unet, batch_size=len(prompts), **settings)
         if not images.isfinite().all():
             raise RcdeployError(f"NaN was drawn of {prompts[0]!r} or one of the next {len(prompts) - 1}")
         return (images * 255).round().to(torch.uint8)

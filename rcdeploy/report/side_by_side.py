@@ -15,7 +15,7 @@ from rcdeploy_runtime.text_to_image import TextToImage
 
 from ..diffusion_model import LatentDiffusionModel
 from ..plots import grid_pictures
-from ..sampling import pictures_of_seeds
+from ..sampling import runtime_noise, sample_images
 
 FRAMES = 8
 """steps of a training shown at the most: the page stays small enough to send"""
@@ -67,8 +67,12 @@ def draw(
     if isinstance(model, TextToImage):
         given: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return model.generate(prompt, seed=seed, height=height, width=width, **given)[0][0]
-    (picture,) = pictures_of_seeds(
-        model, [prompt], [seed], size, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+    (picture,) = sample_images(
+        model,
+        [prompt],
+        runtime_noise(model, [seed], size),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
     )
     return Image.fromarray((picture.movedim(0, -1).numpy() * 255).round().astype(np.uint8))
 

@@ -21,7 +21,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from ..prompts.patterns import WholeWordPatterns
 from ..prompts.readers import files_of
 from ..recipe import PATHS, Recipe, anchor, digest, load_recipe, refuse
-from ..run_folder import FREE, read_metrics
+from ..run_folder import CHANGEABLE, read_metrics
 from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
 
 RUNS = Path("runs/sweeps")
@@ -232,7 +232,7 @@ def depends_on(recipe: Recipe) -> dict[str, Any]:
     """The keys of a recipe that its student's weights depend on, defaults left out: a key that a later version adds
     changes no cell's name. Paths start at the current folder, as caches and runs do, so that a tree may be moved.
     """
-    ignored = FREE - PATHS - {("train", "max_steps")} | {("cache", "folder")}
+    ignored = CHANGEABLE - PATHS - {("train", "max_steps")} | {("cache", "folder")}
     return {
         section: {
             key: _near(value) if (section, key) in PATHS else value

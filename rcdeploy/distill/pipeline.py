@@ -1,0 +1,112 @@
+"""The folder that a run leaves: its manifest, and pipeline/, the EMA student in diffusers' layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from rcdeploy_runtime.files import new_folder, read_json, write_json
+from rcdeploy_runtime.manifest import Manifest
+
+from .. import checkpoint
+from ..evaluate.metrics import FIGURES
+from ..machine import describe
+from ..model_config import trimmed_model_index
+from ..run_folder import RunFacts
+from ..storage.component_files import copy_component
+from .run import Run
+from .train_state import TrainState
+
+TEACHER_COMPONENTS = ("text_encoder", "tokenizer", "vae")
+"""Components that the student's pipeline takes from the teacher as they are."""
+
+
+def write_run_manifest(run: Run, state: TrainState) -> None:
+    """Writes the manifest of a run that begins or continues, and the resolved recipe."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "recipe.json", run.recipe.resolved())
+    _manifest(run, _facts(run, state)).write(run.folder)
+
+
+def _facts(run: Run, state: TrainState) -> RunFacts:
+    return RunFacts(
+        student=run.recipe.student.name,
+        init=run.recipe.student.first_weights,
+        steps=state.step,
+        cache_folder=str(run.cache.folder),
+        machine=describe(),
+    )
+
+
+def _manifest(run: Run, facts: RunFacts) -> Manifest:
+    return Manifest(
+        kind="run",
+        recipe=run.recipe.resolved(),
+        teacher=run.teacher.identity,
+        noise_schedule=run.cache.manifest.noise_schedule,
+        latents=run.cache.manifest.latents,
+        made_from=[{"kind": kind, "sha256": v} for kind, v in run.sources.items() if kind != "teacher"],
+        facts=facts.as_json(),
+    )
+
+
+@contextmanager
+def ema_weights(run: Run) -> Iterator[torch.nn.Module]:
+    """The student's UNet with its EMA weights, in evaluation mode, for as long as the block runs."""
+    parameters = list(run.model.unet.parameters())
+    run.ema.store(parameters)
+    run.ema.copy_to(parameters)
+    run.model.eval()
+    try:
+        yield run.model.unet
+    finally:
+        run.ema.restore(parameters)
+        run.model.train()
+
+
+def plain_copy(run: Run, unet: torch.nn.Module) -> UNet2DConditionModel:
+    """A copy of the student without hooks or wrappers."""
+    copy = UNet2DConditionModel.from_config(run.student_config)
+    copy.load_state_dict(unet.state_dict())
+    return copy.eval()
+
+
+def _final_student(run: Run, state: TrainState) -> tuple[UNet2DConditionModel, int]:
+    """The EMA student of the last step, or of the best one (evaluate.keep), and which step that is."""
+    if run.recipe.evaluate.keep == "best" and state.best:
+        step = state.best[1]
+        return checkpoint.ema_unet(run.folder, step, run.student_config), step
+    with ema_weights(run) as unet:
+        return plain_copy(run, unet), state.step
+
+
+def write_pipeline(run: Run, state: TrainState) -> None:
+    """Writes pipeline/ (the student with the teacher's text encoder, VAE and schedule) and the finished manifest."""
+    student, step = _final_student(run, state)
+    with new_folder(run.folder / "pipeline") as beside:
+        for name in TEACHER_COMPONENTS:
+            copy_component(run.teacher.folder, name, beside / name)
+        _load_as_float32(beside / "text_encoder" / "config.json")
+        run.teacher.schedule.save_pretrained(beside / "scheduler")
+        student.half().save_pretrained(beside / "unet")
+        index = read_json(run.teacher.folder / "model_index.json")
+        write_json(beside / "model_index.json", trimmed_model_index(index, "DDIMScheduler"))
+    best_score, best_step = state.best or (None, None)
+    facts = _facts(run, state).finished_with(
+        best_step=best_step,
+        best_score=best_score,
+        score=FIGURES[run.recipe.evaluate.score],
+        pipeline_step=step,
+    )
+    manifest = _manifest(run, facts)
+    manifest.add_files(run.folder, "pipeline")
+    manifest.write(run.folder)
+
+
+def _load_as_float32(config: Path) -> None:
+    """transformers 5 loads weights in the precision they are stored in, diffusers in fp32: a pipeline needs one."""
+    write_json(config, {**read_json(config), "dtype": "float32"})

@@ -1,0 +1,117 @@
+"""What stops a run, and what continuing a run refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from training_runs import (
+    Killed,
+    RecipeOf,
+    at_step,
+    fail,
+    metrics,
+    ran,
+    step_folder,
+)
+
+from rcdeploy import checkpoint
+from rcdeploy.distill import loop
+from rcdeploy.recipe import Recipe
+from rcdeploy_runtime.errors import RcdeployError
+
+
+def test_a_changed_recipe_is_refused(whole: tuple[Recipe, str], tiny_recipe: RecipeOf) -> None:
+    recipe, folder = whole
+    train = recipe.train.model_dump(exclude={"micro_batch_size"})
+    before = {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")}
+    with pytest.raises(RcdeployError, match="holds a run of another recipe") as caught:
+        ran(tiny_recipe(train={**train, "learning_rate": 5e-4, "seed": 3}, student={"name": "c-tiny"}), folder)
+    assert caught.value.errors == (
+        "student.name: c-micro -> c-tiny",
+        "train.learning_rate: 0.001 -> 0.0005",
+        "train.seed: 0 -> 3",
+    )
+    assert "--restart" in str(caught.value.fix)
+    assert {p: p.stat().st_mtime_ns for p in Path(folder).rglob("*")} == before
+
+
+def test_a_finished_run_may_go_on_for_longer(whole: tuple[Recipe, str], tiny_recipe: RecipeOf) -> None:
+    recipe, folder = whole
+    train = recipe.train.model_dump(exclude={"micro_batch_size"})
+    assert ran(tiny_recipe(train={**train, "max_steps": 8, "log_every": 2}), folder).step == 8
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5, 6, 8]
+    assert checkpoint.steps_of(Path(folder))[-2:] == [7, 8]
+
+
+def test_another_teacher_is_refused(
+    whole: tuple[Recipe, str], tiny_recipe: RecipeOf, other_teacher: Path, tmp_path: Path
+) -> None:
+    recipe, folder = whole
+    train = recipe.train.model_dump(exclude={"micro_batch_size"})
+    other = tiny_recipe(train=train, teacher={"path": str(other_teacher)}, cache={"folder": "another"})
+    with pytest.raises(RcdeployError, match="started with another teacher"):
+        ran(other, folder)
+    assert not (tmp_path / "another").exists(), "it is refused before latents are made"
+
+
+def test_other_prompts_are_refused(whole: tuple[Recipe, str], tiny_recipe: RecipeOf, tmp_path: Path) -> None:
+    recipe, folder = whole
+    train = recipe.train.model_dump(exclude={"micro_batch_size"})
+    (tmp_path / "more.txt").write_text("a purple hat\n")
+    with pytest.raises(RcdeployError, match="started with another prompt_pool"):
+        ran(tiny_recipe(train=train, prompts={"pool": ["further.txt", "more.txt"]}), folder)
+
+
+def test_a_truncated_checkpoint_is_named(whole: tuple[Recipe, str]) -> None:
+    recipe, folder = whole
+    file = step_folder(folder, 6) / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(RcdeployError, match=r"step-00000006/ema\.safetensors cannot be read"):
+        ran(recipe, folder)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(
+    tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    """Found in the loss where it is logged, else in the weights before they are saved."""
+    count = iter(range(100))
+    original = loop.distillation_loss
+
+    def losses(*args: Any) -> Any:
+        total, each = original(*args)
+        factor = float("nan") if next(count) == 2 else 1.0
+        return total * factor, {name: value * factor for name, value in each.items()}
+
+    monkeypatch.setattr(loop, "distillation_loss", losses)
+    recipe = tiny_recipe(train={"log_every": log_every})
+    with pytest.raises(RcdeployError, match="the loss is nan at step 3" if log_every == 1 else "not finite at step 4"):
+        ran(recipe)
+    assert checkpoint.steps_of(Path("run")) == [2] and not Path("run/pipeline").exists()
+    assert all(t.isfinite().all() for t in load_file(step_folder("run", 2) / "model.safetensors").values())
+    monkeypatch.setattr(loop, "distillation_loss", original)
+    assert ran(recipe).step == 6, "the same command goes on from there"
+
+
+def test_a_loss_that_runs_away_stops_the_run(tiny_recipe: RecipeOf) -> None:
+    with pytest.raises(RcdeployError, match="diverged") as caught:
+        ran(tiny_recipe(train={"learning_rate": 1e3, "checkpoint_every": 1}))
+    assert "train.learning_rate" in str(caught.value.fix)
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    recipe = tiny_recipe()
+    with pytest.raises(Killed):
+        ran(recipe, "run", at_step(3, fail))
+    monkeypatch.setattr("rcdeploy.storage.tensors.save_file", full)
+    with pytest.raises(RcdeployError, match="No space left on device"):
+        ran(recipe)
+    assert checkpoint.steps_of(Path("run")) == [2]
+    assert [p.name for p in Path("run/checkpoints").iterdir()] == ["step-00000002"]
