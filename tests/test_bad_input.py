@@ -43,8 +43,8 @@ def test_missing_and_foreign_teachers(recipe_file: RecipeFile, refused: Callable
     assert "there is no folder" in refused("distill", recipe_file(teacher={"path": "nowhere"}))
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no teacher in diffusers' layout" in refused("distill", recipe_file(teacher={"path": "empty"}))
-    assert "no teacher in diffusers' layout" in refused("students", "--teacher", empty)
+    assert "not in diffusers' layout" in refused("distill", recipe_file(teacher={"path": "empty"}))
+    assert "not in diffusers' layout" in refused("students", "--teacher", empty)
     (empty / "unet").mkdir()
     (empty / "model_index.json").write_text("{}")
     (empty / "unet/config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
