@@ -89,7 +89,7 @@ def main() -> None:
     heads = ["x_0 of the first text", *(f"second text from t = {t}" for t in args.timesteps), "second text from noise"]
     labels = [f"{a.split(' of a ')[1]}, then {b.split(' of a ')[1]}" for a, b in PAIRS]
     labels = [label.replace(" background", "").replace("pair of ", "") for label in labels]
-    grid(list(zip(labels, pictures, strict=True)), heads, args.out, edge=88)
+    grid(list(zip(labels, pictures, strict=True)), heads, args.out, image_size=88)
     print(args.out)
 
 

@@ -112,7 +112,7 @@ def main() -> None:
     )
     drawn = [(name, sample_images(teacher, SHOWN, noise, unet=u, guidance_scale=scale)) for name, u in compared]
     args.out.mkdir(parents=True, exist_ok=True)
-    grid(drawn, SHOWN, args.out / "unseen_concepts.png", edge=110)
+    grid(drawn, SHOWN, args.out / "unseen_concepts.png", image_size=110)
     write_json(args.out / "unseen_concepts.json", {"recipe": recipe.resolved()["train"], "scores": scores})
     text = table(scores)
     (args.out / "unseen_concepts.md").write_text(text)

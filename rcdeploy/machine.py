@@ -1,4 +1,4 @@
-"""This machine: what it is, and how fast it multiplies matrices. Every timed figure stands beside both."""
+"""Facts of this machine (processor, memory, versions, load) and the rate of its matrix products."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("rcdeploy", "torch", "diffusers", "transformers", "accelerate", "onnxruntime", "openvino", "numpy")
-"""whose versions a timed figure depends on; those that are not installed are left out"""
+"""packages whose versions timings depend on; those that are not installed are left out"""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Published, without sparsity: 10^12 floating point operations a second of the tensor cores in fp16 with fp32 sums
-    and of plain fp32; memory in GB.
+    """Published rates without sparsity.
+
+    Attributes:
+        half_tflops: 10^12 floating point operations a second of the tensor cores, fp16 with fp32 sums.
+        fp32_tflops: the same without tensor cores.
+        memory_gb: in 10^9 bytes.
     """
 
     title: str
@@ -56,7 +60,7 @@ def describe() -> dict[str, Any]:
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
         "os": f"{platform.system()} {platform.release().split('-')[0]}",
         "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
     }
 
 
@@ -67,19 +71,24 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def busy_words() -> str | None:
-    """A warning when others use the machine: two threads that wait for each other suffer most from a third."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, usable_cores()
+def busy_warning() -> str | None:
+    """A warning if other processes use the machine so much that timings are not to be trusted, else None."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    cores = usable_cores()
     if load < cores / 2:
         return None
-    return f"This machine is busy (load {load:.1f} on {cores} cores): measured times spread, and are too long."
+    return f"This machine was busy (load {load:.1f} on {cores} cores): the measured times are too long and scatter."
 
 
 def gemm_rate(threads: int | None = None, seconds: float = 1.0, size: int = 2048) -> float:
-    """fp32 multiply-accumulates a second of torch.mm on the processor: the best of several products.
+    """fp32 multiply-accumulates a second of torch.mm on the processor.
 
-    threads: by default those torch uses now. seconds: about so long it measures, three products at least. size: edge of
-    the square matrices, in elements. The best and not the mean: others' work on the machine can only slow it down.
+    The best of several products, not the mean: other work on the machine can only slow it down.
+
+    Args:
+        threads: by default as many as torch uses now.
+        seconds: to measure for, at least three products.
+        size: rows and columns of the square matrices.
     """
     import torch
 
@@ -88,18 +97,21 @@ def gemm_rate(threads: int | None = None, seconds: float = 1.0, size: int = 2048
     try:
         a, b, out = (torch.ones(size, size) for _ in range(3))
         torch.mm(a, b, out=out)
-        best, end, count = float("inf"), time.perf_counter() + seconds, 0
+        best = float("inf")
+        end = time.perf_counter() + seconds
+        count = 0
         while count < 3 or time.perf_counter() < end:
             start = time.perf_counter()
             torch.mm(a, b, out=out)
-            best, count = min(best, time.perf_counter() - start), count + 1
+            best = min(best, time.perf_counter() - start)
+            count += 1
     finally:
         torch.set_num_threads(before)
     return float(size**3 / best)
 
 
 def _processor() -> str:
-    """The processor's name as its maker gives it, or its architecture where the system does not tell."""
+    """The processor's model name, or its architecture where the system does not report one."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

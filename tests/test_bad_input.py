@@ -1,4 +1,4 @@
-"""Bad input: one clear panel on stderr, exit code 2, and nothing on disk is changed."""
+"""Bad input: one clear panel on stderr, exit code 2, and nothing changes on disk."""
 
 import json
 import os
@@ -20,8 +20,8 @@ RecipeFile = Callable[..., Path]
 
 
 @pytest.fixture
-def refused(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs a command that must be refused; returns what its panel says, on one line."""
+def error_of(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command that must fail on its input; returns the text of its panel on one line."""
 
     def run(*arguments: object) -> str:
         before = listing(tmp_path)
@@ -30,43 +30,43 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.M
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
             cli.main()
-        said = capsys.readouterr()
-        assert caught.value.code == 2, said
-        assert said.out == "" and said.err.count("╭─ rcdeploy") == 1 and "Traceback" not in said.err
+        printed = capsys.readouterr()
+        assert caught.value.code == 2, printed
+        assert printed.out == "" and printed.err.count("╭─ rcdeploy") == 1 and "Traceback" not in printed.err
         assert listing(tmp_path) == before
-        return " ".join(said.err.replace("│", " ").split())
+        return " ".join(printed.err.replace("│", " ").split())
 
     return run
 
 
-def test_missing_and_foreign_teachers(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "there is no folder" in refused("distill", recipe_file(teacher={"path": "nowhere"}))
+def test_missing_and_foreign_teachers(recipe_file: RecipeFile, error_of: Callable[..., str], tmp_path: Path) -> None:
+    assert "there is no folder" in error_of("distill", recipe_file(teacher={"path": "nowhere"}))
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "not in diffusers' layout" in refused("distill", recipe_file(teacher={"path": "empty"}))
-    assert "not in diffusers' layout" in refused("students", "--teacher", empty)
+    assert "is not in diffusers' layout" in error_of("distill", recipe_file(teacher={"path": "empty"}))
+    assert "is not in diffusers' layout" in error_of("students", "--teacher", empty)
     (empty / "unet").mkdir()
     (empty / "model_index.json").write_text("{}")
     (empty / "unet/config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
-    assert "is a SD3Transformer2DModel" in refused("distill", recipe_file(teacher={"path": "empty"}))
+    assert "is a SD3Transformer2DModel" in error_of("distill", recipe_file(teacher={"path": "empty"}))
 
 
-def test_a_student_that_does_not_fit(recipe_file: RecipeFile, refused: Callable[..., str]) -> None:
-    assert "KOALA is for SDXL teachers" in refused("distill", recipe_file(student={"name": "koala-700m"}))
+def test_a_student_that_does_not_fit(recipe_file: RecipeFile, error_of: Callable[..., str]) -> None:
+    assert "KOALA is for SDXL teachers" in error_of("distill", recipe_file(student={"name": "koala-700m"}))
 
 
-def test_an_empty_prompt_pool(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_an_empty_prompt_pool(recipe_file: RecipeFile, error_of: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()  # the folder that the cache would get is there already, and stays empty
-    assert "empty" in refused("distill", recipe_file(prompts={"paired_exclude": ["a"]}))
+    assert "empty" in error_of("distill", recipe_file(prompts={"paired_exclude": ["a"]}))
 
 
-def test_the_run_of_another_recipe(recipe_file: RecipeFile, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_the_run_of_another_recipe(recipe_file: RecipeFile, error_of: Callable[..., str], tmp_path: Path) -> None:
     file = recipe_file(train={"max_steps": 1})
     run_quietly("distill", file, tmp_path)
-    said = refused("distill", file, "--set", "train.learning_rate=0.5", "--set", "student.init=sliced")
-    assert "train.learning_rate: 0.001 -> 0.5" in said and "student.init: None -> sliced" in said
-    assert "--restart" in said
-    assert "is a latent_cache, not a run" in refused("distill", file, "--restart", "--out", tmp_path / "cache")
+    text = error_of("distill", file, "--set", "train.learning_rate=0.5", "--set", "student.init=sliced")
+    assert "train.learning_rate: 0.001 -> 0.5" in text and "student.init: None -> sliced" in text
+    assert "--restart" in text
+    assert "is a latent_cache, not a run" in error_of("distill", file, "--restart", "--out", tmp_path / "cache")
 
 
 def run_quietly(command: str, file: Path, cwd: Path, *more: str) -> None:
@@ -74,7 +74,7 @@ def run_quietly(command: str, file: Path, cwd: Path, *more: str) -> None:
     subprocess.run(arguments, check=True, cwd=cwd, env=dict(os.environ))
 
 
-def test_nan_weights(recipe_file: RecipeFile, tiny_teacher: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_nan_weights(recipe_file: RecipeFile, tiny_teacher: Path, error_of: Callable[..., str], tmp_path: Path) -> None:
     run_quietly("cache", recipe_file(), tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(tiny_teacher, broken)
@@ -82,16 +82,16 @@ def test_nan_weights(recipe_file: RecipeFile, tiny_teacher: Path, refused: Calla
     weights["conv_in.weight"][0, 0, 0, 0] = torch.nan
     save_file(weights, broken / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
     file = recipe_file(teacher={"path": str(broken)}, cache={"folder": "cache2"})
-    assert "NaN or infinite weights: conv_in.weight" in refused("cache", file)
+    assert "NaN or infinite weights: conv_in.weight" in error_of("cache", file)
 
 
 def test_a_config_of_the_wrong_type(
-    recipe_file: RecipeFile, tiny_teacher: Path, refused: Callable[..., str], tmp_path: Path
+    recipe_file: RecipeFile, tiny_teacher: Path, error_of: Callable[..., str], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(tiny_teacher, tmp_path / "wrong"))
     config = json.loads((folder / "text_encoder/config.json").read_text())
     (folder / "text_encoder/config.json").write_text(json.dumps({**config, "hidden_size": "many"}))
-    assert "text_encoder cannot be loaded" in refused("distill", recipe_file(teacher={"path": "wrong"}))
+    assert "text_encoder cannot be loaded" in error_of("distill", recipe_file(teacher={"path": "wrong"}))
 
 
 def test_a_full_disk_leaves_nothing_half_done(
@@ -123,10 +123,10 @@ def test_a_full_disk_leaves_nothing_half_done(
     assert len(make_latent_cache(recipe, LatentDiffusionModel(recipe.teacher.path))) == 12
 
 
-def test_options_that_are_not_there(refused: Callable[..., str]) -> None:
+def test_options_that_are_not_there(error_of: Callable[..., str]) -> None:
     done = subprocess.run([sys.executable, "-m", "rcdeploy.cli.main", "distil"], capture_output=True, text=True)
     assert done.returncode == 2 and "No such command" in done.stderr
-    assert "there is no recipe" in refused("distill", "nowhere.toml")
+    assert "there is no recipe" in error_of("distill", "nowhere.toml")
 
 
 def test_help_loads_no_torch() -> None:

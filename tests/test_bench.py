@@ -1,4 +1,4 @@
-"""What a word on the command line is, what it costs, and that timing it goes through to the end."""
+"""The costs and timings of models: counted as the paper does, and timed to the end by real processes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from rcdeploy.bench import latency
 from rcdeploy.bench.costs import image_macs
 from rcdeploy.bench.latency import Settings, bench, ratio, summary
+from rcdeploy.bench.worker_process import WorkerProcess
 from rcdeploy.cli.bench import SAME, pipe_table, tables
 from rcdeploy.cli.main import app
 from rcdeploy.model_description import TORCH_BACKENDS, ModelDescription
@@ -52,7 +53,7 @@ def test_students_cost_what_the_paper_says() -> None:
         assert row["backends"] == {}
 
 
-def test_a_picture_is_its_calls() -> None:
+def test_an_image_costs_its_calls() -> None:
     parts = {
         name: {"macs_thop": macs, "macs": 10 * macs}
         for name, macs in (("text_encoder", 1), ("unet", 100), ("vae_decoder", 7))
@@ -61,21 +62,21 @@ def test_a_picture_is_its_calls() -> None:
     assert image_macs(parts, 4, 1.0)["macs_thop"] == 1 + 400 + 7
 
 
-def test_sizes_that_do_not_divide_are_refused(small_model: Path) -> None:
-    (subject,) = describe([str(small_model)])
-    assert subject.latent_size((64, 128)) == (8, 16)
+def test_impossible_sizes_are_errors(small_model: Path) -> None:
+    (model,) = describe([str(small_model)])
+    assert model.latent_size((64, 128)) == (8, 16)
     for settings in (Settings(size=(60, 64), time=False), Settings(sizes=((64, 0),), time=False)):
         with pytest.raises(RcdeployError, match="multiples of 8 pixels"):
-            bench([subject], settings, quiet)
-    fixed = ModelDescription(**{**vars(subject), "is_static": True})
+            bench([model], settings, quiet)
+    static = ModelDescription(**{**vars(model), "is_static": True})
     with pytest.raises(RcdeployError, match="64x64 pixels only"):
-        fixed.latent_size((128, 128))
+        static.latent_size((128, 128))
 
 
 # times
 
 
-def test_a_difference_inside_the_spread_is_none() -> None:
+def test_the_ratio_of_overlapping_timings_is_none() -> None:
     slow, fast = summary([2.0, 2.1, 2.2]), summary([1.0, 1.1, 1.2])
     assert ratio(fast, slow) == pytest.approx(1.1 / 2.1)
     assert ratio(summary([1.0, 1.1, 2.3]), slow) is None
@@ -86,21 +87,22 @@ def test_a_difference_inside_the_spread_is_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted, match", [({"runs": 2}, "at least 3"), ({"num_inference_steps": 0}, "steps"), ({"backends": ("tf",)}, "tf")]
+    "settings, match",
+    [({"runs": 2}, "at least 3"), ({"num_inference_steps": 0}, "steps"), ({"backends": ("tf",)}, "tf")],
 )
-def test_settings_that_measure_nothing_are_refused(wanted: dict[str, Any], match: str) -> None:
+def test_settings_that_measure_nothing_are_errors(settings: dict[str, Any], match: str) -> None:
     with pytest.raises(RcdeployError, match=match):
-        Settings(**wanted)
+        Settings(**settings)
 
 
 def test_backends_are_checked_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, small_model: Path, package: Path
 ) -> None:
-    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("something was started"))
+    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("a process was started"))
     model, packed = describe([str(small_model), str(package)])
     with pytest.raises(RcdeployError, match="onnxruntime, not on torch"):
         bench([packed], Settings(backends=("torch",)), quiet)
-    with pytest.raises(RcdeployError, match="none of the subjects runs on openvino"):
+    with pytest.raises(RcdeployError, match="none of the models runs on openvino"):
         bench([model], Settings(backends=("torch", "openvino")), quiet)
     monkeypatch.setattr(latency.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(RcdeployError, match="onnxruntime is not installed") as caught:
@@ -114,8 +116,8 @@ def timed(small_model: Path, package: Path) -> dict[str, Any]:
     subjects = [*describe([str(small_model)]), toy_student(small_model), *describe([str(package)])]
     before = listing(small_model) | listing(package)
     settings = Settings(sizes=((64, 128),), num_inference_steps=2, runs=3, threads=1, device="cpu", random_weights=True)
-    seen: list[tuple[str, int, int]] = []
-    result = bench(subjects, settings, lambda stage, done, of, _: seen.append((stage, done, of)))
+    seen: list[tuple[Any, ...]] = []
+    result = bench(subjects, settings, lambda *report: seen.append(report))
     assert listing(small_model) | listing(package) == before
     assert seen[0] == ("loading", 0, 3) and seen[-1] == ("timing", 4, 4)
     return result
@@ -124,17 +126,20 @@ def timed(small_model: Path, package: Path) -> dict[str, Any]:
 def test_everything_is_timed(timed: dict[str, Any]) -> None:
     assert [list(s["backends"]) for s in timed["subjects"]] == [["torch"], ["torch"], ["onnxruntime"]]
     for subject in timed["subjects"]:
-        (found,) = subject["backends"].values()
-        assert set(found["timings"]) == {"text_encoder", "unet", "vae_decoder", "image"}
-        assert set(found["sizes"]) == {"64x128"} and set(found["sizes"]["64x128"]) == {"unet", "vae_decoder"}
-        for timing in (*found["timings"].values(), *found["sizes"]["64x128"].values()):
+        (measurement,) = subject["backends"].values()
+        assert set(measurement["timings"]) == {"text_encoder", "unet", "vae_decoder", "image"}
+        assert set(measurement["sizes"]) == {"64x128"} and set(measurement["sizes"]["64x128"]) == {
+            "unet",
+            "vae_decoder",
+        }
+        for timing in (*measurement["timings"].values(), *measurement["sizes"]["64x128"].values()):
             assert 0 < timing["min"] <= timing["p10"] <= timing["median"] <= timing["p90"] <= timing["max"]
             assert timing["runs"] == 3
-        assert found["gmacs_per_second"] * 1e9 * found["timings"]["image"]["median"] == pytest.approx(
+        assert measurement["gmacs_per_second"] * 1e9 * measurement["timings"]["image"]["median"] == pytest.approx(
             subject["image"]["macs"]
         )
-        assert found["share_of_gemm"] > 0 and found["device"] == "cpu"
-        assert min(found["import_seconds"], found["load_seconds"], found["first_image_seconds"]) > 0
+        assert measurement["share_of_gemm"] > 0 and measurement["device"] == "cpu"
+        assert min(measurement["import_seconds"], measurement["load_seconds"], measurement["first_image_seconds"]) > 0
     assert timed["settings"] == {
         "height": 64,
         "width": 64,
@@ -146,36 +151,36 @@ def test_everything_is_timed(timed: dict[str, Any]) -> None:
     json.dumps(timed)
 
 
-def test_memory_is_the_process_own(timed: dict[str, Any]) -> None:
-    """The package's process has no torch in it, and nothing of this one, which has."""
+def test_memory_is_of_the_process_alone(timed: dict[str, Any]) -> None:
+    """The package's process has no torch, and does not inherit the peak of this one, which has."""
     model, _, packed = (next(iter(s["backends"].values()))["peak_memory_bytes"] for s in timed["subjects"])
     assert 20e6 < packed < model / 2
 
 
 def test_a_package_is_timed_without_torch() -> None:
     code = (
-        "import sys, importlib; from rcdeploy.bench.latency_worker import HEAVY\n"
-        "for name in HEAVY['onnxruntime']: importlib.import_module(name)\n"
+        "import sys, importlib; from rcdeploy.bench.latency_worker import IMPORTS\n"
+        "for name in IMPORTS['onnxruntime']: importlib.import_module(name)\n"
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_tables_say_same_within_the_spread(timed: dict[str, Any]) -> None:
-    found = json.loads(json.dumps(timed))
-    first, second, third = (next(iter(s["backends"].values()))["timings"] for s in found["subjects"])
+def test_tables_mark_timings_within_the_spread(timed: dict[str, Any]) -> None:
+    result = json.loads(json.dumps(timed))
+    first, second, third = (next(iter(s["backends"].values()))["timings"] for s in result["subjects"])
     first["image"] = summary([1.0, 1.1, 1.2])
     second["image"], third["image"] = summary([1.1, 1.15, 1.3]), summary([0.5, 0.55, 0.6])
-    (_, costs), (title, times), (_, processes) = tables(found)
-    said = [row["x"] for row in times if row["part"] == "picture"]
-    assert said == [1.0, SAME, pytest.approx(0.5)]
+    (_, costs), (title, times), (_, processes) = tables(result)
+    relative = [row["x"] for row in times if row["part"] == "image"]
+    assert relative == [1.0, SAME, pytest.approx(0.5)]
     assert "threads: 1, runs: 3" in title and "cpu" in title and "same: within the spread" in title
     assert len(costs) == 12 and len(processes) == 3 and len(times) == 18
     lines = pipe_table(times).splitlines()
     assert len(lines) == 20 and len({line.count("|") for line in lines}) == 1
 
 
-def test_a_process_that_fails_says_why(tmp_path: Path, small_model: Path) -> None:
+def test_a_failing_process_reports_why(tmp_path: Path, small_model: Path) -> None:
     lacks = shutil.copytree(small_model, tmp_path / "lacks")
     subjects = describe([str(lacks)])
     shutil.rmtree(lacks / "tokenizer")
@@ -183,10 +188,10 @@ def test_a_process_that_fails_says_why(tmp_path: Path, small_model: Path) -> Non
     with pytest.raises(RcdeployError, match="lacks on torch: .*unet cannot be loaded"):
         bench(subjects, Settings(num_inference_steps=1, runs=3, threads=1), quiet)
     task = {"backend": "nonsense", "threads": 1}
-    why = pytest.raises(RcdeployError, match="(?s)a toy: .*exit code 1.*KeyError: 'nonsense'")
-    with why, latency._Worker.start("a toy", task) as worker:
+    failure = pytest.raises(RcdeployError, match="(?s)a toy: .*exited with code 1.*KeyError: 'nonsense'")
+    with failure, WorkerProcess.start("a toy", task) as worker:
         worker.process.wait()
-        worker.seconds("unet", (8, 8))  # asked too late: what it said is found all the same
+        worker.seconds("unet", (8, 8))  # it has exited already: its log is reported all the same
 
 
 # the command
@@ -214,12 +219,26 @@ def test_markdown_is_a_pipe_table() -> None:
         (["--size", "100x100", "--no-time"], "multiples of 8"),
     ],
 )
-def test_bad_options_are_refused(arguments: list[str], match: str) -> None:
+def test_bad_options_are_errors(arguments: list[str], match: str) -> None:
     error = run(app, ["bench", "c-micro", *arguments]).exception
     assert isinstance(error, RcdeployError) and match in error.message
 
 
-def test_named_students_are_counted_and_not_timed_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("something was started"))
+def test_named_students_are_timed_with_random_weights_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_measure", lambda *_: pytest.fail("a process was started"))
     result = run(app, ["bench", "c-micro"])
     assert result.exit_code == 0 and "--random-weights" in result.stderr
+
+
+def test_a_busy_machine_is_reported_in_text_and_json(
+    monkeypatch: pytest.MonkeyPatch, timed: dict[str, Any], small_model: Path
+) -> None:
+    measurement = timed["subjects"][0]["backends"]["torch"]
+    monkeypatch.setattr(latency, "_measure", lambda *_: [json.loads(json.dumps(measurement))])
+    monkeypatch.setattr(latency, "gemm_rate", lambda _threads: 1e9)
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 99.0, 99.0))
+    result = run(app, ["bench", str(small_model), "--json"])
+    (warning,) = json.loads(result.stdout)["warnings"]
+    assert "busy (load 99.0" in warning
+    assert warning in run(app, ["bench", str(small_model)]).stderr.replace("\n", " ")
+    assert json.loads(run(app, ["bench", str(small_model), "--no-time", "--json"]).stdout)["warnings"] == []

@@ -14,7 +14,7 @@ from PIL import Image
 
 from rcdeploy import latent_cache
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.plots import GAP, HEAD, LABEL_WIDTH
+from rcdeploy.plots import CAPTION_HEIGHT, GAP, LABEL_WIDTH
 from rcdeploy.prompts.pool import PromptPool
 from rcdeploy.real_images import captioned_images
 from rcdeploy.recipe import load_recipe
@@ -43,8 +43,12 @@ def test_figure_3(tmp_path: Path) -> None:
     call("figure_3.py", "--timesteps", "100", "800", "--steps", "4", "--out", "figure.png", folder=EXAMPLES)
     sheet = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"), np.float32)
     step = 88 + GAP
-    assert sheet.shape == (HEAD + 4 * step, LABEL_WIDTH + 4 * step, 3)  # columns: x_0, two timesteps, from noise
-    drawn = sheet[HEAD:, LABEL_WIDTH:].reshape(4, step, 4, step, 3).swapaxes(1, 2)
+    assert sheet.shape == (
+        CAPTION_HEIGHT + 4 * step,
+        LABEL_WIDTH + 4 * step,
+        3,
+    )  # columns: x_0, two timesteps, from noise
+    drawn = sheet[CAPTION_HEIGHT:, LABEL_WIDTH:].reshape(4, step, 4, step, 3).swapaxes(1, 2)
     apart = np.abs(drawn - drawn[:, :1]).mean((0, 2, 3, 4))
     assert apart[1] < apart[2]  # from t = 100 it stays what it was, from t = 800 it does not
 

@@ -1,7 +1,8 @@
-"""What a subject costs on any machine: parameters, bytes, and multiply-accumulates of a call and of a whole picture."""
+"""What a model costs on any machine: parameters, weight bytes, and multiply-accumulates of a call and of an image."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..model_description import ModelDescription
@@ -9,19 +10,29 @@ from ..student.build import build_on_meta
 from .macs import parameters, text_encoder_macs, text_encoder_on_meta, unet_macs, vae_decoder_macs, vae_decoder_on_meta
 
 
-def component_costs(model: ModelDescription, size: tuple[int, int]) -> dict[str, dict[str, Any]]:
-    """{component: {parameters, bytes, macs_thop, macs}} for one call on one row: prompt, latent, picture.
+def component_costs(model: ModelDescription, image_size: tuple[int, int]) -> dict[str, dict[str, Any]]:
+    """Costs of one call of each network with a batch of one: a prompt, a latent, an image.
 
-    size: of the picture, (height, width) in pixels. macs_thop: as THOP counts; macs: every matrix product. bytes: None
-    for a student, which has no files. Raises RcdeployError when the subject cannot draw that size.
+    Args:
+        model: the model whose networks are counted.
+        image_size: (height, width) in pixels.
+
+    Returns:
+        {component: {parameters, bytes, macs_thop, macs}}. macs_thop: as THOP counts; macs: every matrix product.
+        bytes: None for a student, which has no files.
+
+    Raises:
+        RcdeployError: the model cannot make images of that size.
     """
-    latents, length, configs = model.latent_size(size), model.text_length, model.configs
-    unet = build_on_meta(configs["unet"])
-    text_encoder, decoder = text_encoder_on_meta(configs["text_encoder"]), vae_decoder_on_meta(configs["vae"])
-    counted = {
+    latent_size = model.latent_size(image_size)
+    length = model.text_length
+    unet = build_on_meta(model.configs["unet"])
+    text_encoder = text_encoder_on_meta(model.configs["text_encoder"])
+    decoder = vae_decoder_on_meta(model.configs["vae"])
+    counts = {
         "text_encoder": (text_encoder, text_encoder_macs(text_encoder, length)),
-        "unet": (unet, unet_macs(unet, latents, length)),
-        "vae_decoder": (decoder, vae_decoder_macs(decoder, latents)),
+        "unet": (unet, unet_macs(unet, latent_size, length)),
+        "vae_decoder": (decoder, vae_decoder_macs(decoder, latent_size)),
     }
     return {
         name: {
@@ -30,19 +41,19 @@ def component_costs(model: ModelDescription, size: tuple[int, int]) -> dict[str,
             "macs_thop": macs.thop,
             "macs": macs.total,
         }
-        for name, (module, macs) in counted.items()
+        for name, (module, macs) in counts.items()
     }
 
 
 def image_macs(
-    components: dict[str, dict[str, Any]], num_inference_steps: int, guidance_scale: float
+    components: Mapping[str, Mapping[str, Any]], num_inference_steps: int, guidance_scale: float
 ) -> dict[str, int]:
-    """{macs_thop, macs} of one picture: a UNet call a step and branch, a prompt a branch, one decoding."""
+    """{macs_thop, macs} of one image: a UNet call a step and guidance branch, a prompt a branch, one decoding."""
     rows = branches(guidance_scale)
     calls = {"text_encoder": rows, "unet": rows * num_inference_steps, "vae_decoder": 1}
     return {key: sum(n * components[name][key] for name, n in calls.items()) for key in ("macs_thop", "macs")}
 
 
 def branches(guidance_scale: float) -> int:
-    """Rows of the UNet for one picture: with guidance the null condition is asked too."""
+    """Batch size of the UNet for one image: guidance adds the null condition."""
     return 2 if guidance_scale > 1 else 1

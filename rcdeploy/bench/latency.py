@@ -1,51 +1,57 @@
-"""What subjects cost side by side: counted from their shapes, and timed, each backend in a process of its own.
+"""Costs of models side by side: counted from shapes, and timed, each backend in a process of its own.
 
-Timed calls go round in turns, one of each process, so that whatever else the machine does meets all alike.
+Timed calls take turns, one of each process, so that other load on the machine affects all alike.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..machine import describe, gemm_rate
+from ..machine import busy_warning, describe, gemm_rate
 from ..model_description import COMPONENTS, FORMAT_BACKENDS, TORCH_BACKENDS, ModelDescription
 from ..progress import Progress
 from ..units import image_size_text
 from .costs import branches, component_costs, image_macs
+from .worker_process import WorkerProcess
 
 Timings = dict[str, float]
+Entry = tuple[int, ModelDescription, str]
+"""(index of the model, model, backend) of one process"""
 BACKENDS = (*TORCH_BACKENDS, *FORMAT_BACKENDS.values())
-NEEDED = {
+REQUIREMENTS = {
     "onnxruntime": (("onnxruntime",), "pip install onnxruntime"),
     "openvino": (("openvino",), 'pip install "rcdeploy[openvino]"'),
     "tensorrt": (("tensorrt", "tensorrt_rtx"), "pip install tensorrt cuda-python"),
 }
-"""backend -> modules of which one must be there, and what brings it"""
-PAUSE = 0.02
-"""seconds between two processes' turns: threads of the one before still spin for a while"""
+"""backend -> modules of which one must be installed, and the command that installs it"""
+PAUSE_SECONDS = 0.02
+"""between two processes' turns: threads of the one before still spin for a while"""
+SIZED_COMPONENTS = ("unet", "vae_decoder")
+"""networks whose time depends on the size of the image"""
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to measure.
 
-    size: (height, width) in pixels of every subject; None takes the first subject's own. sizes: at which UNet and
-    decoder are timed besides. runs: timed calls of each part. threads: None takes torch's default. device: auto, cpu,
-    cuda. backends: empty takes each subject's usual one. time: False counts alone and starts no process.
-    random_weights: time students too, with random weights (time does not depend on their values).
+    Attributes:
+        size: (height, width) in pixels of every model's images; None takes the first model's default.
+        sizes: further sizes at which UNet and decoder are timed.
+        num_inference_steps, guidance_scale: of an image.
+        runs: timed calls of each component.
+        threads: None takes torch's default.
+        device: auto, cpu, cuda.
+        backends: empty takes each model's default.
+        time: False only counts, and starts no process.
+        random_weights: time named students too, with random weights (their values do not change the time).
     """
 
     size: tuple[int, int] | None = None
@@ -66,30 +72,31 @@ class Settings:
             ("threads", self.threads or 1, 1),
         ):
             if value < least:
-                raise RcdeployError(f"{name} is {value}: at least {least}")
+                raise RcdeployError(f"{name} must be at least {least}, not {value}")
         for backend in self.backends:
             if backend not in BACKENDS:
                 raise RcdeployError(f"there is no backend {backend!r}", fix=f"Backends: {', '.join(BACKENDS)}.")
 
 
-def bench(subjects: Sequence[ModelDescription], settings: Settings, progress: Progress) -> dict[str, Any]:
-    """{"machine", "settings", "subjects"}, JSON-able: costs of every subject and, unless settings.time is False, times.
+def bench(models: Sequence[ModelDescription], settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Count every model's costs and, unless settings.time is False, time them.
 
-    subjects[i]: name, kind, source, components {name: parameters, bytes, macs_thop, macs}, image {macs_thop, macs},
-    backends {name: precision, device, import_seconds, load_seconds, first_image_seconds, peak_memory_bytes, timings
-    {component or "image": median, p10, p90, min, max, runs}, sizes {"HxW": timings}, gmacs_per_second, share_of_gemm}}.
-    Times in seconds; share_of_gemm is None off the processor. The MACs are of one row, a timed UNet call has a row for
-    each guidance branch. Raises RcdeployError for what a subject cannot do, before anything is started.
+    Returns:
+        {"machine", "settings", "warnings", "subjects"}, JSON-able; times in seconds. warnings: sentences on why the
+        timings may mislead. subjects[i]: name, kind, source, components {name: parameters, bytes, macs_thop, macs},
+        image {macs_thop, macs}, backends {name: precision, device, import_seconds, load_seconds, first_image_seconds,
+        peak_memory_bytes, timings {component or "image": median, p10, p90, min, max, runs}, sizes {"HxW": timings},
+        gmacs_per_second, share_of_gemm}}. share_of_gemm is None off the processor. MACs are of a batch of one; a timed
+        UNet call has a batch of the guidance branches.
+
+    Raises:
+        RcdeployError: a model cannot do what is requested; before anything is started.
     """
-    size = settings.size or subjects[0].image_size
-    plan = _plan(subjects, settings, size)
-    rows: list[dict[str, Any]] = []
-    for subject in subjects:
-        components = component_costs(subject, size)
-        image = image_macs(components, settings.num_inference_steps, settings.guidance_scale)
-        named = {"name": subject.name, "kind": subject.kind, "source": subject.source}
-        rows.append({**named, "components": components, "image": image, "backends": {}})
+    size = settings.size or models[0].image_size
+    plan = _plan(models, settings, size)
+    warning = busy_warning() if plan else None
     threads = settings.threads or _default_threads()
+    rows = [_costs(model, settings, size) for model in models]
     result: dict[str, Any] = {
         "machine": describe(),
         "settings": {
@@ -100,27 +107,28 @@ def bench(subjects: Sequence[ModelDescription], settings: Settings, progress: Pr
             "threads": threads,
             "device": settings.device,
         },
+        "warnings": [warning] if warning else [],
         "subjects": rows,
     }
     if not plan:
         return result
     gemm = gemm_rate(threads)
     result["machine"]["gemm_gmacs_per_second"] = gemm / 1e9
-    measured = _measure([turn[1:] for turn in plan], settings, size, threads, progress)
-    for (index, _, backend), found in zip(plan, measured, strict=True):
-        rate = rows[index]["image"]["macs"] / found["timings"]["image"]["median"]
-        found["gmacs_per_second"] = rate / 1e9
-        found["share_of_gemm"] = rate / gemm if found["device"] == "cpu" else None
-        rows[index]["backends"][backend] = found
-    result["settings"]["device"] = ", ".join(dict.fromkeys(found["device"] for found in measured))
+    measurements = _measure(plan, settings, size, threads, progress)
+    for (index, _, backend), measurement in zip(plan, measurements, strict=True):
+        rate = rows[index]["image"]["macs"] / measurement["timings"]["image"]["median"]
+        measurement["gmacs_per_second"] = rate / 1e9
+        measurement["share_of_gemm"] = rate / gemm if measurement["device"] == "cpu" else None
+        rows[index]["backends"][backend] = measurement
+    result["settings"]["device"] = ", ".join(dict.fromkeys(m["device"] for m in measurements))
     return result
 
 
-def ratio(of: Timings, to: Timings) -> float | None:
-    """Median over median; None when their 10th to 90th percentiles overlap: then neither is the faster one."""
-    if of["p10"] <= to["p90"] and to["p10"] <= of["p90"]:
+def ratio(timings: Timings, base: Timings) -> float | None:
+    """Median over base's median; None when their 10th to 90th percentiles overlap: then neither is the faster one."""
+    if timings["p10"] <= base["p90"] and base["p10"] <= timings["p90"]:
         return None
-    return of["median"] / to["median"]
+    return timings["median"] / base["median"]
 
 
 def summary(seconds: Sequence[float]) -> Timings:
@@ -136,145 +144,104 @@ def summary(seconds: Sequence[float]) -> Timings:
     }
 
 
+def _costs(model: ModelDescription, settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
+    components = component_costs(model, size)
+    return {
+        "name": model.name,
+        "kind": model.kind,
+        "source": model.source,
+        "components": components,
+        "image": image_macs(components, settings.num_inference_steps, settings.guidance_scale),
+        "backends": {},
+    }
+
+
 def _default_threads() -> int:
     import torch
 
     return torch.get_num_threads()
 
 
-def _plan(
-    subjects: Sequence[ModelDescription], settings: Settings, size: tuple[int, int]
-) -> list[tuple[int, ModelDescription, str]]:
-    """(index, subject, backend) of all that is timed. Raises RcdeployError for what cannot be."""
-    for subject in subjects:
-        for wanted in (size, *settings.sizes):
-            subject.latent_size(wanted)
+def _plan(models: Sequence[ModelDescription], settings: Settings, size: tuple[int, int]) -> list[Entry]:
+    """Every model and backend that is to be timed. Raises RcdeployError for what cannot be."""
+    for model in models:
+        for image_size in (size, *settings.sizes):
+            model.latent_size(image_size)
     if not settings.time:
         return []
-    plan = []
-    for index, subject in enumerate(subjects):
-        if subject.folder is None and not settings.random_weights:
-            continue
-        usable = [b for b in settings.backends if b in subject.backends] if settings.backends else subject.backends[:1]
-        if not usable:
-            raise RcdeployError(
-                f"{subject.source} runs on {' and '.join(subject.backends)}, not on {', '.join(settings.backends)}",
-                fix="Name its backend too, or make a package for the other one: rcdeploy export FOLDER --format "
-                "onnx|openvino|trt.",
-            )
-        plan += [(index, subject, backend) for backend in usable]
-    for backend in dict.fromkeys([*(turn[2] for turn in plan), *settings.backends]):
-        modules, command = NEEDED.get(backend, ((), ""))
+    plan: list[Entry] = []
+    for index, model in enumerate(models):
+        if model.folder is not None or settings.random_weights:
+            plan += [(index, model, backend) for backend in _backends_of(model, settings.backends)]
+    planned = list(dict.fromkeys(backend for *_, backend in plan))
+    for backend in dict.fromkeys([*planned, *settings.backends]):
+        modules, command = REQUIREMENTS.get(backend, ((), ""))
         if modules and not any(importlib.util.find_spec(name) for name in modules):
             raise RcdeployError(f"the backend {backend} is not installed", fix=command)
-    unused = [b for b in settings.backends if b not in {turn[2] for turn in plan}]
-    if unused:
+    if unused := [backend for backend in settings.backends if backend not in planned]:
         raise RcdeployError(
-            f"none of the subjects runs on {', '.join(unused)}",
+            f"none of the models runs on {', '.join(unused)}",
             fix="Runs and diffusers folders run on torch; a package on what it was exported for.",
         )
     return plan
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A process that has one subject loaded on one backend; its first answer says what that took."""
-
-    name: str
-    process: subprocess.Popen[str]
-    errors: IO[bytes]
-
-    @classmethod
-    @contextmanager
-    def start(cls, name: str, task: dict[str, Any]) -> Iterator[_Worker]:
-        command = [sys.executable, "-W", "ignore", "-m", "rcdeploy.bench.latency_worker", json.dumps(task)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
-        pipe = subprocess.PIPE
-        with (
-            tempfile.TemporaryFile() as errors,
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True, env=environment) as process,
-        ):
-            try:
-                yield cls(name, process, errors)
-            finally:
-                with suppress(subprocess.TimeoutExpired):
-                    process.communicate(timeout=5)  # it ends with its input, and clears up what it unpacked
-                process.kill()
-
-    def seconds(self, part: str, latents: tuple[int, int]) -> float:
-        assert self.process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended: the answer says why
-            self.process.stdin.write(json.dumps({"part": part, "size": latents}) + "\n")
-            self.process.stdin.flush()
-        return float(self.answer())
-
-    def answer(self) -> Any:
-        """Its next line. Raises RcdeployError with what it said when it failed or ended."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        said = json.loads(line) if line else self._ended()
-        if isinstance(said, dict) and "error" in said:
-            raise RcdeployError(f"{self.name}: {said['error']}", fix=said["fix"])
-        return said
-
-    def _ended(self) -> dict[str, str]:
-        code = self.process.wait()
-        self.errors.seek(0)
-        last = self.errors.read().decode(errors="replace").strip().splitlines()[-3:]
-        why = f"was killed (signal {-code})" if code < 0 else f"ended with exit code {code}"
-        fix = "If memory ran out: fewer subjects at once, or a smaller --size."
-        return {"error": "\n".join([f"the process that measures it {why}", *last]), "fix": fix}
+def _backends_of(model: ModelDescription, requested: Sequence[str]) -> list[str]:
+    backends = [b for b in requested if b in model.backends] if requested else [model.backends[0]]
+    if not backends:
+        raise RcdeployError(
+            f"{model.source} runs on {' and '.join(model.backends)}, not on {', '.join(requested)}",
+            fix="Name its backend too, or make a package for the other one: rcdeploy export FOLDER --format "
+            "onnx|openvino|trt.",
+        )
+    return backends
 
 
 def _measure(
-    plan: Sequence[tuple[ModelDescription, str]],
-    settings: Settings,
-    size: tuple[int, int],
-    threads: int,
-    progress: Progress,
+    plan: Sequence[Entry], settings: Settings, size: tuple[int, int], threads: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """What each (subject, backend) took: loading one after another, then all timed calls in turns."""
-    parts = [(name, size) for name in (*COMPONENTS, "image")]
-    parts += [(name, at) for at in dict.fromkeys(settings.sizes) for name in ("unet", "vae_decoder") if at != size]
-    with ExitStack() as opened:
-        workers, found = [], []
-        for done, (subject, backend) in enumerate(plan):
-            progress("loading", done, len(plan), {})
-            task = _task(subject, backend, settings, subject.latent_size(size), threads)
-            worker = opened.enter_context(_Worker.start(f"{subject.source} on {backend}", task))
+    """Start a process for each entry, one after another, then time all calls in turns."""
+    calls = [(component, size) for component in (*COMPONENTS, "image")]
+    calls += [(c, at) for at in dict.fromkeys(settings.sizes) for c in SIZED_COMPONENTS if at != size]
+    seconds: dict[tuple[int, str, tuple[int, int]], list[float]] = {}
+    with ExitStack() as processes:
+        workers: list[WorkerProcess] = []
+        measurements: list[dict[str, Any]] = []
+        for index, (_, model, backend) in enumerate(plan):
+            progress("loading", index, len(plan))
+            task = _task(model, backend, settings, model.latent_size(size), threads)
+            worker = processes.enter_context(WorkerProcess.start(f"{model.source} on {backend}", task))
             workers.append(worker)
-            found.append({"precision": subject.precision, **worker.answer()})
-        progress("loading", len(plan), len(plan), {})
-        seconds: dict[tuple[int, str, tuple[int, int]], list[float]] = {}
+            measurements.append({"precision": model.precision, **worker.reply()})
+        progress("loading", len(plan), len(plan))
         for turn in range(settings.runs + 1):  # the first one warms up
-            progress("timing", turn, settings.runs + 1, {})
-            for part, at in parts:
-                for i, (worker, (subject, _)) in enumerate(zip(workers, plan, strict=True)):
-                    time.sleep(PAUSE)
-                    took = worker.seconds(part, subject.latent_size(at))
+            progress("timing", turn, settings.runs + 1)
+            for component, at in calls:
+                for i, (worker, (_, model, _)) in enumerate(zip(workers, plan, strict=True)):
+                    time.sleep(PAUSE_SECONDS)
+                    elapsed = worker.seconds(component, model.latent_size(at))
                     if turn:
-                        seconds.setdefault((i, part, at), []).append(took)
-        progress("timing", settings.runs + 1, settings.runs + 1, {})
-    for i, facts in enumerate(found):
-        facts["timings"] = {name: summary(seconds[i, name, at]) for name, at in parts[: len(COMPONENTS) + 1]}
-        facts["sizes"] = {
-            image_size_text(at): {name: summary(seconds[i, name, at]) for name in ("unet", "vae_decoder")}
-            for at in settings.sizes
+                        seconds.setdefault((i, component, at), []).append(elapsed)
+        progress("timing", settings.runs + 1, settings.runs + 1)
+    for i, measurement in enumerate(measurements):
+        measurement["timings"] = {c: summary(seconds[i, c, size]) for c in (*COMPONENTS, "image")}
+        measurement["sizes"] = {
+            image_size_text(at): {c: summary(seconds[i, c, at]) for c in SIZED_COMPONENTS} for at in settings.sizes
         }
-    return found
+    return measurements
 
 
 def _task(
-    subject: ModelDescription, backend: str, settings: Settings, latents: tuple[int, int], threads: int
+    model: ModelDescription, backend: str, settings: Settings, latent_size: tuple[int, int], threads: int
 ) -> dict[str, Any]:
-    """What the process is told, JSON-able."""
+    """What latency_worker reads, JSON-able."""
     return {
         "backend": backend,
-        "folder": str(subject.folder) if subject.folder else None,
-        "configs": {} if subject.folder else subject.configs,
-        "text_length": subject.text_length,
-        "latents": latents,
-        "rows": branches(settings.guidance_scale),
+        "folder": str(model.folder) if model.folder else None,
+        "configs": {} if model.folder else model.configs,
+        "text_length": model.text_length,
+        "latent_size": latent_size,
+        "unet_batch_size": branches(settings.guidance_scale),
         "num_inference_steps": settings.num_inference_steps,
         "guidance_scale": settings.guidance_scale,
         "threads": threads,

@@ -1,8 +1,8 @@
-"""One subject on one backend, in a process of its own: `python -m rcdeploy.bench.latency_worker TASK` (JSON).
+"""Times one model on one backend in a process of its own: `python -m rcdeploy.bench.latency_worker TASK` (JSON).
 
-It loads, draws a first picture, says what that took, and then times one call for each line that it reads. A package is
-opened as a device opens it: nothing here imports torch for one. Answers are lines of JSON on stdout; whatever libraries
-print goes to stderr.
+It loads the model, makes a first image, replies with the time that took, and then times one call for each line that it
+reads. A package is loaded as a device loads it: nothing here imports torch for one. Replies are lines of JSON on
+stdout; what libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -21,69 +21,71 @@ import numpy as np
 from rcdeploy_runtime.errors import RcdeployError
 
 Call = Callable[[], object]
-_TORCH = ("torch", "rcdeploy.sampling")
-HEAVY = {
-    "torch": _TORCH,
-    "torch.compile": _TORCH,
+_TORCH_IMPORTS = ("torch", "rcdeploy.sampling")
+IMPORTS = {
+    "torch": _TORCH_IMPORTS,
+    "torch.compile": _TORCH_IMPORTS,
     "onnxruntime": ("rcdeploy_runtime.text_to_image",),
     "openvino": ("rcdeploy_runtime.text_to_image", "openvino"),
     "tensorrt": ("rcdeploy_runtime.text_to_image",),
 }
-"""imported before the clock of loading starts"""
-SHORT = 0.1
-"""seconds; below it a call is made once more, untimed, right before the timed one: another process ran in between, and
-what that one pushed out of the processor's caches is not this one's cost"""
+"""modules by backend, imported before loading is timed"""
+SHORT_CALL_SECONDS = 0.1
+"""below it a call is made once more, untimed, right before the timed one: another process ran in between, and what that
+one pushed out of the processor's caches is not this one's cost"""
+TIMESTEP = 500
 
 
 def main() -> None:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     task = json.loads(sys.argv[1])
-    answers = _answers()
+    replies = _reply_stream()
     try:
-        for name in HEAVY[task["backend"]]:
+        for name in IMPORTS[task["backend"]]:
             importlib.import_module(name)
         imported = time.perf_counter()
-        model: _Torch | _Package = (_Torch if task["backend"] in ("torch", "torch.compile") else _Package)(task)
+        model: _TorchModel | _PackageModel
+        model = _TorchModel(task) if task["backend"] in ("torch", "torch.compile") else _PackageModel(task)
         loaded = time.perf_counter()
         model.image()
         ready = {
             "device": model.device,
-            "import_seconds": imported - begun,
+            "import_seconds": imported - started,
             "load_seconds": loaded - imported,
             "first_image_seconds": time.perf_counter() - loaded,
             "peak_memory_bytes": peak_memory(),
-            **model.further_facts(),
+            **model.device_facts(),
         }
-        _say(answers, ready)
-        _serve(model, task, answers)
+        _reply(replies, ready)
+        _serve(model, replies)
     except RcdeployError as error:
-        _say(answers, {"error": error.message, "fix": error.fix})
+        _reply(replies, {"error": error.to_json()})
 
 
-def _serve(model: _Torch | _Package, task: dict[str, Any], answers: TextIO) -> None:
-    """Reads {"part", "size": latent (height, width)} until the end of stdin; answers seconds."""
-    calls: dict[str, Call] = {"image": model.image}
-    last: dict[str, float] = {}
-    for line in sys.stdin:
-        wanted = json.loads(line)
-        if line not in calls and wanted["part"] != "image":
-            calls[line] = model.prepared(wanted["part"], *wanted["size"])
-        call = calls["image"] if wanted["part"] == "image" else calls[line]
-        if last.get(line, SHORT) < SHORT:
-            call()
-        begun = time.perf_counter()
-        call()
-        last[line] = time.perf_counter() - begun
-        _say(answers, last[line])
+def _serve(model: _TorchModel | _PackageModel, replies: TextIO) -> None:
+    """Reads {"component", "latent_size": (height, width)} until the end of stdin; replies with seconds."""
+    calls: dict[str, Call] = {}
+    previous: dict[str, float] = {}
+    for request in sys.stdin:
+        if request not in calls:
+            component, latent_size = (json.loads(request)[key] for key in ("component", "latent_size"))
+            calls[request] = model.image if component == "image" else model.prepare(component, *latent_size)
+        if previous.get(request, SHORT_CALL_SECONDS) < SHORT_CALL_SECONDS:
+            calls[request]()
+        started = time.perf_counter()
+        calls[request]()
+        previous[request] = time.perf_counter() - started
+        _reply(replies, previous[request])
 
 
-class _Torch:
-    """A diffusers folder as the distillation loads it, in fp32; or, without a folder, random weights of its configs."""
+class _TorchModel:
+    """A diffusers folder in fp32; or, without a folder, random weights for the task's configs."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         import torch
 
-        self.task, self.drawn = task, 0
+        self.task = task
+        self.images_made = 0
         torch.set_num_threads(task["threads"])
         torch.set_grad_enabled(False)
         self.device = task["device"]
@@ -91,7 +93,10 @@ class _Torch:
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         if self.device != "cpu" and not (self.device.startswith("cuda") and torch.cuda.is_available()):
             raise RcdeployError(f"torch has no device {self.device!r} here", fix="Give --device cpu.")
-        self._load() if task["folder"] else self._build()
+        if task["folder"]:
+            self._load()
+        else:
+            self._build()
         if task["backend"] == "torch.compile":
             for network in (self.unet, self.text_encoder, self.vae.decoder):
                 network.compile()
@@ -99,10 +104,13 @@ class _Torch:
     def _load(self) -> None:
         from ..diffusion_model import LatentDiffusionModel
 
-        teacher = LatentDiffusionModel(self.task["folder"]).to(self.device)
-        teacher.load("text_encoder", "unet", "vae", "tokenizer")
-        self.unet, self.text_encoder, self.vae = teacher.unet, teacher.text_encoder, teacher.vae
-        self.schedule, self.encode = teacher.schedule, teacher.encode_prompts
+        model = LatentDiffusionModel(self.task["folder"]).to(self.device)
+        model.load("text_encoder", "unet", "vae", "tokenizer")
+        self.unet = model.unet
+        self.text_encoder = model.text_encoder
+        self.vae = model.vae
+        self.schedule = model.schedule
+        self.encode = model.encode_prompts
 
     def _build(self) -> None:
         import torch
@@ -118,10 +126,10 @@ class _Torch:
         self.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])).eval().to(self.device)
         self.vae = AutoencoderKL.from_config(configs["vae"]).eval().to(self.device)
         self.schedule = DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False)
-        self.encode = lambda prompts: Condition(self._text())
+        self.encode = lambda prompts: Condition(self._random_embeddings())
 
-    def _text(self) -> Any:
-        """The text encoder's answer to one prompt of random tokens."""
+    def _random_embeddings(self) -> Any:
+        """Embeddings [1, text_length, width] of one prompt of random tokens."""
         import torch
 
         config = self.text_encoder.config
@@ -129,17 +137,18 @@ class _Torch:
         return self.text_encoder(ids).last_hidden_state
 
     def image(self) -> None:
-        """One picture, every part of it: prompts to tokens to embeddings, DDIM with guidance, decoding."""
+        """Make one image in full: tokenizer, text encoder, DDIM with guidance, decoder."""
         from ..sampling import sample_latents, starting_noise
 
-        task, shape = self.task, (int(self.unet.config.in_channels), *self.task["latents"])
-        self.drawn += 1
-        condition = self.encode([prompt(self.drawn)])
+        task = self.task
+        shape = (int(self.unet.config.in_channels), *task["latent_size"])
+        self.images_made += 1
+        condition = self.encode([prompt(self.images_made)])
         null = self.encode([""]) if task["guidance_scale"] > 1 else condition
         latents = sample_latents(
             self.unet,
             self.schedule,
-            starting_noise(0, [self.drawn], shape),
+            starting_noise(0, [self.images_made], shape),
             condition,
             null,
             num_inference_steps=task["num_inference_steps"],
@@ -147,84 +156,88 @@ class _Torch:
         )
         self.vae.decode(latents / self.vae.config.scaling_factor).sample.cpu()
 
-    def prepared(self, part: str, height: int, width: int) -> Call:
+    def prepare(self, component: str, height: int, width: int) -> Call:
         """A call of one network on inputs that are made now; height, width: of the latents."""
         import torch
 
         from ..diffusion_model import Condition, predict
 
-        if part == "text_encoder":
-            return self._synchronised(self._text)
+        if component == "text_encoder":
+            return self._synchronised(self._random_embeddings)
         channels = int(self.unet.config.in_channels)
-        if part == "vae_decoder":
+        if component == "vae_decoder":
             latents = torch.randn(1, channels, height, width, device=self.device)
             return self._synchronised(lambda: self.vae.decode(latents))
-        rows = self.task["rows"]
-        noisy = torch.randn(rows, channels, height, width, device=self.device)
-        condition = Condition(self._text().repeat(rows, 1, 1))
-        t = torch.full((rows,), 500, device=self.device)
-        return self._synchronised(lambda: predict(self.unet, noisy, t, condition))
+        batch_size = self.task["unet_batch_size"]
+        noisy_latents = torch.randn(batch_size, channels, height, width, device=self.device)
+        condition = Condition(self._random_embeddings().repeat(batch_size, 1, 1))
+        timesteps = torch.full((batch_size,), TIMESTEP, device=self.device)
+        return self._synchronised(lambda: predict(self.unet, noisy_latents, timesteps, condition))
 
     def _synchronised(self, call: Call) -> Call:
         import torch
 
-        def timed() -> None:
+        def synchronised() -> None:
             call()
             if self.device != "cpu":
                 torch.cuda.synchronize()
 
-        return timed
+        return synchronised
 
-    def further_facts(self) -> dict[str, int]:
+    def device_facts(self) -> dict[str, int]:
         import torch
 
         return {} if self.device == "cpu" else {"peak_device_memory_bytes": torch.cuda.max_memory_allocated()}
 
 
-class _Package:
-    """A package, drawn from by the runtime."""
+class _PackageModel:
+    """A package in the runtime."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         from rcdeploy_runtime.text_to_image import TextToImage
 
-        self.task, self.drawn, self.device = task, 0, str(task["device"])
+        self.task = task
+        self.images_made = 0
+        self.device = str(task["device"])
         self.model = TextToImage.load(task["folder"], device=self.device, threads=task["threads"])
 
     def image(self) -> None:
-        """One picture. Both prompts are new ones: the runtime remembers those it has met."""
-        task, pixels = self.task, self.model.pixels_per_latent
-        self.drawn += 1
+        """Make one image. Both prompts are new ones, because the runtime caches embeddings."""
+        task = self.task
+        pixels = self.model.pixels_per_latent
+        self.images_made += 1
         _, record = self.model.generate(
-            prompt(self.drawn),
-            negative_prompt=f"not number {self.drawn}",
-            seed=self.drawn,
+            prompt(self.images_made),
+            negative_prompt=f"not number {self.images_made}",
+            seed=self.images_made,
             num_inference_steps=task["num_inference_steps"],
             guidance_scale=task["guidance_scale"],
-            height=task["latents"][0] * pixels,
-            width=task["latents"][1] * pixels,
+            height=task["latent_size"][0] * pixels,
+            width=task["latent_size"][1] * pixels,
         )
         self.device = str(record["device"]).lower()
 
-    def prepared(self, part: str, height: int, width: int) -> Call:
+    def prepare(self, component: str, height: int, width: int) -> Call:
         """A call of one network on inputs that are made now; height, width: of the latents.
 
         The sessions are the pipeline's own: a second set would hold the weights twice.
         """
-        model, rows = self.model, self.task["rows"]
+        model = self.model
+        batch_size = self.task["unet_batch_size"]
         ids = model.tokenizer([prompt(0)])
-        if part == "text_encoder":
+        if component == "text_encoder":
             return lambda: model._text_encoder(input_ids=ids)
         random = np.random.default_rng(0)
         channels = int(model.package.manifest.latents["shape"][0])
-        if part == "vae_decoder":
+        if component == "vae_decoder":
             latents = random.standard_normal((1, channels, height, width), np.float32)
             return lambda: model._decoder(latent_sample=latents)
-        noisy = random.standard_normal((rows, channels, height, width), np.float32)
-        embeds = np.repeat(model._text_encoder(input_ids=ids), rows, 0)
-        t = np.asarray(500, np.int64)
-        return lambda: model._unet(sample=noisy, timestep=t, encoder_hidden_states=embeds)
+        noisy_latents = random.standard_normal((batch_size, channels, height, width), np.float32)
+        embeds = np.repeat(model._text_encoder(input_ids=ids), batch_size, 0)
+        timestep = np.asarray(TIMESTEP, np.int64)
+        return lambda: model._unet(sample=noisy_latents, timestep=timestep, encoder_hidden_states=embeds)
 
-    def further_facts(self) -> dict[str, int]:
+    def device_facts(self) -> dict[str, int]:
         return {}
 
 
@@ -233,14 +246,14 @@ def prompt(number: int) -> str:
 
 
 def peak_memory() -> int | None:
-    """Most resident bytes of this process so far; None where the system does not tell.
+    """Peak resident bytes of this process so far; None where the system does not report it.
 
-    Not getrusage on Linux: its peak is handed on by the process that started this one.
+    Not getrusage on Linux: a process inherits its peak from the one that started it.
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        line = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM:")), None)
-        return int(line.split()[1]) * 1024 if line else None
+        peak = next((x for x in status.read_text().splitlines() if x.startswith("VmHWM:")), None)
+        return int(peak.split()[1]) * 1024 if peak else None
     try:
         import resource
     except ImportError:  # Windows
@@ -248,16 +261,16 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
-def _answers() -> TextIO:
-    """The real stdout, for answers alone; what else is printed goes to stderr from now on."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def _reply_stream() -> TextIO:
+    """The real stdout, for replies alone; what else is printed goes to stderr from now on."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    return answers
+    return replies
 
 
-def _say(answers: TextIO, what: object) -> None:
-    answers.write(json.dumps(what) + "\n")
-    answers.flush()
+def _reply(replies: TextIO, reply: object) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Parameters and multiply-accumulates (MACs) of UNet, text encoder and VAE decoder, from shapes alone (meta device).
 
-Two totals, because both are quoted. THOP 0.1.1, which the paper's Table A uses, counts what it sees as modules:
-convolutions, linears and norms, and so misses the products QK^T and AV inside attention, which are functions. The other
-total has every matrix product and nothing else: what torch.utils.flop_counter counts, halved.
+Two totals, because both are quoted. THOP 0.1.1, which the paper's Table A uses, counts modules (convolutions, linears
+and norms) and so misses the products QK^T and AV inside attention, which are functions. The other total has every
+matrix product and nothing else: half of what torch.utils.flop_counter counts.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from ..student.build import build_on_meta
 
 @dataclass(frozen=True)
 class Macs:
-    """Multiply-accumulates of one call of a network on a batch of one (guidance doubles the UNet's).
+    """Multiply-accumulates of one call of a network with a batch of one (guidance doubles the UNet's).
 
-    thop: THOP 0.1.1's figure. norms: the part of it that is norms and pooling, not matrix products. attention: QK^T
-    and AV.
+    Attributes:
+        thop: as THOP 0.1.1 counts.
+        norms: the part of `thop` that is norms and pooling, not matrix products.
+        attention: QK^T and AV.
     """
 
     thop: int
@@ -42,7 +44,7 @@ class Macs:
 
 
 def parameters(module: nn.Module) -> int:
-    """Number of parameters, a shared tensor counted once."""
+    """Number of parameters; a shared tensor counts once."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -51,11 +53,17 @@ def unet_macs(
     latent_size: int | tuple[int, int] | None = None,
     text_length: int = 77,
 ) -> Macs:
-    """MACs of one call on latents (1, in_channels, height, width) and text (1, text_length, width of the text).
+    """MACs of one call on latents [1, in_channels, height, width] and prompt embeddings [1, text_length, width].
 
-    latent_size: height and width of the latents in latent pixels (one number: square), by default the config's
-    sample_size. text_length: tokens. A UNet with weights is left alone: its config is built again on the meta device.
-    Raises RcdeployError if no size is known, or for an added condition that is not known here.
+    A UNet with weights is left alone: its config is built again on the meta device.
+
+    Args:
+        unet_or_config: a UNet or its config.
+        latent_size: (height, width) in latent pixels, or one number for a square; by default the config's sample_size.
+        text_length: in tokens.
+
+    Raises:
+        RcdeployError: no size is known, or the UNet needs an added condition that is not known here.
     """
     unet = unet_or_config
     if isinstance(unet, Mapping) or unet.device.type != "meta":
@@ -65,30 +73,31 @@ def unet_macs(
 
 
 def text_encoder_macs(text_encoder: CLIPTextModel, text_length: int = 77) -> Macs:
-    """MACs of one prompt of text_length tokens; text_encoder: from text_encoder_on_meta."""
+    """MACs of one prompt of text_length tokens, by a text encoder of text_encoder_on_meta."""
     return module_macs(text_encoder, input_ids=torch.zeros(1, text_length, dtype=torch.long, device="meta"))
 
 
 def vae_decoder_macs(decoder: VaeDecoder, latent_size: tuple[int, int]) -> Macs:
-    """MACs of one picture from latents of (height, width) latent pixels; decoder: from vae_decoder_on_meta."""
+    """MACs of one image from latents of (height, width) latent pixels, by a decoder of vae_decoder_on_meta."""
     return module_macs(decoder, latents=torch.empty(1, decoder.latent_channels, *latent_size, device="meta"))
 
 
 class VaeDecoder(nn.Module):
-    """The half of a VAE that draws: unscaled latents [n, c, h, w] -> pictures [n, 3, H, W]."""
+    """The decoding half of a VAE: unscaled latents [n, c, h, w] -> images [n, 3, H, W]."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
-        self.post_quant_conv, self.decoder = vae.post_quant_conv or nn.Identity(), vae.decoder
+        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
+        self.decoder = vae.decoder
         self.latent_channels = int(vae.config.latent_channels)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        picture: torch.Tensor = self.decoder(self.post_quant_conv(latents))
-        return picture
+        images: torch.Tensor = self.decoder(self.post_quant_conv(latents))
+        return images
 
 
 def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
-    """From text_encoder/config.json, shapes alone. Raises RcdeployError if transformers refuses it."""
+    """Build the text encoder of text_encoder/config.json without storage. Raises RcdeployError if that fails."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return CLIPTextModel(CLIPTextConfig.from_dict(dict(config))).eval()
@@ -97,17 +106,17 @@ def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
 
 
 def vae_decoder_on_meta(config: Mapping[str, Any]) -> VaeDecoder:
-    """From vae/config.json, shapes alone. Raises RcdeployError if diffusers refuses it."""
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    """Build the decoder of vae/config.json without storage. Raises RcdeployError if that fails."""
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return VaeDecoder(AutoencoderKL.from_config(plain).eval())
+            return VaeDecoder(AutoencoderKL.from_config(arguments).eval())
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RcdeployError(f"no VAE can be built from vae/config.json: {error}") from error
 
 
 def module_macs(module: nn.Module, **inputs: Any) -> Macs:
-    """MACs of module(**inputs), all of it on the meta device (or with weights: then it is really computed)."""
+    """MACs of module(**inputs), counted during one call: on the meta device, or with weights in full."""
     counts = {"products": 0, "norms": 0}
     handles = [part.register_forward_hook(_count_into(counts)) for part in module.modules() if type(part) in _RULES]
     try:
@@ -124,26 +133,26 @@ def module_macs(module: nn.Module, **inputs: Any) -> Macs:
     )
 
 
-def _conv_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+def _conv_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     kernel: int = module.weight[0, 0].numel()
     return int(result.numel() * (module.in_channels // module.groups) * kernel)
 
 
-def _linear_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+def _linear_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     return int(module.in_features * result.numel())
 
 
-def _norm_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+def _norm_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     # THOP: subtract and divide, twice as much with scale and shift
-    return int(given.numel() * (4 if module.elementwise_affine else 2))
+    return int(inputs.numel() * (4 if module.elementwise_affine else 2))
 
 
-def _pool_macs(module: Any, given: torch.Tensor, result: torch.Tensor) -> int:
+def _pool_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     return int(result.numel())
 
 
-# THOP 0.1.1's rules (kind, rule) for the modules that these networks may hold. Like THOP's they ask for the exact
-# class, and like THOP's they pass over GroupNorm, SiLU, GELU and embeddings.
+# THOP 0.1.1's rules (kind, rule) for the modules that these networks may hold. As in THOP they hold for the exact class
+# and skip GroupNorm, SiLU, GELU and embeddings.
 _RULES: dict[type[nn.Module], tuple[str, Any]] = {
     nn.Conv1d: ("products", _conv_macs),
     nn.Conv2d: ("products", _conv_macs),
@@ -156,26 +165,26 @@ _RULES: dict[type[nn.Module], tuple[str, Any]] = {
 def _count_into(counts: dict[str, int]) -> Any:
     """A forward hook that adds each call's MACs to counts['products'] or counts['norms']."""
 
-    def hook(module: nn.Module, given: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], result: torch.Tensor) -> None:
         kind, rule = _RULES[type(module)]
-        counts[kind] += rule(module, given[0], result)
+        counts[kind] += rule(module, inputs[0], result)
 
     return hook
 
 
 def _latent_size(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
-    """(height, width) in latent pixels. Any size will do: diffusers rounds halves up and crops on the way back."""
+    """(height, width) in latent pixels. Any size is possible: diffusers rounds halves up and crops on the way back."""
     size = unet.config.sample_size if latent_size is None else latent_size
     if size is None:
-        raise RcdeployError("the UNet's config names no sample_size.", fix="Give the latents' size, such as 64.")
+        raise RcdeployError("the UNet's config has no sample_size", fix="Give the size of the latents, such as 64.")
     height, width = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
     if height < 1 or width < 1:
-        raise RcdeployError(f"there are no latents of {height} x {width}.", fix="Give a size such as 64.")
+        raise RcdeployError(f"latents of {height} x {width} are impossible", fix="Give a size such as 64.")
     return height, width
 
 
 def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: int) -> dict[str, Any]:
-    """What the UNet's forward wants, on the meta device; SDXL's pooled text and sizes included."""
+    """Arguments of the UNet's forward on the meta device, with SDXL's pooled text and sizes where it takes them."""
     config = unet.config
     text_width = config.encoder_hid_dim or config.cross_attention_dim
     if isinstance(text_width, list | tuple):
@@ -194,7 +203,7 @@ def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: in
     elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
         raise RcdeployError(
             f"MACs of a UNet with addition_embed_type {config.addition_embed_type!r} and encoder_hid_dim_type "
-            f"{config.encoder_hid_dim_type!r} cannot be counted.",
+            f"{config.encoder_hid_dim_type!r} cannot be counted",
             fix="Text-conditioned UNets can: SD-1.x, SD-2.x, SDXL and their kin.",
         )
     if config.num_class_embeds is not None and config.class_embed_type is None:

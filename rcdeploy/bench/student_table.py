@@ -1,4 +1,4 @@
-"""The table of students for one teacher: what each lacks, and what it weighs."""
+"""The students of one teacher, with what each lacks, its parameters and its MACs."""
 
 from __future__ import annotations
 
@@ -17,27 +17,35 @@ def student_table(
 ) -> list[dict[str, Any]]:
     """One row for the teacher and one for every student, in the order of STUDENTS.
 
-    Keys: name, removed (words), parameters, macs_thop, macs_total (of one UNet call, batch of one), notes (list of
-    sentences), error. latent_size is in latent pixels, by default the config's sample_size; text_length in tokens.
-    A student that does not fit has its reason under error, and None for figures; otherwise error is None. Raises
-    RcdeployError if the teacher itself cannot be counted.
+    Args:
+        teacher_config: the teacher's UNet config.
+        latent_size: in latent pixels, by default the config's sample_size.
+        text_length: in tokens.
+
+    Returns:
+        Rows of name, removed (text), parameters, macs_thop, macs_total (of one UNet call with a batch of one), notes
+        (sentences), error. A student that does not fit has its reason as error and None for its numbers; otherwise
+        error is None.
+
+    Raises:
+        RcdeployError: the teacher itself cannot be counted.
     """
-    rows = [_row("teacher", "-", teacher_config, [], latent_size, text_length)]
+    rows = [_row("teacher", "-", teacher_config, latent_size, text_length)]
     for name in STUDENTS:
         try:
             config, notes = student_config(name, teacher_config)
         except RcdeployError as error:
             rows.append(_error_row(name, error.message))
             continue
-        rows.append(_row(name, describe_removed(name, teacher_config), config, notes, latent_size, text_length))
+        row = _row(name, describe_removed(name, teacher_config), config, latent_size, text_length)
+        rows.append({**row, "notes": notes})
     return rows
 
 
 def _row(
     name: str,
-    words: str,
+    removed: str,
     config: Mapping[str, Any],
-    notes: list[str],
     latent_size: int | tuple[int, int] | None,
     text_length: int,
 ) -> dict[str, Any]:
@@ -45,15 +53,15 @@ def _row(
     macs = unet_macs(unet, latent_size, text_length)
     return {
         "name": name,
-        "removed": words,
+        "removed": removed,
         "parameters": parameters(unet),
         "macs_thop": macs.thop,
         "macs_total": macs.total,
-        "notes": notes,
+        "notes": [],
         "error": None,
     }
 
 
 def _error_row(name: str, message: str) -> dict[str, Any]:
-    figures = dict.fromkeys(("removed", "parameters", "macs_thop", "macs_total"))
-    return {"name": name, **figures, "notes": [], "error": message}
+    columns = dict.fromkeys(("removed", "parameters", "macs_thop", "macs_total"))
+    return {"name": name, **columns, "notes": [], "error": message}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,42 +10,59 @@ import typer
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..units import giga_text
-from .console import err, out, parse_size, quieten_libraries, stages
-from .options import QUIET
+from .console import (
+    out,
+    parse_size,
+    print_json,
+    print_unbroken,
+    print_warning,
+    quieten_libraries,
+    resumable,
+    stages,
+)
+from .options import DEVICE, JSON, QUIET, THREADS
 
 Table = tuple[str, list[dict[str, Any]]]
-PARTS = {"text_encoder": "text", "unet": "UNet", "vae_decoder": "decoder"}
+COMPONENT_TITLES = {"text_encoder": "text", "unet": "UNet", "vae_decoder": "decoder"}
+IMAGE = "image"
 SAME = "same"
-WORDS = ("subject", "backend", "part")
+TEXT_COLUMNS = ("model", "backend", "part")
 
 
 def bench_command(
-    subjects: list[str] = typer.Argument(
-        None, help="Runs, packages, diffusers folders, students of SD-1.4 by name (sd-1.4: their teacher)."
+    models: list[str] = typer.Argument(
+        None,
+        metavar="MODEL",
+        help="Runs, packages, diffusers folders, or students of SD-1.4 by name (sd-1.4: their teacher).",
+        show_default="the newest run and its teacher",
     ),
     backend: list[str] = typer.Option(
         None, help="torch, torch.compile (slow to start), onnxruntime, openvino, tensorrt; repeatable."
     ),
-    size: str | None = typer.Option(None, metavar="HxW", help="Of the pictures, in pixels; the first subject's own."),
+    size: str | None = typer.Option(
+        None, metavar="HxW", help="Size of the images in pixels; by default the first model's own."
+    ),
     sizes: str = typer.Option("", metavar="HxW,...", help="Time UNet and decoder at these sizes too: 64x64,128x64."),
-    steps: int = typer.Option(25, help="Denoising steps of a picture."),
-    guidance_scale: float = typer.Option(7.5, help="Above 1 each step asks the UNet for two rows."),
+    steps: int = typer.Option(25, help="Denoising steps of an image."),
+    guidance_scale: float = typer.Option(7.5, help="Above 1, each step runs the UNet with a batch of two."),
     runs: int = typer.Option(9, help="Timed calls of each part, after one that warms up."),
-    threads: int | None = typer.Option(None, help="Of the processor; torch's choice by default."),
-    device: str = typer.Option("auto", help="auto, cpu, cuda."),
-    timed: bool = typer.Option(True, "--time/--no-time", help="--no-time: what is the same on every machine, alone."),
+    threads: int | None = THREADS,
+    device: str = DEVICE,
+    timed: bool = typer.Option(
+        True, "--time/--no-time", help="--no-time: only count what is the same on every machine."
+    ),
     random_weights: bool = typer.Option(
         False, "--random-weights", help="Time students by name too, with random weights."
     ),
-    markdown: bool = typer.Option(False, "--markdown", help="Tables to paste into a README."),
-    as_json: bool = typer.Option(False, "--json", help="Every figure as JSON, seconds and bytes."),
+    markdown: bool = typer.Option(False, "--markdown", help="Print tables for a README."),
+    as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
-    """Say what models cost, side by side: size, multiply-accumulates, time, memory. By default the newest run.
+    """Compare models side by side: size, multiply-accumulates, time and memory.
 
-    The first is what the others are compared with; the newest run stands behind its teacher. Each is loaded in a
-    process of its own, on its usual backend (a package's is its format); then timed calls go round in turns.
-    "same" is same within the spread: the middle 80 % of both timings overlap, so neither is the faster one.
+    The other models are compared with the first. Each is loaded in a process of its own, on its default backend (a
+    package's is its format); the timed calls of all processes then take turns. "same" means that the middle 80 % of
+    both timings overlap, so neither is faster.
 
     rcdeploy bench runs/quickstart packages/quickstart-onnx --markdown
     rcdeploy bench sd-1.4 c-micro b-tiny --no-time
@@ -54,15 +70,18 @@ def bench_command(
     """
     if markdown and as_json:
         raise RcdeployError("--markdown and --json exclude each other")
-    quieten_libraries()
-    from ..bench.latency import Settings, bench
-    from ..machine import busy_words
+    image_size = parse_size(size) if size else None
+    further_sizes = tuple(parse_size(text, "--sizes") for text in sizes.split(",") if text)
     from ..model_description import describe_model
     from ..model_folder import resolve_all
 
+    descriptions = [describe_model(model) for model in resolve_all(models or ())]
+    quieten_libraries()
+    from ..bench.latency import Settings, bench
+
     settings = Settings(
-        size=parse_size(size) if size else None,
-        sizes=tuple(parse_size(text, "--sizes") for text in sizes.split(",") if text),
+        size=image_size,
+        sizes=further_sizes,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         runs=runs,
@@ -72,114 +91,115 @@ def bench_command(
         time=timed,
         random_weights=random_weights,
     )
-    found = [describe_model(model) for model in resolve_all(subjects or ())]
-    busy = busy_words() if timed and not quiet else None
-    with stages(quiet or as_json) as progress:
-        result = bench(found, settings, progress)
+    with resumable("Timings are not kept; nothing was written."), stages(quiet or as_json) as progress:
+        result = bench(descriptions, settings, progress)
     if as_json:
-        out.print_json(json.dumps(result))
+        print_json(result)
         return
     for title, rows in tables(result):
         if markdown:
             out.print(f"{title}\n\n{pipe_table(rows)}\n", markup=False, highlight=False, soft_wrap=True)
         else:
-            _show(title, rows)
-    if busy:
-        err.print(busy, style="yellow", soft_wrap=True)
+            _print_table(title, rows)
+    for warning in result["warnings"]:
+        print_warning(warning)
     if timed and not quiet and not any(row["backends"] for row in result["subjects"]):
-        err.print("Nothing was timed: named students have no weights; --random-weights times them with random ones.")
+        print_warning("Nothing was timed: students by name have no weights. Add --random-weights to time them.")
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """(title, rows) of costs and, where something was timed, of times and of processes; cells are ready to show."""
-    asked = result["settings"]
-    size = f"{asked['height']} x {asked['width']} pixels"
-    drawn = f"{size}, {asked['num_inference_steps']} steps, guidance {asked['guidance_scale']:g}"
-    made: list[Table] = [(f"Costs at {drawn}; a call of one row; x: times the first", _cost_rows(result))]
-    times, processes = _time_rows(result), _process_rows(result)
-    if times:
-        machine = result["machine"]
-        runs = next(found for *_, found in _timed(result))["timings"]["image"]["runs"]
-        where = f"{asked['device']}, {machine['processor']}, threads: {asked['threads']}, runs: {runs}"
-        made.append((f"Milliseconds at {drawn}; {where}; x: times the first; same: within the spread", times))
-        gemm = machine["gemm_gmacs_per_second"]
-        made.append(
-            (
-                f"Processes: seconds to the first picture, peak memory; matrix product (GEMM): {gemm:,.0f} GMAC/s",
-                processes,
-            )
-        )
-    return made
+    """(title, rows) of costs and, where something was timed, of times and of processes; values are formatted."""
+    settings = result["settings"]
+    image = (
+        f"{settings['height']} x {settings['width']} pixels, {settings['num_inference_steps']} steps, "
+        f"guidance {settings['guidance_scale']:g}"
+    )
+    costs: Table = (f"Costs at {image}; calls with a batch of one; x: times the first", _cost_rows(result))
+    time_rows = _time_rows(result)
+    if not time_rows:
+        return [costs]
+    machine = result["machine"]
+    runs = _timed(result)[0][2]["timings"]["image"]["runs"]
+    where = f"{settings['device']}, {machine['processor']}, threads: {settings['threads']}, runs: {runs}"
+    gemm = machine["gemm_gmacs_per_second"]
+    return [
+        costs,
+        (f"Milliseconds at {image}; {where}; x: times the first; same: within the spread", time_rows),
+        (
+            f"Processes: seconds to the first image, peak memory; matrix product (GEMM): {gemm:,.0f} GMAC/s",
+            _process_rows(result),
+        ),
+    ]
 
 
-def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """On the terminal, without lines between columns: figures stay whole at 80 characters."""
+def _print_table(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """On the terminal, without lines between columns: numbers stay whole at 80 characters."""
     from rich import box
-    from rich.table import Table as Grid
+    from rich.table import Table as RichTable
 
-    grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in rows[0]:
-        words = head in WORDS
-        grid.add_column(head, justify="left" if words else "right", no_wrap=not words, overflow="fold")
-    several = len({row["subject"] for row in rows}) < len(rows)
-    for before, row in zip([None, *rows], rows, strict=False):
-        repeated = before is not None and before["subject"] == row["subject"]
-        if before is not None and not repeated and several:
-            grid.add_section()
-        grid.add_row("" if repeated else row["subject"], *(_text(row[head]) for head in list(row)[1:]))
-    out.print(grid)
+    table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in rows[0]:
+        is_text = column in TEXT_COLUMNS
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    grouped = len({row["model"] for row in rows}) < len(rows)
+    for previous, row in zip([None, *rows], rows, strict=False):
+        repeated = previous is not None and previous["model"] == row["model"]
+        if previous is not None and not repeated and grouped:
+            table.add_section()
+        table.add_row("" if repeated else row["model"], *(_format(row[column]) for column in list(row)[1:]))
+    print_unbroken(table)
 
 
 def pipe_table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as a Markdown table."""
-    heads = list(rows[0])
-    lines = [heads, ["---"] * len(heads), *([_text(row[head]) for head in heads] for row in rows)]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([_format(row[column]) for column in columns] for row in rows)]
+    return "\n".join("| " + " | ".join(value.replace("|", "\\|") for value in line) + " |" for line in lines)
 
 
-def _text(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return "" if value is None else f"{value:,.2f}" if isinstance(value, float) else str(value)
 
 
 def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    rows, first = [], {}  # type: tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]
-    for subject in result["subjects"]:
-        parts = {PARTS[name]: costs for name, costs in subject["components"].items()}
-        parts["picture"] = {**_sums(subject["components"]), **subject["image"]}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, dict[str, Any]] = {}
+    for model in result["subjects"]:
+        parts = {COMPONENT_TITLES[name]: costs for name, costs in model["components"].items()}
+        parts[IMAGE] = {**_sums(model["components"]), **model["image"]}
         first = first or parts
         for part, costs in parts.items():
-            base = first[part]
             rows.append(
                 {
-                    "subject": subject["name"],
+                    "model": model["name"],
                     "part": part,
                     "parameters": costs["parameters"],
-                    "x size": costs["parameters"] / base["parameters"],
+                    "x size": costs["parameters"] / first[part]["parameters"],
                     "MB": None if costs["bytes"] is None else costs["bytes"] / 1e6,
                     "GMACs, THOP": giga_text(costs["macs_thop"]),
                     "GMACs": giga_text(costs["macs"]),
-                    "x GMACs": costs["macs"] / base["macs"],
+                    "x GMACs": costs["macs"] / first[part]["macs"],
                 }
             )
     return rows
 
 
 def _sums(components: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    sizes = [part["bytes"] for part in components.values()]
+    sizes = [costs["bytes"] for costs in components.values()]
     return {
-        "parameters": sum(part["parameters"] for part in components.values()),
+        "parameters": sum(costs["parameters"] for costs in components.values()),
         "bytes": None if None in sizes else sum(sizes),
     }
 
 
 def _timed(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(subject, backend and its precision if not fp32, what was measured) of all that was timed."""
+    """(model, backend with its precision if not fp32, measurement) of all that was timed."""
     return [
-        (subject["name"], backend if found["precision"] == "fp32" else f"{backend} {found['precision']}", found)
-        for subject in result["subjects"]
-        for backend, found in subject["backends"].items()
+        (model["name"], name if m["precision"] == "fp32" else f"{name} {m['precision']}", m)
+        for model in result["subjects"]
+        for name, m in model["backends"].items()
     ]
 
 
@@ -187,48 +207,50 @@ def _time_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     from ..bench.costs import branches
     from ..bench.latency import ratio
 
-    unet_rows = branches(result["settings"]["guidance_scale"])
-    rows, first = [], {}  # type: tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]
-    for name, backend, found in _timed(result):
-        called = {**PARTS, "unet": f"UNet, {unet_rows} row{'s' * (unet_rows > 1)}"}
-        parts = {called.get(part, "picture"): timing for part, timing in found["timings"].items()}
-        for at, timings in found["sizes"].items():
-            parts |= {f"{PARTS[part]} {at}": timing for part, timing in timings.items()}
-        base, first = first, first or parts
-        for part, timing in parts.items():
-            against = ratio(timing, base[part]) if base else 1.0
+    batch_size = branches(result["settings"]["guidance_scale"])
+    titles = {**COMPONENT_TITLES, "unet": f"UNet, batch of {batch_size}"}
+    rows: list[dict[str, Any]] = []
+    first: dict[str, dict[str, Any]] = {}
+    for name, backend, measurement in _timed(result):
+        parts = {titles.get(part, IMAGE): timings for part, timings in measurement["timings"].items()}
+        for at, sized in measurement["sizes"].items():
+            parts |= {f"{COMPONENT_TITLES[part]} {at}": timings for part, timings in sized.items()}
+        for part, timings in parts.items():
+            relative = ratio(timings, first[part]) if first else 1.0
             rows.append(
                 {
-                    "subject": name,
+                    "model": name,
                     "backend": backend,
                     "part": part,
-                    "median": _ms(timing["median"]),
-                    "p90": _ms(timing["p90"]),
-                    "min-max": f"{_ms(timing['min'])}-{_ms(timing['max'])}",
-                    "x": SAME if against is None else against,
+                    "median": _milliseconds(timings["median"]),
+                    "p90": _milliseconds(timings["p90"]),
+                    "min-max": f"{_milliseconds(timings['min'])}-{_milliseconds(timings['max'])}",
+                    "x": SAME if relative is None else relative,
                 }
             )
+        first = first or parts
     return rows
 
 
 def _process_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, backend, found in _timed(result):
-        memory, share = found["peak_memory_bytes"], found["share_of_gemm"]
+    for name, backend, measurement in _timed(result):
+        memory = measurement["peak_memory_bytes"]
+        share = measurement["share_of_gemm"]
         rows.append(
             {
-                "subject": name,
+                "model": name,
                 "backend": backend,
-                "import": found["import_seconds"],
-                "load": found["load_seconds"],
-                "picture": found["first_image_seconds"],
+                "import": measurement["import_seconds"],
+                "load": measurement["load_seconds"],
+                "image": measurement["first_image_seconds"],
                 "MB": None if memory is None else round(memory / 1e6),
-                "GMAC/s": found["gmacs_per_second"],
+                "GMAC/s": measurement["gmacs_per_second"],
                 "% of GEMM": None if share is None else 100 * share,
             }
         )
     return rows
 
 
-def _ms(seconds: float) -> str:
+def _milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.0f}" if seconds >= 1 else f"{seconds * 1e3:.3g}"

@@ -2,100 +2,110 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.panel import Panel
 from rich.table import Table
 
 from ..recipe import load_recipe
 from ..units import bytes_text, count_text
-from .console import err, out, quieten_libraries
-from .options import QUIET, RECIPE, SET
+from .console import err, out, print_json, print_unbroken, print_warning, quieten_libraries, resumable
+from .options import JSON, QUIET, RECIPE, SET
+
+MEMORY_STAGES = ("caching", "training", "drawing")
+MEMORY_PARTS = ("teacher", "student", "gradients", "optimizer", "ema", "activations")
 
 
 def estimate_command(
     recipe: Path = RECIPE,
     override: list[str] = SET,
     device: str | None = typer.Option(
-        None, "--device", "-d", help="A GPU by name, such as a100-80g or rtx-4090; by default this machine, measured."
+        None,
+        "--device",
+        "-d",
+        help="A GPU by name, such as a100-80g or rtx-4090.",
+        show_default="this machine, measured",
     ),
     processes: int = typer.Option(
-        1, "--num-processes", min=1, help="GPUs that share the work, as accelerate launch has it."
+        1, "--num-processes", min=1, help="GPUs that share the work, as in accelerate launch."
     ),
     measure: bool | None = typer.Option(
-        None, "--measure/--no-measure", help="Time the networks on this machine; by default where that is quick."
+        None,
+        "--measure/--no-measure",
+        help="Time the networks on this machine.",
+        show_default="if that takes a few seconds",
     ),
-    as_json: bool = typer.Option(False, "--json", help="As JSON: seconds, bytes, multiply-accumulates."),
+    as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
-    """Say what a recipe will cost before anything is started: hours, memory, disk, calls of the teacher.
+    """Estimate what a recipe will cost before anything is started: hours, memory, disk, calls of the teacher.
 
-    Nothing is written and no weights are needed. Captions are read and counted; the training step is run on shapes
-    alone for its multiply-accumulates and memory; on this machine the networks are timed for some seconds with random
-    weights. A recipe whose captions are not there yet: --set prompts.paired_count=212000. Named GPUs have published
-    rates and an efficiency calibrated on published runs: expect tens of percent, not percents.
+    Nothing is written and no weights are needed. Captions are read and counted; multiply-accumulates and memory come
+    from a training step on shapes alone; on this machine the networks are timed for a few seconds with random weights.
+    If the captions are not there yet, give their number: --set prompts.paired_count=212000. Named GPUs have published
+    rates and an efficiency calibrated on published runs: expect errors of tens of percent.
     """
     resolved = load_recipe(recipe, override, check_files=False)
     from ..estimate.estimate import estimate
-    from ..machine import busy_words
+    from ..machine import busy_warning
 
     quieten_libraries()
-    busy = None if device or measure is False else busy_words()
-    if quiet or as_json:
-        found = estimate(resolved, device, processes=processes, measure=measure)
-    else:
-        with err.status("counting and timing"):
-            found = estimate(resolved, device, processes=processes, measure=measure)
+    busy = None if device or measure is False else busy_warning()
+    with resumable("Nothing was written."):
+        if quiet or as_json:
+            result = estimate(resolved, device, processes=processes, measure=measure)
+        else:
+            with err.status("counting and timing"):
+                result = estimate(resolved, device, processes=processes, measure=measure)
+    result["warnings"] += [busy] if busy else []
     if as_json:
-        out.print_json(json.dumps(found))
+        print_json(result)
         return
-    _show(found)
+    _show(result)
     if not quiet:
-        for sentence in found["basis"]:
+        for sentence in result["basis"]:
             out.print(sentence, style="dim", highlight=False)
-    if busy:
-        err.print(busy, style="yellow", soft_wrap=True)
-    for warning in found["warnings"]:
-        err.print(Panel(warning, title="memory", title_align="left", border_style="red", expand=False))
+    for warning in result["warnings"]:
+        print_warning(warning)
 
 
-def _show(found: dict[str, Any]) -> None:
-    device, total, memory = found["device"], found["total"], found["memory"]
+def _show(result: dict[str, Any]) -> None:
+    device = result["device"]
+    memory = result["memory"]
     where = device["title"] + (f" x {device['processes']}" if device["processes"] > 1 else "")
-    table = Table(title=f"{found['recipe']}: student {found['student']} on {where}", title_justify="left")
+    table = Table(title=f"{result['recipe']}: student {result['student']} on {where}", title_justify="left")
     for column in ("stage", "amount"):
         table.add_column(column, overflow="fold")
     for column in ("MACs", "on disk", "time"):
         table.add_column(column, justify="right", no_wrap=True)
-    for stage in found["stages"]:
-        table.add_row(stage["stage"], stage["amount"], *_cells(stage))
+    for stage in result["stages"]:
+        table.add_row(stage["stage"], stage["amount"], *_totals(stage))
     table.add_section()
+    total = result["total"]
     table.add_row(
         "total",
-        f"{total['teacher_rows']:,} rows of the teacher in {total['teacher_calls']:,} calls",
-        *_cells(total),
+        f"{total['teacher_rows']:,} samples through the teacher in {total['teacher_calls']:,} calls",
+        *_totals(total),
         style="bold",
     )
-    out.print(table, highlight=False)
-    stages = ("caching", "training", "drawing")
-    parts = ("teacher", "student", "gradients", "optimizer", "ema", "activations")
+    print_unbroken(table)
     out.print(
-        f"memory: {bytes_text(memory['peak'])} of {bytes_text(memory['device'])} at the most\n"
-        f"  training: {', '.join(f'{name} {bytes_text(memory[name])}' for name in parts)}\n"
-        f"  while {', '.join(f'{name} {bytes_text(memory[name])}' for name in stages if memory[name])}",
+        f"memory: {bytes_text(memory['peak'])} of {bytes_text(memory['device'])} at the peak\n"
+        f"  training: {', '.join(f'{name} {bytes_text(memory[name])}' for name in MEMORY_PARTS)}\n"
+        f"  while {', '.join(f'{name} {bytes_text(memory[name])}' for name in MEMORY_STAGES if memory[name])}",
         highlight=False,
     )
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, str, str]:
-    macs, disk = row["macs"], row["disk_bytes"]
-    return count_text(macs) if macs else "", bytes_text(disk) if disk else "", _time(row["seconds"])
+def _totals(row: dict[str, Any]) -> tuple[str, str, str]:
+    """MACs, bytes on disk and time of a row, empty where there are none."""
+    macs = count_text(row["macs"]) if row["macs"] else ""
+    disk = bytes_text(row["disk_bytes"]) if row["disk_bytes"] else ""
+    return macs, disk, _duration(row["seconds"])
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds >= 48 * 3600:
         return f"{seconds / 3600:,.0f} h"
     if seconds >= 3600:

@@ -1,7 +1,8 @@
-"""`rcdeploy`: one file a command in this folder. Nothing heavy is imported until a command runs."""
+"""The command line: each command has its file in this folder, and imports nothing heavy before it runs."""
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 import typer
@@ -34,9 +35,10 @@ app = typer.Typer(
     context_settings=CONTEXT,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Make a large text-to-image diffusion model small, without real pictures.\n\n"
-    "Begin with [bold]rcdeploy distill recipes/quickstart.toml[/bold]: a teacher fills a cache of latents, a student "
-    "of half its width learns from it with random conditioning; pictures lie in [bold]runs/quickstart/samples[/bold].",
+    help="Make a large text-to-image diffusion model small, without real images.\n\n"
+    "Start with [bold]rcdeploy distill recipes/quickstart.toml[/bold]: a teacher fills a cache of latents, a student "
+    "of half its width learns from it with random conditioning, and its images are written to "
+    "[bold]runs/quickstart/samples[/bold].",
 )
 app.command("distill")(distill.distill_command)
 app.command("estimate")(estimate.estimate_command)
@@ -54,21 +56,47 @@ app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _join_help_lines(group: typer.Typer) -> None:
+    """Docstrings are wrapped for editors: join the lines of each paragraph, so that help fills any terminal."""
+    for command in group.registered_commands:
+        command.help = _join_paragraphs(command.help or getattr(command.callback, "__doc__", None))
+    for subgroup in group.registered_groups:
+        if subgroup.typer_instance is not None:
+            _join_help_lines(subgroup.typer_instance)
+
+
+def _join_paragraphs(text: str | None) -> str:
+    """Lines of example commands stay lines of their own."""
+    joined: list[str] = []
+    for line in inspect.cleandoc(text or "").splitlines():
+        starts_anew = not line or not joined or not joined[-1] or line.startswith(("rcdeploy ", " "))
+        if starts_anew or joined[-1].startswith("rcdeploy "):
+            joined.append(line)
+        else:
+            joined[-1] += f" {line}"
+    return "\n".join(joined)
+
+
+_join_help_lines(app)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"rcdeploy {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Say the version and end."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
     """Options before the command."""
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a defect of ours, 2 something the user can mend, 130 stopped by hand."""
+    """Exit codes: 0 done, 1 a bug in rcdeploy, 2 an error that the user can fix, 130 stopped by Ctrl-C."""
     try:
         app()
     except RcdeployError as error:

@@ -95,7 +95,8 @@ def write_down(pictures: ImageSet, record: dict[str, Any]) -> None:
         (f"{start + 1} to {min(start + COLUMNS, len(shown))}", shown[start : start + COLUMNS])
         for start in range(0, len(shown), COLUMNS)
     ]
-    grid(rows, [""] * COLUMNS, pictures.folder / "pictures.png")
+    captions = [pictures.prompts[i : min(i + COLUMNS, len(shown))] for i in range(0, len(shown), COLUMNS)]
+    grid(rows, (), pictures.folder / "pictures.png", row_captions=captions)
 
 
 def write_pictures(pictures: ImageSet, folder: Path, progress: Progress = lambda *_: None) -> None:

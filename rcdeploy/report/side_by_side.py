@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from rcdeploy_runtime.text_to_image import TextToImage
 
 from ..diffusion_model import LatentDiffusionModel
-from ..plots import grid_pictures
+from ..plots import read_grid
 from ..sampling import runtime_noise, sample_images
 
 FRAMES = 8
@@ -85,8 +85,8 @@ def frames(samples: Path) -> dict[str, Any] | None:
     files = sorted(samples.glob("step-*.png"))
     if not files:
         return None
-    last = grid_pictures(files[-1])
-    found = {int(file.stem.removeprefix("step-")): grid_pictures(file) for file in _evenly(files)}
+    last = read_grid(files[-1])
+    found = {int(file.stem.removeprefix("step-")): read_grid(file) for file in _evenly(files)}
     same = {step: rows for step, rows in found.items() if len(rows) == 2 and len(rows[1]) == len(last[1])}
     return {
         "steps": list(same),
