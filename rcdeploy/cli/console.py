@@ -128,6 +128,10 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]
 
 def print_unbroken(table: Table) -> None:
     """Print a table at the terminal's width, or wider if a word (such as a path) would be broken otherwise."""
+    for column in table.columns:
+        column.min_width = max(
+            Measurement.get(out, out.options, text).minimum for text in (column.header, *column.cells)
+        )
     needed = Measurement.get(out, out.options.update(width=10_000), table).minimum
     if needed > out.width:
         table.width = needed
