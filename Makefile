@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-interop lint bench slow
+.PHONY: demo test test-interop lint bench slow docs
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -28,6 +28,10 @@ lint: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev  ## the short benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py
 
+docs: $(VENV)/installed-docs  ## the documentation as a site in build/site; a broken link fails
+	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/build.py
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e .
@@ -35,4 +39,8 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
 	touch $@

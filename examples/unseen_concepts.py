@@ -4,8 +4,8 @@
 
 Three items (sandal, sneaker, boot) have no cached latent. One student is distilled without random conditioning, one
 with it: it meets those items' captions in the prompt pool, and nothing else of them. The judge then reads fresh
-pictures of seen and unseen items. Writes results/unseen_concepts.{json,md,png}; --readme puts the table and the picture
-between the markers of README.md. Stopped or killed, the same command goes on.
+pictures of seen and unseen items. Writes results/unseen_concepts.{json,md,png}; --docs puts the table and the picture
+into docs/science/unseen-concepts.md. Stopped or killed, the same command goes on.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each when there are more")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a recipe key")
-    parser.add_argument("--readme", action="store_true", help="put table and picture into README.md")
+    parser.add_argument("--docs", action="store_true", help="put both into docs/science/unseen-concepts.md")
     args = parser.parse_args()
 
     recipe = load_recipe(recipe_file("with"), args.set)
@@ -117,10 +117,9 @@ def main() -> None:
     text = table(scores)
     (args.out / "unseen_concepts.md").write_text(text)
     print(text)
-    if args.readme:
-        into_readme(
-            ROOT / "README.md", text + "\n![teacher, student without, student with](results/unseen_concepts.png)\n"
-        )
+    if args.docs:
+        image = "![teacher, student without, student with](../../results/unseen_concepts.png)\n"
+        replace_between_markers(ROOT / "docs/science/unseen-concepts.md", f"{text}\n{image}")
 
 
 def all_captions(path: Path) -> list[str]:
@@ -142,11 +141,11 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def into_readme(readme: Path, text: str) -> None:
+def replace_between_markers(page: Path, new: str) -> None:
     begin, end = "<!-- unseen concepts: begin -->\n", "<!-- unseen concepts: end -->"
-    page = readme.read_text()
-    head, rest = page.split(begin)
-    readme.write_text(head + begin + text + end + rest.split(end)[1])
+    text = page.read_text()
+    head, rest = text.split(begin)
+    page.write_text(head + begin + new + end + rest.split(end)[1])
 
 
 if __name__ == "__main__":
