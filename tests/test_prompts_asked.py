@@ -23,10 +23,11 @@ from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
 from rcdeploy.prompts import language_model
-from rcdeploy.prompts.generate import Asked, numbered_lines, prompt_request
+from rcdeploy.prompts.generate import ModelPrompts, numbered_lines, prompt_request
 from rcdeploy.prompts.journal import Journal, ask, cost_of
 from rcdeploy.prompts.keywords import Keywords
-from rcdeploy.prompts.language_model import Endpoint, LocalModel, Request
+from rcdeploy.prompts.language_model import Endpoint, Request
+from rcdeploy.prompts.local_models import LocalModel
 from rcdeploy.prompts.nouns import Noun, visual_by_model, yes_or_no
 from rcdeploy.prompts.unseen import Concept, by_model
 from rcdeploy_runtime.errors import RcdeployError
@@ -199,10 +200,12 @@ def test_requests_leave_at_the_given_rate(server: Server, tmp_path: Path) -> Non
 def test_requests_run_at_once_and_nothing_is_asked_twice(server: Server, tmp_path: Path) -> None:
     server.delay_s = 0.1
     requests = [Request("", f"Generate 1 visually rich prompts focused on the noun '{i}'", 9) for i in range(12)]
-    done: list[tuple[int, int]] = []
+    done: list[tuple[str, int, int]] = []
     with Journal(tmp_path / "j.jsonl") as journal:
-        failed = ask(endpoint(server, concurrency=4), requests, journal, lambda *_: True, lambda *n: done.append(n))
-        assert failed == 0 and server.most_at_once == 4 and done[-1] == (12, 12)
+        failed = ask(
+            endpoint(server, concurrency=4), requests, journal, lambda *_: True, progress=lambda *n: done.append(n[:3])
+        )
+        assert failed == 0 and server.most_at_once == 4 and done[-1] == ("language model", 12, 12)
         assert journal[requests[3].key("tester")].startswith("1. A 3")
     with Journal(tmp_path / "j.jsonl") as journal:
         assert cost_of("tester", requests, journal, 10).requests == 0
@@ -233,12 +236,12 @@ def test_wrong_counts_are_made_up_for(server: Server, tmp_path: Path) -> None:
 
     server.answer = half
     with Journal(tmp_path / "j.jsonl") as journal:
-        asked = Asked(endpoint(server), journal, 16)
-        assert asked.ask([Noun("jug")]) == 0
+        asked = ModelPrompts(endpoint(server), journal, 16)
+        assert asked.request_missing([Noun("jug")]) == 0
         assert len(asked(Noun("jug"))) == 8 + 4 + 2  # three rounds, each for what is missing
         assert [int(re.findall(r"\d+", u)[0]) for u in server.users()] == [16, 8, 4]
         server.answer = lambda a: completion("\n".join(f"{i}. a vase {i}" for i in range(30)))
-        asked.ask([Noun("vase")])
+        asked.request_missing([Noun("vase")])
         assert len(asked(Noun("vase"))) == 16 and len(server.asked) == 4
 
 

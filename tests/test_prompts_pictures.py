@@ -14,11 +14,11 @@ from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from typer.testing import CliRunner
 
-from rcdeploy import latent_cache
+from rcdeploy import captioned_images, latent_cache
+from rcdeploy.captioned_images import images_of_captions
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.prompts import captioner as module
-from rcdeploy.prompts.captioner import Captioner, look
+from rcdeploy.prompts.captioner import Captioner, caption_images
 from rcdeploy.prompts.journal import Journal
 from rcdeploy.recipe import Recipe
 from rcdeploy_runtime.errors import RcdeployError
@@ -62,25 +62,29 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+def captions_of(captioner: Captioner, source: Path, prompts: list[str], journal: Journal) -> dict[str, str]:
+    return caption_images(captioner, source, lambda missing: images_of_captions(source, missing), prompts, journal)
+
+
 def test_captions_of_pictures_are_kept_in_the_journal(
     blip: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner, wanted = Captioner(blip), ["a red thing", "a blue thing", "not drawn"]
     with Journal(tmp_path / "j.jsonl") as journal:
-        seen = look(captioner, pictures, wanted, journal)
+        seen = captions_of(captioner, pictures, wanted, journal)
     assert set(seen) == {"a red thing", "a blue thing"}
     assert len(set(seen.values())) == 2 and all(set(text.split()) <= {*WORDS, "[DEC]"} for text in seen.values())
     alone = captioner(torch.from_numpy(np.asarray(Image.open(pictures / "1.png")).copy()).permute(2, 0, 1)[None] / 255)
     assert alone == [seen["a blue thing"]]
     monkeypatch.setattr(Captioner, "__call__", None)  # nothing is looked at twice
     with Journal(tmp_path / "j.jsonl") as journal:
-        assert look(captioner, pictures, wanted, journal) == seen
+        assert captions_of(captioner, pictures, wanted, journal) == seen
 
 
 def test_unseen_drops_what_the_pictures_show(blip: Path, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a red thing\na blue thing\na thing of wolves\nnot drawn\n")
     with Journal(tmp_path / "other.jsonl") as journal:
-        seen = look(Captioner(blip), pictures, ["a red thing", "a blue thing"], journal)
+        seen = captions_of(Captioner(blip), pictures, ["a red thing", "a blue thing"], journal)
     given = {caption: set(text.split()) for caption, text in seen.items()}
     word = min((given["a red thing"] ^ given["a blue thing"]) & set(WORDS))  # seen in one of them
     (tmp_path / "words.txt").write_text(f"wolf\n{word}\n")
@@ -102,10 +106,10 @@ def test_latents_of_a_cache_are_decoded_and_looked_at(
     cache = latent_cache.make_latent_cache(recipe, teacher)
     wanted = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
     shown: list[Any] = []
-    monkeypatch.setattr(module, "BATCH", 1)
+    monkeypatch.setattr(captioned_images, "BATCH_SIZE", 1)
     monkeypatch.setattr(Captioner, "__call__", lambda _, images: shown.append(images) or ["a bus"] * len(images))
     with Journal(tmp_path / "j.jsonl") as journal:
-        assert look(Captioner(blip), cache.folder, wanted, journal) == {wanted[0]: "a bus", wanted[1]: "a bus"}
+        assert captions_of(Captioner(blip), cache.folder, wanted, journal) == {wanted[0]: "a bus", wanted[1]: "a bus"}
     assert torch.equal(torch.cat(shown), torch.cat([teacher.decode(cache.latents([row])) for row in (1, 7)]))
 
 

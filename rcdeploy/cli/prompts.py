@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import JSON, QUIET
+from .prompt_options import Column, Sources
 from .prompts_generate import generate_command
 from .prompts_unseen import unseen_command, words_command
 
@@ -37,19 +39,6 @@ Without captions:  rcdeploy prompts generate --out pools/made --paired 212000
 )
 
 Pool = Annotated[Path, typer.Argument(help="Folder of a prompt pool, as written by build.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout and nothing else.")]
-Sources = Annotated[
-    list[Path],
-    typer.Argument(
-        help="Caption files (.txt: one per line; .csv, .tsv, .jsonl: a column; each also .gz; .parquet), or folders, "
-        "which are searched recursively.",
-        show_default=False,
-    ),
-]
-Column = Annotated[
-    str | None,
-    typer.Option(help="Column of the captions. Default: the first of text, TEXT, caption, prompt.", show_default=False),
-]
 Include = Annotated[
     list[str] | None,
     typer.Option(
@@ -83,8 +72,8 @@ def build(
         typer.Option(min=1, help="Number of captions to keep, sampled uniformly after filtering.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of --sample.")] = 0,
-    as_json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
 ) -> None:
     """Build a prompt pool from caption files, in one pass and little memory.
 
@@ -123,7 +112,7 @@ def build(
 
 
 @app.command()
-def info(pool: Pool, as_json: Json = False) -> None:
+def info(pool: Pool, as_json: bool = JSON) -> None:
     """Show the size, sources and first prompts of a pool, and why captions were dropped."""
     from ..prompts.pool import PromptPool
 
@@ -143,7 +132,7 @@ def sample_command(
     pool: Pool,
     n: Annotated[int, typer.Option("-n", "--number", min=0, help="Number of prompts.")] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
-    as_json: Json = False,
+    as_json: bool = JSON,
 ) -> None:
     """Sample prompts as training does: uniformly from the whole pool, with replacement."""
     import numpy as np

@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from . import asking
 from .console import show_table, stages
+from .language_model_options import LanguageModelOptions, with_language_model
+from .options import JSON, QUIET
+from .prompt_options import Column, Sources, Words
 
 if TYPE_CHECKING:
+    from ..progress import Progress
     from ..prompts.journal import Journal
     from ..prompts.keywords import Keywords
     from ..prompts.unseen import Concept, Dropped
 
-Words = Annotated[
-    Path | None, typer.Option("--words", help="A word or phrase a line, singular, for any other concept than animals.")
-]
 
-
-@asking.asks_a_model
+@with_language_model
 def unseen_command(
-    sources: Annotated[list[Path], typer.Argument(help="Files or folders of captions, as for build.")],
-    out: Annotated[Path, typer.Option(help="The folder to write.", show_default=False)],
-    concept: Annotated[str, typer.Option(help="What no caption may mention, in the plural.")] = "animals",
+    sources: Sources,
+    out: Annotated[Path, typer.Option(help="Output folder.", show_default=False)],
+    concept: Annotated[str, typer.Option(help="The concept to leave out, in the plural.")] = "animals",
     words: Words = None,
-    column: Annotated[str | None, typer.Option(help="Where captions stand; found when not named.")] = None,
+    column: Column = None,
     captioner: Annotated[
-        Path | None, typer.Option(help="A BLIP folder (transformers), to look at the pictures of the captions too.")
+        Path | None,
+        typer.Option(
+            help="Folder of a BLIP captioning model (transformers), to filter by the captions' images too.",
+            show_default=False,
+        ),
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(help="Those pictures: a latent cache, or a folder with metadata.csv.")
+        Path | None,
+        typer.Option(help="Those images: a latent cache, or a folder with metadata.csv.", show_default=False),
     ] = None,
     *,
-    asks: asking.Asking,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+    language_model: LanguageModelOptions,
+    as_json: bool = JSON,
+    quiet: bool = QUIET,
 ) -> None:
-    """Take a concept out of the captions that get pictures, so that the student meets it as text alone (sec. J).
+    """Filter a concept out of captions, so that the student meets it as text alone (paper, section J).
 
-    First a list of words (for animals ours, made from WordNet), then the language model if one is named, then what BLIP
-    says of the pictures that were made of the captions (--captioner, --pictures). All of it is kept in
-    OUT/journal.jsonl: the same command goes on after an interruption. All captions are held in memory.
+    First a list of words (for animals a built-in one, made from WordNet), then the language model if one is named, then
+    BLIP's captions of the captions' images (--captioner, --pictures). Answers are kept in OUT/journal.jsonl: the same
+    command resumes after an interruption. All captions are held in memory.
 
     Writes kept.txt (for prompts.paired), dropped.jsonl (caption, stage, reason: for prompts.pool) and counts.json.
     """
@@ -54,66 +60,85 @@ def unseen_command(
     from ..prompts.readers import batches, files_of
     from ..prompts.unseen import Concept, write_split
 
-    wanted = Concept(concept.lower(), keywords_of(concept, words))
+    unseen = Concept(concept.lower(), read_keywords(concept, words))
     files = [file for source in sources for file in files_of(source)]
     captions = list(dict.fromkeys(c for rows in batches(files, column) for row in rows if (c := " ".join(row.split()))))
     if not captions:
         raise RcdeployError("the sources hold no caption")
     with Journal(out / "journal.jsonl") as journal, stages(quiet or as_json) as progress:
-        why = _dropped(wanted, captions, asks, captioner, pictures, journal, progress)
-    how: dict[str, object] = {
-        "concept": wanted.name,
-        "words": len(wanted.keywords.words),
-        "model": asks.model.name if asks.model else None,
+        dropped = _Filter(unseen, language_model, journal, progress).dropped(captions, captioner, pictures)
+    provenance: dict[str, object] = {
+        "concept": unseen.name,
+        "words": len(unseen.keywords.words),
+        "model": language_model.model.name if language_model.model else None,
         "captioner": captioner.resolve().name if captioner else None,
     }
-    counts = write_split(out, captions, [why.get(caption) for caption in captions], how)
+    counts = write_split(out, captions, [dropped.get(caption) for caption in captions], provenance)
     show_table(f"captions without {concept} in {out}", list(counts), [counts], as_json=as_json)
 
 
-def _dropped(
-    wanted: Concept,
-    captions: list[str],
-    asks: asking.Asking,
-    captioner: Path | None,
-    pictures: Path | None,
-    journal: Journal,
-    progress: Any,
-) -> dict[str, Dropped]:
-    """By caption: each stage is given what those before it left."""
-    from ..prompts.unseen import SENTENCES, TOKENS_A_SENTENCE, by_keywords, by_model, by_pictures, model_requests
+@dataclass(frozen=True)
+class _Filter:
+    """The filters of `prompts unseen`, each for what passed those before."""
 
-    why = {drop.caption: drop for drop in by_keywords(wanted, captions) if drop}
-    if asks.model:
-        left = [c for c in captions if c not in why]
-        asks.confirm(model_requests(wanted, left), journal, SENTENCES * TOKENS_A_SENTENCE // 2, wanted.name)
-        found = by_model(wanted, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
-        why |= {drop.caption: drop for drop in found if drop}
-    if captioner and pictures:
-        from ..prompts.captioner import Captioner, look
+    concept: Concept
+    language_model: LanguageModelOptions
+    journal: Journal
+    progress: Progress
 
-        left = [c for c in captions if c not in why]
-        seen = look(Captioner(captioner), pictures, left, journal, lambda d, n: progress("looked at", d, n, {}))
-        found = by_pictures(wanted, seen, left, asks.model, journal, lambda d, n: progress("asked", d, n, {}))
-        why |= {drop.caption: drop for drop in found if drop}
-    return why
+    def dropped(self, captions: list[str], captioner: Path | None, images: Path | None) -> dict[str, Dropped]:
+        """Dropped captions with the reason. captioner, images: of the last filter, if it is to run."""
+        from ..prompts.unseen import (
+            MAX_TOKENS_PER_SENTENCE,
+            SENTENCES_PER_REQUEST,
+            by_keywords,
+            by_model,
+            model_requests,
+        )
+
+        dropped = {drop.caption: drop for drop in by_keywords(self.concept, captions) if drop}
+        if model := self.language_model.model:
+            remaining = [c for c in captions if c not in dropped]
+            tokens = SENTENCES_PER_REQUEST * MAX_TOKENS_PER_SENTENCE // 2
+            requests = model_requests(self.concept, remaining)
+            self.language_model.confirm(requests, self.journal, tokens, self.concept.name)
+            results = by_model(self.concept, remaining, model, self.journal, self.progress)
+            dropped |= {drop.caption: drop for drop in results if drop}
+        if captioner and images:
+            remaining = [c for c in captions if c not in dropped]
+            dropped |= self._dropped_by_images(remaining, captioner, images)
+        return dropped
+
+    def _dropped_by_images(self, captions: list[str], captioner: Path, images: Path) -> dict[str, Dropped]:
+        from ..captioned_images import images_of_captions
+        from ..prompts.captioner import Captioner, caption_images
+        from ..prompts.unseen import by_images
+
+        source = partial(images_of_captions, images)
+        image_captions = caption_images(Captioner(captioner), images, source, captions, self.journal, self.progress)
+        model = self.language_model.model
+        results = by_images(self.concept, image_captions, captions, model, self.journal, self.progress)
+        return {drop.caption: drop for drop in results if drop}
 
 
 def words_command(
     concept: Annotated[str, typer.Argument(help="animals, or any name with --words.")] = "animals",
     words: Words = None,
 ) -> None:
-    """Print the words that give a concept away, singular and plural, one a line."""
-    for form in keywords_of(concept, words).all_forms():
+    """Print the words that give a concept away, singular and plural, one per line."""
+    for form in read_keywords(concept, words).all_forms():
         typer.echo(form)
 
 
-def keywords_of(concept: str, words: Path | None) -> Keywords:
+def read_keywords(concept: str, file: Path | None) -> Keywords:
+    """The words of a list, or the built-in ones of animals."""
     from ..prompts.animals import animals
     from ..prompts.keywords import Keywords
 
-    if words:
-        return Keywords.read(words)
+    if file:
+        return Keywords.read(file)
     if concept.lower() != "animals":
-        raise RcdeployError(f"there is no list of words for {concept!r}", fix="Write one, a word a line: --words FILE.")
+        raise RcdeployError(
+            f"there is no list of words for {concept!r}", fix="Write one, a word per line: --words FILE."
+        )
     return animals()

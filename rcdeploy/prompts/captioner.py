@@ -1,108 +1,94 @@
-"""What BLIP sees in the pictures that the teacher drew of captions (the last look of the paper's sec. J)."""
+"""BLIP's captions of the images that belong to prompts (the last filter of the paper's sec. J)."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 
-from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
-from ..diffusion_model import LatentDiffusionModel
-from ..latent_cache import LatentCache
-from ..real_images import captioned_images
-from .journal import Journal, Progress
+from ..progress import Progress, no_progress
+from .journal import Journal
+from .local_models import LOADING, check_complete, loading_errors
 
-BATCH = 8
-LONGEST = 30
-"""tokens of a caption"""
+MAX_TOKENS = 30
+"""of a caption"""
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""BLIP's own, where the folder has no preprocessor_config.json"""
+
+ImagesOf = Callable[[set[str]], Iterator[tuple[list[str], Tensor]]]
+"""prompts -> (prompts, images [n, 3, h, w] in [0, 1]) of those that have an image"""
 
 
 class Captioner:
-    """A BLIP model from a folder on this machine."""
+    """A BLIP captioning model from a folder on this machine."""
 
     def __init__(self, folder: Path) -> None:
         """Raises RcdeployError when `folder` holds no BLIP captioning model in .safetensors."""
-        try:
+        with loading_errors(folder, "BLIP captioning model"):
             config = read_json(folder / "config.json")
             if config.get("model_type") != "blip":
                 raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'blip'")
-            model = BlipForConditionalGeneration.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RcdeployError) as error:
-            raise RcdeployError(
-                f"{folder} holds no BLIP captioning model: {error}",
-                fix="Give a folder with config.json, model.safetensors and the tokenizer, as transformers writes it.",
-            ) from error
+            model, info = BlipForConditionalGeneration.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, local_files_only=True
+            )
+            check_complete(info)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **LOADING)
+            file = folder / "preprocessor_config.json"
+            preprocessing = read_json(file) if file.is_file() else {}
+            self.mean = torch.tensor(preprocessing.get("image_mean", IMAGE_MEAN)).view(3, 1, 1)
+            self.std = torch.tensor(preprocessing.get("image_std", IMAGE_STD)).view(3, 1, 1)
         self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.name = folder.resolve().name
-        given = folder / "preprocessor_config.json"
-        pixels = read_json(given) if given.is_file() else {}
-        # BLIP's own, where the folder does not say
-        self.mean = torch.tensor(pixels.get("image_mean", [0.48145466, 0.4578275, 0.40821073])).view(3, 1, 1)
-        self.std = torch.tensor(pixels.get("image_std", [0.26862954, 0.26130258, 0.27577711])).view(3, 1, 1)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> list[str]:
         """images [n, 3, h, w] in [0, 1] -> n captions."""
-        edge = self.model.config.vision_config.image_size
-        resized = F.interpolate(images.float(), (edge, edge), mode="bicubic", antialias=True, align_corners=False)
+        size = self.model.config.vision_config.image_size
+        resized = F.interpolate(images.float(), (size, size), mode="bicubic", antialias=True, align_corners=False)
         pixels = ((resized.clamp(0, 1).cpu() - self.mean) / self.std).to(self.model.device)
-        tokens = self.model.generate(pixel_values=pixels, max_new_tokens=LONGEST)
-        said = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [" ".join(text.split()) for text in said]
+        tokens = self.model.generate(pixel_values=pixels, max_new_tokens=MAX_TOKENS)
+        return [" ".join(text.split()) for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def drawn_by_teacher(cache: Path, wanted: set[str]) -> Iterator[tuple[list[str], Tensor]]:
-    """(captions, pictures [n, 3, h, w] in [0, 1]) of the wanted captions in a latent cache, decoded by its teacher."""
-    opened = LatentCache.open(cache)
-    rows = [i for i, prompt in enumerate(opened.prompts) if prompt in wanted]
-    recorded = opened.manifest.recipe["teacher"]
-    teacher = LatentDiffusionModel(recorded["path"], revision=recorded["revision"])
-    if teacher.revision != opened.manifest.teacher["revision"]:
-        raise RcdeployError(f"the teacher {teacher.folder} is not the one that {cache} was made by")
-    teacher.to("cuda" if torch.cuda.is_available() else "cpu")
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        yield opened.prompts.take(part), teacher.decode(opened.latents(part).to(teacher.device), BATCH)
-
-
-def in_folder(folder: Path, wanted: set[str]) -> Iterator[tuple[list[str], Tensor]]:
-    """The same of a folder of pictures with metadata.csv, one at a time: their sizes may differ."""
-    for file, caption in captioned_images(folder):
-        if caption in wanted:
-            with Image.open(file) as image:
-                pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy())
-            yield [caption], pixels.permute(2, 0, 1)[None] / 255
-
-
-def look(
-    captioner: Captioner, source: Path, captions: list[str], journal: Journal, progress: Progress | None = None
+def caption_images(
+    captioner: Captioner,
+    source: Path,
+    images_of: ImagesOf,
+    prompts: Sequence[str],
+    journal: Journal,
+    progress: Progress = no_progress,
 ) -> dict[str, str]:
-    """Caption -> what the captioner sees in its picture, for those that `source` has a picture of.
+    """Captions the images of prompts, once: the journal keeps them.
 
-    source: a latent cache, or a folder of pictures with metadata.csv. What was seen before is in the journal.
+    Args:
+        captioner: the model.
+        source: where the images come from; part of the journal's keys.
+        images_of: reads or decodes them.
+        prompts: those whose images are captioned.
+        journal: earlier captions, and the new ones.
+        progress: receives ("image captions", images captioned, prompts without a caption so far).
+
+    Returns:
+        The image's caption by prompt, for prompts that have an image.
     """
-    of_cache = (source / "index.json").is_file()
-    keys = {caption: _key(captioner.name, source, caption) for caption in captions}
-    missing = {caption for caption, key in keys.items() if key not in journal}
-    done = 0
-    for part, images in (drawn_by_teacher if of_cache else in_folder)(source, missing):
-        for caption, seen in zip(part, captioner(images), strict=True):
-            journal.add(keys[caption], seen)
-        done += len(part)
-        if progress:
-            progress(done, len(missing))
-    return {caption: journal[key] for caption, key in keys.items() if key in journal}
+    keys = {prompt: _key(captioner.name, source, prompt) for prompt in prompts}
+    missing = {prompt for prompt, key in keys.items() if key not in journal}
+    completed = 0
+    for batch, images in images_of(missing):
+        for prompt, caption in zip(batch, captioner(images), strict=True):
+            journal.add(keys[prompt], caption)
+        completed += len(batch)
+        progress("image captions", completed, len(missing))
+    return {prompt: journal[key] for prompt, key in keys.items() if key in journal}
 
 
-def _key(model: str, source: Path, caption: str) -> str:
-    return hashlib.sha256("\0".join([model, str(source.resolve()), caption]).encode()).hexdigest()[:32]
+def _key(model: str, source: Path, prompt: str) -> str:
+    return hashlib.sha256("\0".join([model, str(source.resolve()), prompt]).encode()).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Words looked for in captions: whole words and phrases, singular and plural, whatever the case."""
+"""Searches captions for words: whole words and phrases, singular and plural, case ignored."""
 
 from __future__ import annotations
 
@@ -8,59 +8,51 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .plurals import plurals
+from .readers import check_regular_file
+
 _TOKENS = re.compile(r"[^\W_]+").findall
-IRREGULAR = {
-    "child": "children", "person": "people", "foot": "feet", "tooth": "teeth", "goose": "geese", "mouse": "mice",
-    "louse": "lice", "ox": "oxen", "die": "dice", "sheep": "sheep", "deer": "deer", "aircraft": "aircraft",
-    "series": "series", "species": "species", "cactus": "cacti",
-}  # fmt: skip
-"""last words whose plural no rule makes"""
-NOT_MEN = ("human", "german", "roman", "norman", "ottoman", "shaman", "talisman", "caiman", "cayman")
-
-
-def plural(noun: str) -> str:
-    """The plural of a noun or phrase, made of its last word."""
-    last = re.split("[ -]", noun)[-1]
-    if last in IRREGULAR:
-        return noun.removesuffix(last) + IRREGULAR[last]
-    if last.endswith("man") and last not in NOT_MEN:
-        return noun[:-2] + "en"
-    if last.endswith("fish"):
-        return noun
-    if re.search(r"(?:s|x|z|ch|sh)$", noun):
-        return noun + "es"
-    if re.search(r"[^aeiou]y$", noun):
-        return noun[:-1] + "ies"
-    if re.search(r"(?:[lr]f|[nw]ife|life|eaf|oaf)$", noun):  # wolf, knife, loaf; roof and cliff take an s
-        return re.sub(r"fe?$", "ves", noun)
-    return noun + "s"
-
-
-def forms(word: str) -> set[str]:
-    """A word or phrase and every plural it might have: too many rather than too few, as they are only looked for."""
-    return {word, word + "s", word + "es", plural(word)}
+Phrases = dict[str, list[tuple[list[str], str]]]
+"""first token -> (all tokens, the listed word) of the forms that begin with it"""
 
 
 class Keywords:
-    """Finds the listed words in captions. Hyphens and apostrophes part words: "guinea-pig" is "guinea pig"."""
+    """Finds listed words in captions, but not inside of listed exceptions ("hot dog" is no dog).
 
-    def __init__(self, words: Iterable[str]) -> None:
-        """words: singulars; irregular plurals that `forms` does not know as entries of their own.
+    Hyphens and apostrophes separate words: "guinea-pig" is "guinea pig".
+    """
 
-        Raises RcdeployError when there is none.
+    def __init__(self, entries: Iterable[str]) -> None:
+        """Raises RcdeployError when no word is listed.
+
+        Args:
+            entries: a singular each; where `plurals` does not know its plurals, they follow after commas ("goose,
+                geese"), or a comma alone for a word that has none. An entry that begins with "!" is an exception, a
+                phrase that means something else.
         """
-        self.words = sorted({" ".join(word.lower().split()) for word in words} - {""})
-        if not self.words:
+        self.forms: dict[str, list[str]] = {}
+        exceptions: list[str] = []
+        for entry in entries:
+            words = [" ".join(word.lower().split()) for word in entry.removeprefix("!").split(",")]
+            singular, *listed = words
+            if not singular:
+                continue
+            forms = [singular, *(form for form in listed if form)] if listed else [singular, *plurals(singular)]
+            if entry.startswith("!"):
+                exceptions += forms
+            else:
+                known = self.forms.get(singular, [])
+                self.forms[singular] = list(dict.fromkeys([*known, *forms]))
+        if not self.forms:
             raise RcdeployError("the list of words is empty")
-        self._starting_with: dict[str, list[tuple[list[str], str]]] = {}
-        for word in self.words:
-            for form in sorted(forms(word)):
-                if tokens := _TOKENS(form):
-                    self._starting_with.setdefault(tokens[0], []).append((tokens, word))
+        self.words = sorted(self.forms)
+        self._phrases = _by_first_token((form, word) for word in self.words for form in sorted(self.forms[word]))
+        self._exceptions = _by_first_token((form, form) for form in exceptions)
 
     @classmethod
     def read(cls, file: Path) -> Keywords:
-        """A word or phrase a line; empty lines and those that begin with # do not count."""
+        """An entry a line; empty lines and those that begin with # do not count."""
+        check_regular_file(file)
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -68,14 +60,35 @@ class Keywords:
         return cls(line for line in lines if not line.startswith("#"))
 
     def find(self, caption: str) -> str | None:
-        """The listed word that comes first in the caption, as it is listed; None when there is none."""
+        """The listed word that comes first in the caption, in its listed form; None when there is none."""
         tokens = _TOKENS(caption.lower())
+        excepted: set[int] | None = None
         for i, token in enumerate(tokens):
-            for wanted, word in self._starting_with.get(token, ()):
-                if tokens[i : i + len(wanted)] == wanted:
-                    return word
+            for phrase, word in self._phrases.get(token, ()):
+                if tokens[i : i + len(phrase)] == phrase:
+                    if excepted is None:
+                        excepted = self._excepted(tokens)
+                    if not excepted.issuperset(range(i, i + len(phrase))):
+                        return word
         return None
+
+    def _excepted(self, tokens: list[str]) -> set[int]:
+        """Positions of the tokens that belong to exceptions."""
+        positions: set[int] = set()
+        for i, token in enumerate(tokens):
+            for phrase, _ in self._exceptions.get(token, ()):
+                if tokens[i : i + len(phrase)] == phrase:
+                    positions.update(range(i, i + len(phrase)))
+        return positions
 
     def all_forms(self) -> Iterator[str]:
         """Every singular and plural that is found, sorted."""
-        yield from sorted({form for word in self.words for form in forms(word)})
+        yield from sorted({form for forms in self.forms.values() for form in forms})
+
+
+def _by_first_token(forms: Iterable[tuple[str, str]]) -> Phrases:
+    phrases: Phrases = {}
+    for form, word in forms:
+        if tokens := _TOKENS(form):
+            phrases.setdefault(tokens[0], []).append((tokens, word))
+    return phrases

@@ -1,35 +1,56 @@
-"""Language models that are asked for prompts and for yes or no: behind an HTTP endpoint, or a folder on this machine.
+"""Language models that write prompts and answer yes or no: behind an HTTP endpoint, or in a folder on this machine.
 
-One small interface, LanguageModel: a request goes in, a text comes out. Many requests at once, and what was answered
-before, are the business of `journal`.
+One small interface, LanguageModel: a request goes in, a text comes out. Concurrency and the answers of earlier runs are
+the business of `journal`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import email.utils
 import hashlib
+import ipaddress
 import json
 import os
+import re
 import threading
 import time
+import urllib.parse
+import weakref
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import httpx2
 import tenacity
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..progress import Log, no_log
+
 CHARACTERS_PER_TOKEN = 4
 """of English text, roughly: for estimates of cost only"""
-FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
+MAX_ANSWER_BYTES = 4_000_000
+"""a chat completion of 128 prompts has about 20,000"""
+MAX_ERROR_BYTES = 65_536
+"""read of what a server sends with an error status"""
 
 
 @dataclass(frozen=True)
 class Request:
-    """max_tokens: of the answer. repeat: sets apart what is asked more than once."""
+    """A chat completion request.
+
+    Args:
+        system: the system message.
+        user: the user message.
+        max_tokens: of the answer.
+        temperature: 0 is greedy.
+        repeat: tells apart equal requests that need different answers.
+    """
 
     system: str
     user: str
@@ -38,26 +59,32 @@ class Request:
     repeat: int = 0
 
     def key(self, model: str) -> str:
-        """32 hex digits: equal for what may be answered alike."""
+        """32 hex digits: equal for requests that may share an answer."""
         return hashlib.sha256(json.dumps([model, asdict(self)], sort_keys=True).encode()).hexdigest()[:32]
 
 
 class LanguageModel(Protocol):
-    """name: who answers, part of a request's key. concurrency: requests it takes at once. is_remote: may cost money."""
+    """A model that answers requests.
+
+    Args:
+        name: part of a request's key.
+        concurrency: requests it takes at once.
+        is_remote: whether requests may cost money.
+    """
 
     name: str
     concurrency: int
     is_remote: bool
 
     def answer(self, request: Request) -> str:
-        """The model's text. Raises RcdeployError when there will be none."""
+        """The model's text. Raises RcdeployError when it cannot answer."""
 
     def stop(self) -> None:
         """Waits no longer: requests under way end soon, with an RcdeployError if need be."""
 
 
 class Endpoint:
-    """Any server with OpenAI's /v1/chat/completions. Timeouts, 429 and 5xx are tried again, later and later."""
+    """Any server with OpenAI's /v1/chat/completions. Timeouts, 429 and 5xx are retried with growing waits."""
 
     is_remote = True
 
@@ -71,30 +98,53 @@ class Endpoint:
         requests_per_minute: float | None = None,
         timeout_s: float = 120,
         retries: int = 6,
+        log: Log = no_log,
     ) -> None:
-        """url: up to /v1, or the whole address. key_variable: the environment variable that holds the API key.
+        """Prepares requests; nothing is sent yet.
 
-        Raises RcdeployError for what is no http address, and when that variable holds no key.
+        Args:
+            url: base address up to /v1, or the complete one.
+            model: the model's name at the server.
+            key_variable: environment variable that holds the API key.
+            concurrency: requests at once.
+            requests_per_minute: upper bound, without limit by default.
+            timeout_s: seconds from sending a request to the end of its answer.
+            retries: further attempts after a failure that may pass.
+            log: receives a warning when the key would be sent unencrypted.
+
+        Raises:
+            RcdeployError: the address is not http or https, or the variable holds no key.
         """
-        if not url.startswith(("http://", "https://")):
-            raise RcdeployError(
-                f"{url} is no address of an endpoint", fix="Such as --endpoint http://localhost:8000/v1"
-            )
-        self.url = url.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
-        self.name, self.concurrency = model, concurrency
-        headers = {"Content-Type": "application/json"}
+        address = _Address(url)
+        self.url = address.shown
+        self.name = model
+        self.concurrency = concurrency
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        secrets = [*address.secrets]
         if key_variable is not None:
             key = os.environ.get(key_variable, "").strip()
-            if not (key and key.isascii() and key.isprintable()):  # what no header can hold, its error would show
+            if not (key and key.isascii() and key.isprintable()):  # no header can hold it, and the error would show it
                 raise RcdeployError(f"the variable {key_variable} holds no API key", fix=f"export {key_variable}=KEY")
             headers["Authorization"] = f"Bearer {key}"
-        at_once = httpx2.Limits(max_connections=concurrency)
-        self._client = httpx2.Client(headers=headers, timeout=timeout_s, limits=at_once)
+            secrets.append(key)
+        if secrets and not address.is_private:
+            log(f"{self.url} is not https: the API key is sent where others may read it")
+        self._address = address
+        self._redact = _Redactor(secrets)
+        self._timeout_s = timeout_s
+        # asyncio alone can bound a whole exchange, from the name's resolution to the last byte
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
+        limits = httpx2.Limits(max_connections=concurrency)
+        self._client = httpx2.AsyncClient(headers=headers, timeout=None, limits=limits)
         self._interval_s = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._next_at, self._turn, self._stopped = 0.0, threading.Lock(), threading.Event()
+        self._next_at = 0.0
+        self._turn = threading.Lock()
+        self._stopped = threading.Event()
         backoff = tenacity.wait_exponential_jitter(multiplier=FIRST_WAIT_S, max=LONGEST_WAIT_S, jitter=FIRST_WAIT_S)
-        self._tries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_Later),
+        self._attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_RetryLater),
             wait=tenacity.wait_exception(attrgetter("after_s")) + backoff,
             stop=tenacity.stop_after_attempt(retries + 1) | tenacity.stop_when_event_set(self._stopped),
             sleep=tenacity.sleep_using_event(self._stopped),
@@ -102,21 +152,20 @@ class Endpoint:
 
     def answer(self, request: Request) -> str:
         messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        asked = {"model": self.name, "messages": messages, "max_tokens": request.max_tokens}
-        body = json.dumps({**asked, "temperature": request.temperature}).encode()
+        body = {"model": self.name, "messages": messages, "max_tokens": request.max_tokens}
         try:
-            return self._tries(self._post, body)
+            return self._attempts(self._post, json.dumps({**body, "temperature": request.temperature}).encode())
         except tenacity.RetryError as error:
             last = error.last_attempt
             raise RcdeployError(
                 f"{self.url} does not answer ({last.attempt_number} tries): {last.exception()}",
-                fix="Is the server up, and the address right? The same command asks only what is missing.",
+                fix="Is the server up, and the address right? The same command requests only what is missing.",
             ) from None
 
     def stop(self) -> None:
         self._stopped.set()
 
-    def _wait_for_a_turn(self) -> None:
+    def _wait_for_turn(self) -> None:
         """Requests leave `_interval_s` apart, whichever thread sends them."""
         with self._turn:
             wait = self._next_at - time.monotonic()
@@ -127,86 +176,120 @@ class Endpoint:
             raise RcdeployError("stopped")
 
     def _post(self, body: bytes) -> str:
-        """Raises _Later for what may pass, RcdeployError for what will not."""
-        self._wait_for_a_turn()
+        """Raises _RetryLater for failures that may pass, RcdeployError for those that will not."""
+        self._wait_for_turn()
         try:
-            response = self._client.post(self.url, content=body)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # refused, timed out, cut off
-            raise _Later(str(error) or type(error).__name__) from None
-        status, said = response.status_code, response.text
+            exchange = asyncio.run_coroutine_threadsafe(self._exchange(body), self._loop)
+            status, retry_after, content = exchange.result()
+        except TimeoutError:
+            raise _RetryLater(f"no complete answer within {self._timeout_s:g} s") from None
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # refused, cut off
+            raise _RetryLater(self._redact(str(error)) or type(error).__name__) from None
+        text = self._redact(content[:MAX_ERROR_BYTES].decode(errors="replace"))
         if status in (408, 409, 425, 429) or status >= 500:
-            raise _Later(f"status {status} {said[:200]}", response.headers.get("Retry-After", ""))
-        if not response.is_success:
+            raise _RetryLater(f"status {status} {text[:200]}", retry_after)
+        if not 200 <= status < 300:
             raise RcdeployError(
-                f"{self.url} refuses the request: status {status} {said[:500]}",
-                fix="Look at --endpoint, --model and the API key's variable (--api-key-env).",
+                f"{self.url} refuses the request: status {status} {text[:500]}",
+                fix="Check --endpoint, --model and the API key's variable (--api-key-env).",
             )
-        return _content(response.content)
+        try:
+            message = json.loads(content)["choices"][0]["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            raise _RetryLater(f"its answer is no chat completion: {text[:200]!r}") from None
+        return message if isinstance(message, str) else ""
+
+    async def _exchange(self, body: bytes) -> tuple[int, str, bytes]:
+        """Returns status, Retry-After and content, of an error no more than MAX_ERROR_BYTES.
+
+        Raises RcdeployError for more than MAX_ANSWER_BYTES and for a compressed answer, which may grow without bound.
+        """
+        async with (
+            asyncio.timeout(self._timeout_s),
+            self._client.stream("POST", self._address.url, content=body) as response,
+        ):
+            if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+                raise RcdeployError(
+                    f"{self.url} sends its answer compressed ({encoding[:20]!r}), which was not allowed"
+                )
+            content = bytearray()
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if not response.is_success and len(content) >= MAX_ERROR_BYTES:
+                    break
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise RcdeployError(
+                        f"{self.url} sends an answer of more than {MAX_ANSWER_BYTES:,} bytes",
+                        fix="Is the address that of a language model?",
+                    )
+            return response.status_code, response.headers.get("Retry-After", ""), bytes(content)
 
 
-class _Later(Exception):
-    """after_s: when a Retry-After in seconds or with a date says to come again; the usual wait comes on top."""
+class _Address:
+    """An endpoint's address with its secrets.
+
+    Args:
+        url: the complete address, as it is requested.
+        shown: the address without user, password and query, for messages.
+        secrets: password, credentials as their header spells them, and values of the query.
+        is_private: whether the way there is encrypted, or stays on this machine.
+    """
+
+    def __init__(self, url: str) -> None:
+        base, mark, query = url.strip().partition("?")
+        base = base.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
+        self.url = base + mark + query
+        self.shown = re.sub(r"(?<=//).*@", "", base)
+        try:
+            parts = urllib.parse.urlsplit(base)
+            host = parts.hostname
+            _ = parts.port  # raises ValueError
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("http", "https"):
+            raise RcdeployError(
+                f"{re.sub(r'(?<=//).*@', '', url.partition('?')[0])} is no address of an endpoint",
+                fix="Such as --endpoint http://localhost:8000/v1",
+            )
+        self.is_private = parts.scheme == "https" or _is_loopback(host)
+        self.secrets = [value for _, value in urllib.parse.parse_qsl(query)]
+        if parts.password:
+            user, password = urllib.parse.unquote(parts.username or ""), urllib.parse.unquote(parts.password)
+            self.secrets += [password, base64.b64encode(f"{user}:{password}".encode()).decode()]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+class _Redactor:
+    """Replaces secrets in a text, also as URLs and JSON spell them."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        forms: set[str] = set()
+        for secret in secrets:
+            escaped = json.dumps(secret)[1:-1]
+            forms |= {secret, urllib.parse.quote(secret), urllib.parse.quote(secret, safe=""), escaped}
+            forms.add(escaped.replace("/", "\\/"))
+        self._forms = sorted(forms - {""}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, "***")
+        return text
+
+
+class _RetryLater(Exception):
+    """after_s: seconds or date of a Retry-After header; the usual wait comes on top."""
 
     def __init__(self, message: str, retry_after: str = "") -> None:
         super().__init__(message)
         try:
             date = email.utils.parsedate_tz(retry_after)
             seconds = email.utils.mktime_tz(date) - time.time() if date else float(retry_after)
-        except ValueError:
+        except (ValueError, OverflowError):
             seconds = 0.0
         self.after_s = min(max(0.0, seconds), 10 * LONGEST_WAIT_S)
-
-
-def _content(body: bytes) -> str:
-    try:
-        content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise _Later(f"its answer is no chat completion: {body[:200]!r}") from None
-    return content if isinstance(content, str) else ""
-
-
-class LocalModel:
-    """A causal language model in transformers' layout, safetensors only; one request at a time."""
-
-    is_remote, concurrency = False, 1
-
-    def __init__(self, folder: Path) -> None:
-        """Raises RcdeployError when the folder holds no such model."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise RcdeployError(
-                f"{folder} holds no language model: {error}",
-                fix="Give a folder with config.json, model.safetensors and the tokenizer, as transformers writes it.",
-            ) from error
-        self.model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.name = Path(folder).resolve().name
-        self._stopped = False
-
-    def answer(self, request: Request) -> str:
-        """Greedy at temperature 0; else sampled, by a seed that is made of the request."""
-        import torch
-
-        if self._stopped:
-            raise RcdeployError("stopped")
-        messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        if getattr(self.tokenizer, "chat_template", None):
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            tokens = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        else:
-            tokens = self.tokenizer(f"{request.system}\n\n{request.user}\n\n", return_tensors="pt")
-        tokens = {k: tokens[k].to(self.model.device) for k in ("input_ids", "attention_mask")}
-        sampling: dict[str, Any] = {"do_sample": request.temperature > 0}
-        if request.temperature > 0:
-            sampling |= {"temperature": request.temperature}
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(int(request.key(self.name)[:15], 16))
-            made = self.model.generate(**tokens, **sampling, max_new_tokens=request.max_tokens)
-        return str(self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
-
-    def stop(self) -> None:
-        self._stopped = True

@@ -22,7 +22,8 @@ from pathlib import Path
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing, sha256
 
-from .journal import Journal, Progress, ask
+from ..progress import Progress, no_progress
+from .journal import Journal, ask
 from .language_model import LanguageModel, Request
 from .readers import check_regular_file
 from .wordnet import FILES, WordNet
@@ -103,11 +104,18 @@ def visual_requests(nouns: Sequence[Noun]) -> list[Request]:
 
 
 def visual_by_model(
-    nouns: Sequence[Noun], model: LanguageModel, journal: Journal, progress: Progress | None = None
+    nouns: Sequence[Noun], model: LanguageModel, journal: Journal, progress: Progress = no_progress
 ) -> tuple[list[Noun], int]:
     """The nouns that the model answers yes for, and how many it gave no usable answer for (which are left out)."""
     requests = visual_requests(nouns)
-    failed = ask(model, requests, journal, lambda _, answer: yes_or_no(answer) is not None, progress)
+    failed = ask(
+        model,
+        requests,
+        journal,
+        lambda _, answer: yes_or_no(answer) is not None,
+        stage="which nouns are visual",
+        progress=progress,
+    )
     keys = [request.key(model.name) for request in requests]
     visual = [n for n, key in zip(nouns, keys, strict=True) if key in journal and yes_or_no(journal[key])]
     return visual, failed

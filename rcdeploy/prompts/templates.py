@@ -12,8 +12,8 @@ import zlib
 import numpy as np
 
 from ..recipe import MAX_PROMPTS_PER_NOUN
-from .keywords import plural
 from .nouns import Noun
+from .plurals import plural
 
 VERSION = 1
 """to be raised with any change of what is written here: prompts that recipes made are kept under it"""
