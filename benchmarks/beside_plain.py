@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import transformers
 
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

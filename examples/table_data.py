@@ -29,7 +29,8 @@ from rcdeploy.prompts.patterns import WholeWordPatterns, passing
 from rcdeploy.prompts.pool_builder import build_pool
 from rcdeploy.prompts.readers import read_batches
 from rcdeploy.random_streams import SHUFFLE, generator
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime.files import new_folder, replacing
 
 ROOT = Path(__file__).resolve().parent.parent

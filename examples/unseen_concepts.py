@@ -25,7 +25,7 @@ from diffusers import UNet2DConditionModel
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.plots import grid
-from rcdeploy.recipe import load_recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy.sampling import sample_images, starting_noise
 from rcdeploy_runtime.files import write_json
 

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 
-from .model_config import check_single_text_encoder, is_hub_name, latent_shape, pixels_per_latent, read_unet_config
+from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_supported_unet_config
 
 MAX_LISTED_TENSORS = 8
 
@@ -83,8 +83,7 @@ class LatentDiffusionModel:
         self.name = self.folder.name if Path(path).exists() else path
         self.dtype = dtype
         self.device = torch.device("cpu")
-        self.unet_config = read_unet_config(self.folder)
-        check_single_text_encoder(path, self.unet_config)
+        self.unet_config = read_supported_unet_config(self.folder)
         schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
         # DDIM clips x_0 to [-1, 1] by default, which is right for pixels and wrong for latents
         self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})

@@ -42,13 +42,18 @@ def read_unet_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def check_single_text_encoder(path: str, unet_config: Config) -> None:
-    """Raises RcdeployError for a UNet with added conditioning, which needs more than one text encoder (SDXL)."""
-    if unet_config.get("addition_embed_type"):
+def read_supported_unet_config(folder: Path) -> dict[str, Any]:
+    """As read_unet_config, for models that can be run: one text encoder, no added conditioning.
+
+    Raises RcdeployError as read_unet_config does, and for SDXL and its like.
+    """
+    config = read_unet_config(folder)
+    if config.get("addition_embed_type"):
         raise RcdeployError(
-            f"{path}: its UNet needs added conditioning ({unet_config['addition_embed_type']}, as SDXL has)",
+            f"{folder}: its UNet needs added conditioning ({config['addition_embed_type']}, as SDXL has)",
             fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
         )
+    return config
 
 
 def pixels_per_latent(vae_config: Config) -> int:

@@ -13,7 +13,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.package import Package
 
-from .model_config import check_single_text_encoder, native_latent_size, pixels_per_latent, read_unet_config
+from .model_config import native_latent_size, pixels_per_latent, read_supported_unet_config
 from .model_folder import Kind, ModelFolder
 from .student.sd14 import SD14_CONFIGS, SD14_UNET_CONFIG
 from .student.spec import STUDENTS, student_config
@@ -106,8 +106,7 @@ def _describe_student(model: ModelFolder) -> ModelDescription:
 
 def _describe_pipeline(model: ModelFolder) -> ModelDescription:
     folder = model.require_pipeline()
-    unet = read_unet_config(folder)
-    check_single_text_encoder(model.source, unet)
+    unet = read_supported_unet_config(folder)
     vae = read_json(folder / "vae" / "config.json")
     pixels = pixels_per_latent(vae)
     height, width = native_latent_size(unet)

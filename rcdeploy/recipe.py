@@ -1,26 +1,16 @@
-"""Recipes: one TOML file says everything a distillation does. Read, checked and resolved without importing torch.
+"""The sections and keys of a recipe, with their types, bounds and defaults (the paper's: section 4.2, supplement A-D).
 
-Paths in a recipe start at the recipe's own folder; paths given with --set at the current one. Defaults are the paper's
-(its section 4.2 and supplement A-D).
+recipe_file.py reads them from TOML. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import math
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rcdeploy_runtime.errors import RcdeployError
-
-from .model_config import is_hub_name
-from .recipe_checks import cross_errors, nearest, said
 from .student.spec import StudentSpec, find_student
 
 WORDNET = "wordnet"
@@ -196,18 +186,6 @@ class Train(Section):
         ["tensorboard"], description="where metrics go besides metrics.jsonl"
     )
 
-    def accumulation(self, num_processes: int) -> int:
-        """gradient_accumulation_steps = global_batch_size / (micro_batch_size x num_processes)."""
-        micro = self.micro_batch_size or math.ceil(self.global_batch_size / num_processes)
-        steps, rest = divmod(self.global_batch_size, micro * num_processes)
-        if rest or not steps:
-            raise RcdeployError(
-                f"train.global_batch_size = {self.global_batch_size} is no multiple of micro_batch_size x processes = "
-                f"{micro} x {num_processes}",
-                fix="Change one of the three.",
-            )
-        return steps
-
 
 class Evaluate(Section):
     every: int = Field(
@@ -271,122 +249,6 @@ PATHS = {("teacher", "path"), ("prompts", "paired"), ("prompts", "pool"), ("cach
 PATHS |= {("evaluate", key) for key in ("prompt_files", "inception", "reference", "clip")}
 
 
-def load_recipe(file: Path, overrides: list[str] | None = None, *, check_files: bool = True) -> Recipe:
-    """Reads and checks a recipe.
-
-    overrides: "section.key=value", the value as TOML (a bare word is a string). check_files: teacher and prompt files
-    must be there. Raises RcdeployError that lists everything that is wrong at once.
-    """
-    data = read_toml(file, "recipe", fix="`rcdeploy recipes` lists the shipped ones.")
-    anchor(data, file.resolve().parent)
-    errors: list[str] = []
-    for override in overrides or []:
-        _override(data, override, errors)
-    data.setdefault("name", file.stem)
-    recipe = _validate(data, errors, check_files)
-    refuse(file, errors)
-    assert recipe is not None
-    return recipe
-
-
-def read_toml(file: Path, kind: str, fix: str | None = None) -> dict[str, Any]:
-    """kind: what an error calls it. fix: where others are, when it is not there. Raises RcdeployError."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], 1)
-        hint = f"; did you mean {file.parent / near[0]}?" if near else ""
-        raise RcdeployError(f"there is no {kind} {file}{hint}", fix=fix) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise RcdeployError(f"{file} cannot be read as TOML: {error}") from None
-
-
-def refuse(file: Path, errors: list[str], fix: str | None = None) -> None:
-    """Raises RcdeployError that lists `errors`, if there are any."""
-    if errors:
-        listed = "\n".join(f"  • {e}" for e in errors)
-        raise RcdeployError(f"{file} has {len(errors)} error{'s' * (len(errors) > 1)}:\n{listed}", fix=fix)
-
-
-def anchor(data: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths absolute, from `folder`; a teacher's name on the hub and "wordnet" stay as they are."""
-
-    def anchored(value: Any) -> Any:
-        if isinstance(value, list):
-            return [anchored(v) for v in value]
-        if not isinstance(value, str) or Path(value).is_absolute() or value == WORDNET:
-            return value
-        return str((folder / value).resolve())
-
-    for section, key in PATHS:
-        if not isinstance(data.get(section), dict) or key not in data[section]:
-            continue
-        value = data[section][key]
-        if (section, key) == ("teacher", "path") and isinstance(value, str) and is_hub_name(value, folder):
-            continue
-        data[section][key] = anchored(value)
-
-
-def _override(data: dict[str, Any], override: str, errors: list[str]) -> None:
-    path, _, text = override.partition("=")
-    section, _, key = path.strip().partition(".")
-    if not text or not key:
-        errors.append(f"--set {override}: write it as section.key=value")
-        return
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    if section in SECTIONS and isinstance(data.setdefault(section, {}), dict):
-        data[section][key] = value
-        if (section, key) in PATHS:
-            anchor(data, Path.cwd())
-    else:
-        errors.append(f"--set {override}: there is no section {section!r}{nearest(section, SECTIONS)}")
-
-
-def _validate(data: dict[str, Any], errors: list[str], check_files: bool) -> Recipe | None:
-    parsed: dict[str, Any] = {}
-    for section in data:
-        if section not in SECTIONS and section != "name":
-            errors.append(f"[{section}]: no such section{nearest(section, SECTIONS)}")
-    for section, model in SECTIONS.items():
-        if section not in data and section in ("teacher", "prompts"):
-            errors.append(f"[{section}]: this section is needed")
-            continue
-        try:
-            parsed[section] = model.model_validate(data.get(section, {}))
-        except ValidationError as error:
-            errors += [said(section, model, e) for e in error.errors()]
-    errors += cross_errors(parsed, check_files)
-    return None if errors else Recipe(name=str(data["name"]), **parsed)
-
-
-def portable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved recipe for other machines: of absolute paths the last name alone, the rest as it stands."""
-
-    def shown(value: Any) -> Any:
-        if isinstance(value, list):
-            return [shown(v) for v in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-    return {
-        section: {key: shown(value) if (section, key) in PATHS else value for key, value in keys.items()}
-        if isinstance(keys, dict)
-        else keys
-        for section, keys in recipe.items()
-    }
-
-
 def digest(data: Any) -> str:
-    """A name for JSON data: sha256, 16 hex digits."""
+    """The first 16 hex digits of the sha256 of JSON data."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def shipped() -> list[Path]:
-    """The recipes that come with rcdeploy: beside the checkout, or inside the installed package."""
-    here = Path(__file__).parent
-    for folder in (here.parent / "recipes", here / "shipped_recipes"):
-        if folder.is_dir():
-            return sorted(folder.glob("*.toml"))
-    return []

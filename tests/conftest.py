@@ -21,7 +21,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import pre_tokenizers  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
-from rcdeploy.recipe import Recipe, load_recipe  # noqa: E402
+from rcdeploy.recipe import Recipe  # noqa: E402
+from rcdeploy.recipe_file import load_recipe  # noqa: E402
 
 pytest_plugins = ["training_runs"]
 

@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_nothing_half_done(
 ) -> None:
     from rcdeploy.diffusion_model import LatentDiffusionModel
     from rcdeploy.latent_cache import CacheFolder, make_latent_cache
-    from rcdeploy.recipe import load_recipe
+    from rcdeploy.recipe_file import load_recipe
     from rcdeploy.storage import tensors
 
     real, calls = tensors.save_file, []

@@ -21,7 +21,8 @@ from transformers import CLIPTextModel
 
 from rcdeploy import checkpoint
 from rcdeploy.distill.validation import Validator
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime.manifest import Manifest
 
 # the tiny recipe's own losses, as this code gave them when it was tested by all that stands here

@@ -23,7 +23,8 @@ from rcdeploy.estimate.on_meta import cost_of
 from rcdeploy.estimate.workload import count_prompts, unpaired_share
 from rcdeploy.machine import GPUS, describe, gemm_rate
 from rcdeploy.prompts.recipe_pool import open_pool
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy.student.sd14 import SD14_UNET_CONFIG
 from rcdeploy.student.spec import student_config
 from rcdeploy_runtime.errors import RcdeployError
@@ -252,7 +253,7 @@ def test_bad_input_is_said(recipe_file: Callable[..., Path]) -> None:
     unknown = recipe_file(name="unknown", teacher={"path": "somebody/some-model"})
     with pytest.raises(RcdeployError, match="not on this machine"):
         make_plan(load_recipe(unknown, check_files=False), 1, torch.float32)
-    with pytest.raises(RcdeployError, match="no multiple"):
+    with pytest.raises(RcdeployError, match="not a multiple"):
         estimate(load_recipe(Path(file)), "l4", processes=3)
     assert run(app, ["estimate", file, "--set", "train.max_stepz=3"]).exception is not None
 

@@ -35,7 +35,8 @@ from rcdeploy.evaluate.image_set import open_set
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.evaluate.metrics import Weights, open_scorer
 from rcdeploy.evaluate.source import open_source
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
@@ -335,8 +336,8 @@ def test_which_way_is_better(figure: str, better: float, worse: float) -> None:
         ({"score": "judge", "every": 2}, "has no judge/"),
         ({"score": "fis"}, "did you mean 'fid'"),
         ({"keep": "best"}, "evaluate.every: 0 evaluates nothing"),
-        ({"inception": "inception.safetensors"}, "inception.safetensors is not there"),
-        ({"prompt_files": ["gone.txt"]}, "gone.txt is not there"),
+        ({"inception": "inception.safetensors"}, "inception.safetensors does not exist"),
+        ({"prompt_files": ["gone.txt"]}, "gone.txt does not exist"),
     ],
 )
 def test_contradictions_in_a_recipe(recipe_file: Callable[..., Path], keys: dict[str, Any], said: str) -> None:

@@ -17,7 +17,7 @@ from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.plots import CAPTION_HEIGHT, GAP, LABEL_WIDTH
 from rcdeploy.prompts.pool import PromptPool
 from rcdeploy.real_images import captioned_images
-from rcdeploy.recipe import load_recipe
+from rcdeploy.recipe_file import load_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EMBED = EXAMPLES / "embed"

@@ -27,7 +27,8 @@ from rcdeploy.prompts.nouns import FILE, Noun, nouns_with_depth, visual_by_kind,
 from rcdeploy.prompts.plurals import plural
 from rcdeploy.prompts.recipe_pool import find_pool, open_pool, paired_sources, pool_sources, visual_nouns
 from rcdeploy.prompts.wordnet import LEXICOGRAPHER_FILES, WordNet
-from rcdeploy.recipe import Recipe, load_recipe
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy.run_folder import check_recipe
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rcdeploy.recipe import Recipe, load_recipe, shipped
+from rcdeploy.distill.run import accumulation_steps
+from rcdeploy.recipe import Recipe
+from rcdeploy.recipe_file import load_recipe, shipped_recipes
 from rcdeploy_runtime.errors import RcdeployError
 
 RecipeFile = Callable[..., Path]
@@ -16,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 def errors_of(file: Path, *overrides: str) -> list[str]:
     with pytest.raises(RcdeployError) as caught:
         load_recipe(file, list(overrides))
-    return [line.removeprefix("  • ") for line in caught.value.message.splitlines()[1:]]
+    return list(caught.value.errors)
 
 
 def test_defaults_are_the_papers() -> None:
@@ -32,7 +34,7 @@ def test_defaults_are_the_papers() -> None:
     assert recipe.evaluate.every == 25_000
 
 
-@pytest.mark.parametrize("file", shipped(), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", shipped_recipes(), ids=lambda f: f.stem)
 def test_shipped_recipes_are_right(file: Path) -> None:
     recipe = load_recipe(file, check_files=False)
     assert recipe.name == file.stem
@@ -48,7 +50,7 @@ def test_the_papers_students_are_trained_as_in_the_paper(name: str) -> None:
     assert recipe.student.first_weights == ("teacher" if block else "random")
     assert recipe.conditioning.probability == ("exponential" if block else "sigmoid")
     assert recipe.train.max_steps == (125_000 if block else 400_000)
-    assert recipe.train.accumulation(4) * 4 * 16 == 256
+    assert accumulation_steps(recipe.train, 4) * 4 * 16 == 256
 
 
 def test_everything_wrong_is_said_at_once(recipe_file: RecipeFile) -> None:
@@ -94,10 +96,10 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
         ({"cache": {"images": "further.txt"}}, "cache.images: only with source = 'real'"),
         (
             {"conditioning": {"probability": "constant", "constant": 1.0}, "loss": {"task": 1.0}},
-            "loss.task: needs true pairs",
+            "loss.task: needs paired prompts",
         ),
         ({"loss": {"output": 0, "feature": 0}}, "loss: all three weights are 0"),
-        ({"prompts": {"paired": ["nowhere.txt"]}}, "nowhere.txt is not there"),
+        ({"prompts": {"paired": ["nowhere.txt"]}}, "nowhere.txt does not exist"),
         ({"prompts": {"paired": []}}, "prompts.paired: "),
         ({"teacher": {"path": "nowhere"}}, "teacher.path: there is no folder"),
         ({"teacher": {"path": "."}}, "is not in diffusers' layout"),
@@ -149,6 +151,6 @@ def test_recipes_are_frozen_and_resolve_to_json(recipe_file: RecipeFile) -> None
 
 def test_batches_must_divide_over_processes(recipe_file: RecipeFile) -> None:
     train = load_recipe(recipe_file(train={"global_batch_size": 8, "micro_batch_size": 2})).train
-    assert [train.accumulation(n) for n in (1, 2, 4)] == [4, 2, 1]
-    with pytest.raises(RcdeployError, match="no multiple of micro_batch_size x processes = 2 x 3"):
-        train.accumulation(3)
+    assert [accumulation_steps(train, n) for n in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(RcdeployError, match="not a multiple of micro_batch_size x processes = 2 x 3"):
+        accumulation_steps(train, 3)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_folder import newest_run
-from rcdeploy.recipe import portable
+from rcdeploy.recipe_file import portable
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from ..recipe import load_recipe
+from ..recipe_file import load_recipe
 from .console import err, quieten_libraries, show_table, stages
 from .options import QUIET, RECIPE, SET
 

@@ -11,7 +11,8 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..recipe import Recipe, load_recipe
+from ..recipe import Recipe
+from ..recipe_file import load_recipe
 from .console import err, out, quieten_libraries, stages
 from .options import QUIET, RECIPE, SET
 

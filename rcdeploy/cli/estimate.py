@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from ..recipe import load_recipe
+from ..recipe_file import load_recipe
 from ..units import bytes_text, count_text
 from .console import err, out, print_json, print_unbroken, print_warning, quieten_libraries, resumable
 from .options import JSON, QUIET, RECIPE, SET

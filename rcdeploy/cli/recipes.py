@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ..recipe import load_recipe, shipped
+from ..recipe_file import load_recipe, shipped_recipes
 from .console import out, show_table
 from .options import JSON, RECIPE, SET
 
@@ -22,7 +22,7 @@ def list_command(context: typer.Context, as_json: bool = JSON) -> None:
     if context.invoked_subcommand:
         return
     rows = []
-    for file in shipped():
+    for file in shipped_recipes():
         first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
         data = tomllib.loads(file.read_text(encoding="utf-8"))
         rows.append({"recipe": str(file), "student": data["student"]["name"], "what for": first})

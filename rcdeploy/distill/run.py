@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import checkpoint, latent_cache
@@ -103,7 +105,7 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     """
     check_recipe(folder, recipe)
     accelerator = make_accelerator(recipe.train, folder)
-    recipe.train.accumulation(accelerator.num_processes)  # its error should show before anything is made
+    accumulation_steps(recipe.train, accelerator.num_processes)  # its error should show before anything is made
     if not accelerator.is_main_process:
         log = no_log
     if recipe.train.mixed_precision == "fp16" and accelerator.mixed_precision == "no":
@@ -144,6 +146,22 @@ def make_accelerator(train: Train, folder: Path) -> Accelerator:
         project_dir=str(folder),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=3))],
     )
+
+
+def accumulation_steps(train: Train, num_processes: int) -> int:
+    """gradient_accumulation_steps = global_batch_size / (micro_batch_size x num_processes).
+
+    Raises RcdeployError when that is not a whole number.
+    """
+    micro_batch_size = train.micro_batch_size or math.ceil(train.global_batch_size / num_processes)
+    steps, remainder = divmod(train.global_batch_size, micro_batch_size * num_processes)
+    if remainder or not steps:
+        raise RcdeployError(
+            f"train.global_batch_size = {train.global_batch_size} is not a multiple of micro_batch_size x processes = "
+            f"{micro_batch_size} x {num_processes}",
+            fix="Change one of the three.",
+        )
+    return steps
 
 
 def load_teacher(section: TeacherSection, accelerator: Accelerator) -> LatentDiffusionModel:

@@ -16,6 +16,7 @@ import torch
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..bench.macs import parameters
+from ..distill.run import accumulation_steps
 from ..machine import GPUS, Gpu, describe, gemm_rate
 from ..recipe import Recipe
 from ..student.spec import student_config
@@ -134,7 +135,7 @@ def make_plan(recipe: Recipe, processes: int, dtype: torch.dtype) -> Plan:
     """dtype: the teacher's, and of mixed precision. Raises RcdeployError for what the run itself would refuse."""
     shapes = teacher_shapes(recipe.teacher.path)
     student, notes = student_config(recipe.student.spec, shapes.configs["unet"])
-    accumulation = recipe.train.accumulation(processes)
+    accumulation = accumulation_steps(recipe.train, processes)
     micro = recipe.train.global_batch_size // (accumulation * processes)
     prompts = count_prompts(recipe)
     networks = build_networks(shapes.configs, student, recipe, "meta", dtype)

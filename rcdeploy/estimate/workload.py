@@ -16,7 +16,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..bench.costs import branches
 from ..conditioning import recipe_probability
-from ..model_config import check_single_text_encoder, is_hub_name, latent_shape, read_unet_config
+from ..model_config import is_hub_name, latent_shape, read_supported_unet_config
 from ..prompts.patterns import WholeWordPatterns, passing
 from ..prompts.readers import batches, files_of
 from ..random_streams import SHUFFLE, generator
@@ -66,8 +66,7 @@ def teacher_shapes(path: str) -> Shapes:
             dict(SD14_CONFIGS), 1000, SD14_COPIED, (f"{path} is not on this machine: its shapes are built in.",)
         )
     folder = Path(path)
-    configs = {"unet": read_unet_config(folder)}
-    check_single_text_encoder(path, configs["unet"])
+    configs = {"unet": read_supported_unet_config(folder)}
     configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
     steps = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
     weights = sum(f.stat().st_size for name in ("text_encoder", "vae") for f in (folder / name).glob("*.safetensors"))

@@ -24,7 +24,8 @@ from ..diffusion_model import LatentDiffusionModel
 from ..machine import describe
 from ..plots import loss_svg, probability_svg
 from ..progress import Progress
-from ..recipe import Conditioning, Student, portable
+from ..recipe import Conditioning, Student
+from ..recipe_file import portable
 from ..student.spec import describe_removed
 from ..units import bytes_text, seconds_text
 from .bars import bench_bars, cost_bars

@@ -20,8 +20,10 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..prompts.patterns import WholeWordPatterns
 from ..prompts.readers import files_of
-from ..recipe import PATHS, Recipe, anchor, digest, load_recipe, refuse
+from ..recipe import PATHS, Recipe, digest
+from ..recipe_file import anchor_paths, load_recipe
 from ..run_folder import CHANGEABLE, read_metrics
+from ..toml_files import raise_if_any
 from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
 
 RUNS = Path("runs/sweeps")
@@ -169,7 +171,7 @@ def load_plan(
     errors += [f"two lines are called {label!r}" for label in sorted({x for x in labels if labels.count(x) > 1})]
     if spec.paper:
         errors += [f"paper.rows: no line is called {r!r}" for r in spec.paper.rows if r not in (*labels, "teacher")]
-    refuse(file, list(dict.fromkeys(errors)), "Their heads say what a sweep file and its recipe need.")
+    raise_if_any(file, list(dict.fromkeys(errors)), "Their heads say what a sweep file and its recipe need.")
     plan = Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
     for table in known:
         plan.known.update(_known(table, plan.scored_by) | plan.known)
@@ -212,7 +214,7 @@ def _said(keys: dict[str, Any], folder: Path) -> list[str]:
     for path, value in keys.items():
         section, _, key = path.partition(".")
         data = {section: {key: value}}
-        anchor(data, folder)
+        anchor_paths(data, folder)
         said.append(f"{path}={json.dumps(data[section][key])}")
     return said
 
@@ -222,7 +224,7 @@ def _cell(base: Path, shared: list[str], own: list[str], seed: int, runs: Path) 
     try:
         recipe = load_recipe(base, [*shared, *own, *(f"{key}={seed}" for key in SEED_KEYS)])
     except RcdeployError as error:
-        listed = [line.strip().removeprefix("• ") for line in error.message.splitlines() if line.startswith("  •")]
+        listed = list(error.errors)
         return [said.removeprefix("--set ") for said in listed] or [error.message]
     key = digest(depends_on(recipe))
     return Cell(key, recipe, seed, runs / f"{recipe.name}-{key[:8]}")

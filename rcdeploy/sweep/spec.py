@@ -7,13 +7,13 @@ share one. Paths start at the file that names them.
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from ..recipe import Section, read_toml, refuse
+from ..recipe import Section
+from ..toml_files import raise_if_any, read_toml, validation_errors
 
 WEIGHTS = ("judge", "inception", "clip", "vqa", "reference")
 """keys of a score file that name what lies on disk"""
@@ -92,7 +92,7 @@ def read_sweep(file: Path) -> SweepFile:
         errors += [f"paper.rows, {r}: {len(v)} figures for {wide} columns" for r, v in rows if len(v) != wide]
     if read.x and not all(isinstance(value, (int, float)) for value in read.grid.get(read.x, [""])):
         errors.append(f"x: {read.x!r} is no key of the grid with numbers")
-    refuse(file, errors)
+    raise_if_any(file, errors)
     return read
 
 
@@ -109,7 +109,7 @@ def read_score(file: Path) -> ScoreFile:
         for figure in read.show
         if not any(figure.startswith(f"{name} ") for name in read.prompts)
     ]
-    refuse(file, errors)
+    raise_if_any(file, errors)
     return read.model_copy(update={"captions": captions, **named})
 
 
@@ -118,15 +118,4 @@ def _read(file: Path, model: type[Section], kind: str) -> Any:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        refuse(file, [_said(e, model) for e in error.errors()])
-
-
-def _said(error: Any, model: type[Section]) -> str:
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        allowed = list(model.model_fields) if len(error["loc"]) == 1 else []
-        near = difflib.get_close_matches(str(error["loc"][-1]), allowed, 1, 0.5)
-        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
-    if error["type"] == "missing":
-        return f"{where}: this key is needed"
-    return f"{where}: {error['msg'].removeprefix('Value error, ').replace('Input should be', 'should be')}"
+        raise_if_any(file, validation_errors(error, model))
