@@ -29,7 +29,7 @@ from rcdeploy_export.source import Source
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
-from rcdeploy_runtime.sessions import OnnxSession
+from rcdeploy_runtime.onnx_session import OnnxSession
 
 run = CliRunner().invoke
 

@@ -49,8 +49,8 @@ def test_what_is_no_manifest_of_this_kind_is_refused(tmp_path: Path) -> None:
     assert caught.value.fix == "Upgrade rcdeploy."
     for text, said in (
         ("{", "is not JSON"),
-        ("[]", "no manifest of ours"),
-        ('{"kind": "else"}', "no manifest of ours"),
+        ("[]", "no manifest of rcdeploy"),
+        ('{"kind": "else"}', "no manifest of rcdeploy"),
     ):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(RcdeployError, match=said):

@@ -28,18 +28,18 @@ def ir(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def picture(package: Path) -> np.ndarray:
+def generated(package: Path) -> np.ndarray:
     images, _ = TextToImage.load(package, threads=1).generate(PROMPT, seed=SEED, num_inference_steps=STEPS)
     return np.asarray(images[0], int)
 
 
-def test_it_draws_what_the_onnx_package_draws(ir: Path, package: Path) -> None:
+def test_it_generates_what_the_onnx_package_generates(ir: Path, package: Path) -> None:
     assert Manifest.read(ir, "package").facts["format"] == "openvino"
     assert not list(ir.rglob("*.onnx*"))
-    assert np.abs(picture(ir) - picture(package)).max() <= 1
+    assert np.abs(generated(ir) - generated(package)).max() <= 1
 
 
-def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
+def test_genai_opens_it_and_generates_the_same(ir: Path) -> None:
     class Same(openvino_genai.Generator):
         """Our noise: genai asks for x_T alone with DDIM."""
 
@@ -54,34 +54,35 @@ def test_genai_opens_it_and_draws_the_same(ir: Path) -> None:
             return openvino.Tensor(self.rng.standard_normal(tuple(shape), np.float32))
 
     pipeline = openvino_genai.Text2ImagePipeline(str(ir), "CPU", INFERENCE_PRECISION_HINT="f32")
-    drawn = pipeline.generate(
+    image = pipeline.generate(
         PROMPT, width=64, height=64, num_inference_steps=STEPS, guidance_scale=7.5, generator=Same()
     ).data[0]
-    assert np.abs(drawn.astype(int) - picture(ir)).max() <= 2
+    assert np.abs(image.astype(int) - generated(ir)).max() <= 2
 
 
 def test_the_first_shapes_are_compiled_for_and_all_others_served(ir: Path) -> None:
-    session, rng = OpenVinoSession(ir / "unet", threads=1), np.random.default_rng(0)
+    session = OpenVinoSession(ir / "unet", threads=1)
+    rng = np.random.default_rng(0)
     assert not session._compiled, "nothing is compiled before shapes are known"
     channels = session._model.input("sample").partial_shape[1].get_length()
     text = session._model.input("encoder_hidden_states").partial_shape
     latents = rng.standard_normal((4, channels, 8, 8), np.float32)
     states = rng.standard_normal((4, text[1].get_length(), text[2].get_length()), np.float32)
 
-    def answer(rows: int, edge: int = 8) -> np.ndarray:
-        sample = latents[:rows, :, :edge, :edge]
-        return session.run({"sample": sample, "timestep": np.array(500), "encoder_hidden_states": states[:rows]})
+    def predict(batch_size: int, side: int = 8) -> np.ndarray:
+        sample = latents[:batch_size, :, :side, :side]
+        return session.run({"sample": sample, "timestep": np.array(500), "encoder_hidden_states": states[:batch_size]})
 
-    two = answer(2)
+    two = predict(2)
     assert [key is None for key in session._compiled] == [False]
-    assert np.allclose(answer(4)[:2], two, atol=1e-5)
-    assert answer(4, 4).shape == (4, channels, 4, 4)
+    assert np.allclose(predict(4)[:2], two, atol=1e-5)
+    assert predict(4, 4).shape == (4, channels, 4, 4)
     assert [key is None for key in session._compiled] == [False, True], "one for the first shapes, one for any"
     with ThreadPoolExecutor(2) as threads:
-        assert all(np.allclose(a, two, atol=1e-5) for a in threads.map(answer, [2] * 4))
+        assert all(np.allclose(a, two, atol=1e-5) for a in threads.map(predict, [2] * 4))
 
 
-def test_what_openvino_cannot_load_is_said_at_once(ir: Path, tmp_path: Path) -> None:
+def test_what_openvino_cannot_load_is_refused_at_once(ir: Path, tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="OpenVINO cannot load"):
         OpenVinoSession(ir / "unet", device="abacus")
     (tmp_path / "openvino_model.xml").write_text("<net")
@@ -105,4 +106,4 @@ def test_smaller_ones_are_smaller_and_measured(
     assert "fp32 on this machine" in facts["verdict"]
     weights = "unet/openvino_model.bin"
     assert (tmp_path / "p" / weights).stat().st_size < 0.8 * (ir / weights).stat().st_size
-    assert picture(tmp_path / "p").shape == (64, 64, 3)
+    assert generated(tmp_path / "p").shape == (64, 64, 3)

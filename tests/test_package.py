@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from rcdeploy_runtime import package as package_module
+from rcdeploy_runtime import digests
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
-from rcdeploy_runtime.package import Package, external_files
+from rcdeploy_runtime.onnx_file import read_onnx
+from rcdeploy_runtime.package import Package
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_one_changed_byte_is_found(copy: Path) -> None:
 
 def test_digests_are_remembered(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Package(copy)
-    monkeypatch.setattr(package_module, "sha256", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr(digests, "sha256", lambda _: pytest.fail("read again"))
     Package(copy)
 
 
@@ -128,7 +129,7 @@ def test_external_files_are_found_wherever_tensors_stand(tmp_path: Path) -> None
     )
     model = onnx.helper.make_model(graph, functions=[function])
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
-    assert external_files(tmp_path / "m.onnx") == {
+    assert read_onnx(tmp_path / "m.onnx").external_files == {
         "inner.data",
         "attribute.data",
         "outer.data",
@@ -141,7 +142,7 @@ def test_external_files_are_found_wherever_tensors_stand(tmp_path: Path) -> None
 def test_what_is_no_model_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(RcdeployError, match="no ONNX model"):
-        external_files(tmp_path / "m.onnx")
+        read_onnx(tmp_path / "m.onnx")
 
 
 def zipped(folder: Path, archive: Path, prefix: str = "", **replaced: bytes) -> Path:

@@ -23,16 +23,19 @@ print(json.dumps({"import": imported, "size": images[0].size, "heavy": heavy}))
 
 
 @pytest.mark.slow
-def test_it_draws_where_nothing_else_is_installed(package: Path, tmp_path: Path) -> None:
+def test_it_generates_where_nothing_else_is_installed(package: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "device", with_pip=True)
     python = tmp_path / "device/bin/python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(RUNTIME)], check=True, capture_output=True)
     done = subprocess.run([python, "-c", SCRIPT, str(package)], check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout)
-    print(found)
-    assert found["size"] == [64, 64] and found["heavy"] == []
-    words = [python, "-m", "rcdeploy_runtime", "generate", str(package), "a bag", "--steps", "2", "-q", "-o", "bag.png"]
-    subprocess.run(words, check=True)
-    assert (tmp_path / "bag.png").is_file()
+    result = json.loads(done.stdout)
+    print(result)
+    assert result["size"] == [64, 64] and result["heavy"] == []
+    commands = {"a.png": [python, "-m", "rcdeploy_runtime"], "b.png": [tmp_path / "device/bin/rcdeploy-runtime"]}
+    for name, command in commands.items():
+        subprocess.run([*command, "generate", str(package), "a bag", "--steps", "2", "-q", "-o", name], check=True)
+        assert (tmp_path / name).is_file()
+    typed = subprocess.run([python, "-c", "import rcdeploy_runtime as r; print(r.__path__[0])"], capture_output=True)
+    assert (Path(typed.stdout.decode().strip()) / "py.typed").is_file()
     refused = subprocess.run([python, "-m", "rcdeploy_runtime", "build-engine", str(package)], capture_output=True)
     assert refused.returncode == 2 and b"tensorrt" in refused.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import diffusers
 import numpy as np
 import pytest
@@ -43,18 +45,18 @@ def model(x: np.ndarray, t: float) -> np.ndarray:
 @pytest.mark.parametrize("steps", [1, 4, 25])
 def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch):
     config = {**SCHEDULES[schedule], "prediction_type": prediction}
-    if config.get("rescale_betas_zero_snr") and (prediction == "epsilon" or name in ("pndm", "lcm")):
-        pytest.skip("at a signal of nothing only v says anything, and diffusers' PNDM and LCM do not know of it")
+    if config.get("rescale_betas_zero_snr") and prediction == "epsilon" and name != "pndm":
+        pytest.skip("at zero SNR only v has an x_0; diffusers' PNDM does not rescale")
     peer = PEERS[name].from_config(config | ({"skip_prk_steps": True} if name == "pndm" else {}))
     peer.set_timesteps(steps)
 
     fresh = np.random.default_rng(1)
     noises = [fresh.standard_normal((2, 4, 8, 8), np.float32) for _ in range(60)]
-    asked_by_peer, asked_by_us = iter(noises), iter(noises)
+    peer_noise, our_noise = iter(noises), iter(noises)
     module = __import__(PEERS[name].__module__, fromlist=["x"])
     if hasattr(module, "randn_tensor"):
-        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: torch.from_numpy(next(asked_by_peer)))
-    ours = make_sampler(name, NoiseSchedule.from_config(config), steps, lambda: next(asked_by_us))
+        monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: torch.from_numpy(next(peer_noise)))
+    ours = make_sampler(name, NoiseSchedule.from_config(config), steps, lambda: next(our_noise))
     assert np.allclose(ours.timesteps, peer.timesteps.numpy())
     assert ours.init_noise_sigma == pytest.approx(float(peer.init_noise_sigma), rel=1e-6)
 
@@ -64,9 +66,9 @@ def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch)
     x = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32) * np.float32(ours.init_noise_sigma)
     theirs = torch.from_numpy(x.copy())
     for i, t in enumerate(peer.timesteps):
-        shown = peer.scale_model_input(theirs, t).numpy()
-        theirs = peer.step(torch.from_numpy(model(shown, float(t))), t, theirs).prev_sample
-        x = ours.step(model(ours.shown(x, i), float(t)), i, x).astype(np.float32)
+        model_input = peer.scale_model_input(theirs, t).numpy()
+        theirs = peer.step(torch.from_numpy(model(model_input, float(t))), t, theirs).prev_sample
+        x = ours.step(model(ours.scale_model_input(x, i), float(t)), i, x).astype(np.float32)
         assert np.abs(x - theirs.numpy()).max() <= tolerance * max(1.0, np.abs(x).max()), f"visit {i}"
 
 
@@ -80,10 +82,10 @@ def test_img2img_begins_where_diffusers_does(name):
         ours = make_sampler(name, NoiseSchedule.from_config(config), 10, lambda: np.zeros(1), skip=i)
         at = i + (name == "pndm" and i > 0)  # its second timestep stands there twice
         theirs = peer.add_noise(torch.from_numpy(x_0), torch.from_numpy(noise), peer.timesteps[at : at + 1])
-        assert np.abs(ours.noised(x_0, noise, 0) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
+        assert np.abs(ours.add_noise(x_0, noise, 0) - theirs.numpy()).max() <= 1e-5 * np.abs(theirs.numpy()).max()
 
 
-def test_what_cannot_be_followed_is_refused():
+def test_an_unknown_schedule_is_refused():
     for config, word in (
         ({"beta_schedule": "sigmoid"}, "beta_schedule"),
         ({"prediction_type": "flow"}, "prediction_type"),
@@ -95,8 +97,33 @@ def test_what_cannot_be_followed_is_refused():
     schedule = NoiseSchedule.from_config(SD)
     with pytest.raises(RcdeployError, match="euler_ancestral"):
         make_sampler("heun", schedule, 10, lambda: np.zeros(1))
-    for steps in (0, 1001):
-        with pytest.raises(RcdeployError, match="1 to 1000"):
-            make_sampler("ddim", schedule, steps, lambda: np.zeros(1))
-    with pytest.raises(RcdeployError, match="at most 50"):
-        make_sampler("lcm", schedule, 51, lambda: np.zeros(1))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_every_number_of_steps_is_drawn_or_refused(name, spacing, offset):
+    """Never a traceback: the message names the most steps, which then are taken."""
+    schedule = NoiseSchedule.from_config({**SD, "timestep_spacing": spacing, "steps_offset": offset})
+    x = np.ones((1, 4, 2, 2), np.float32)
+    for steps in (-1, 0, 1, 2, 3, 61, 1000, 10**9):
+        try:
+            sampler = make_sampler(name, schedule, steps, lambda: x)
+        except RcdeployError as error:
+            assert steps < 1 or steps > 50, error
+            most = int(re.search(r"takes 1 to (\d+) steps", error.message)[1])
+            assert most < steps or steps < 1
+            sampler = make_sampler(name, schedule, most, lambda: x)
+        latents = x
+        for i in range(len(sampler.timesteps)):
+            latents = sampler.step(0.01 * x, i, latents).astype(np.float32)
+        assert np.isfinite(latents).all()
+
+
+def test_a_step_without_signal_is_refused_where_it_cannot_be_computed():
+    schedule = NoiseSchedule.from_config({**SD, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True})
+    for name in ("ddim", "lcm"):
+        with pytest.raises(RcdeployError, match="zero SNR"):
+            make_sampler(name, schedule, 10, lambda: np.zeros(1))
+    for name in ("euler", "euler_ancestral", "dpm++", "pndm"):
+        make_sampler(name, schedule, 10, lambda: np.zeros(1))

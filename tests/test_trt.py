@@ -27,7 +27,7 @@ rtx = pytest.mark.skipif(
 def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
     assert set(check_graphs(package)) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     lines: list[str] = []
-    built = build_engines(package, tmp_path / "e", compute_capabilities=["8.6", "8.9"], max_batch=2, say=lines.append)
+    built = build_engines(package, tmp_path / "e", compute_capabilities=["8.6", "8.9"], max_batch=2, log=lines.append)
     manifest = Manifest.read(built, "package")
     assert manifest.wrong_files(built) == [] and not list(built.rglob("*.onnx"))
     engines = manifest.facts["engines"]

@@ -1,8 +1,8 @@
-"""The whole of it: draw one picture from a package.
+"""The whole of it: generate one image from a package.
 
     python examples/embed/draw.py packages/quickstart-onnx "a photo of a red boot on a white background"
 
-Needs `pip install rcdeploy-runtime` and nothing else.
+Needs `pip install ./runtime` and nothing else.
 """
 
 import sys

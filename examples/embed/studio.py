@@ -1,9 +1,9 @@
-"""One loaded package, many threads: a picture studio that takes orders, shows progress and can be told to stop.
+"""One loaded package, many threads: a studio that generates images, reports progress and can be cancelled.
 
     python examples/embed/studio.py packages/quickstart-onnx "a red boot, white background" "a blue bag, red background"
 
-`TextToImage` may be called from any number of threads. `stream` yields after every step, so progress, previews and
-cancelling are what a loop can do; nothing has to be killed.
+`TextToImage` may be called from any number of threads. `stream` yields a Step after every step and a Result at the end,
+so progress, previews and cancelling are done in a loop; nothing has to be killed.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from pathlib import Path
 
 from PIL import Image
 
-from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime import Result, TextToImage
 
 
 class Studio:
     def __init__(self, package: str, workers: int = 2) -> None:
-        # each of the workers draws with one thread: together they use as many cores as there are workers
+        # one thread for each worker: together they use as many cores as there are workers
         self.model = TextToImage.load(package, threads=1)
         self.pool = ThreadPoolExecutor(workers)
         self.closing = threading.Event()
         self.progress: dict[str, float] = {}
 
-    def draw(self, prompt: str, seed: int) -> Image.Image | None:
-        for step in self.model.stream(prompt, seed=seed, guidance_scale=4.0):
-            self.progress[prompt] = step.i / step.n
-            if step.done:
-                return step.images[0]
+    def generate(self, prompt: str, seed: int) -> Image.Image | None:
+        """The image, or None when the studio closed meanwhile."""
+        for event in self.model.stream(prompt, seed=seed, guidance_scale=4.0):
+            if isinstance(event, Result):
+                return event.images[0]
+            self.progress[prompt] = event.completed / event.total
             if self.closing.is_set():
-                return None  # leaving the loop is all that cancelling takes
+                break  # leaving the loop cancels
         return None
 
     def close(self) -> None:
@@ -49,11 +50,11 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     studio = Studio(args.package)
     try:
-        orders = [studio.pool.submit(studio.draw, p, seed) for seed, p in enumerate(args.prompts)]
-        for k, order in enumerate(orders):
-            picture = order.result()
-            if picture is not None:
-                picture.save(args.out / f"{k}.png")
+        futures = [studio.pool.submit(studio.generate, p, seed) for seed, p in enumerate(args.prompts)]
+        for k, future in enumerate(futures):
+            image = future.result()
+            if image is not None:
+                image.save(args.out / f"{k}.png")
                 print(f"{args.out / f'{k}.png'}: {args.prompts[k]}")
     finally:
         studio.close()

@@ -25,7 +25,7 @@ _TORCH_IMPORTS = ("torch", "rcdeploy.sampling")
 IMPORTS = {
     "torch": _TORCH_IMPORTS,
     "torch.compile": _TORCH_IMPORTS,
-    "onnxruntime": ("rcdeploy_runtime.text_to_image",),
+    "onnxruntime": ("rcdeploy_runtime.text_to_image", "rcdeploy_runtime.onnx_session"),
     "openvino": ("rcdeploy_runtime.text_to_image", "openvino"),
     "tensorrt": ("rcdeploy_runtime.text_to_image",),
 }
@@ -222,20 +222,20 @@ class _PackageModel:
 
         The sessions are the pipeline's own: a second set would hold the weights twice.
         """
-        model = self.model
+        networks = self.model.networks
         batch_size = self.task["unet_batch_size"]
-        ids = model.tokenizer([prompt(0)])
+        ids = networks.tokenizer([prompt(0)])
         if component == "text_encoder":
-            return lambda: model._text_encoder(input_ids=ids)
+            return lambda: networks.text_encoder(input_ids=ids)
         random = np.random.default_rng(0)
-        channels = int(model.package.manifest.latents["shape"][0])
+        channels = self.model.package.latents.shape[0]
         if component == "vae_decoder":
             latents = random.standard_normal((1, channels, height, width), np.float32)
-            return lambda: model._decoder(latent_sample=latents)
+            return lambda: networks.vae_decoder(latent_sample=latents)
         noisy_latents = random.standard_normal((batch_size, channels, height, width), np.float32)
-        embeds = np.repeat(model._text_encoder(input_ids=ids), batch_size, 0)
+        embeds = np.repeat(networks.text_encoder(input_ids=ids), batch_size, 0)
         timestep = np.asarray(TIMESTEP, np.int64)
-        return lambda: model._unet(sample=noisy_latents, timestep=timestep, encoder_hidden_states=embeds)
+        return lambda: networks.unet(sample=noisy_latents, timestep=timestep, encoder_hidden_states=embeds)
 
     def device_facts(self) -> dict[str, int]:
         return {}

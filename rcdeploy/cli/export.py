@@ -151,7 +151,7 @@ def _build(package: Path, capabilities: str, quiet: bool) -> None:
     say = (lambda _line: None) if quiet else (lambda line: err.print(line, style="dim"))
     try:
         wanted = [c for c in capabilities.split(",") if c]
-        built = build_engines(package, None, compute_capabilities=wanted, say=say)
+        built = build_engines(package, None, compute_capabilities=wanted, log=say)
         err.print(f"Engines: {built}", soft_wrap=True)
     except RcdeployError as error:
         err.print(f"No engine was built here: {error.message}", style="yellow", soft_wrap=True)

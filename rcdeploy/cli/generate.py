@@ -35,15 +35,18 @@ def generate_command(
     quiet: bool = QUIET,
 ) -> None:
     """Draw pictures from a package, without torch: what applications do with rcdeploy_runtime."""
-    from rcdeploy_runtime.picture_files import open_picture, save_pictures
+    from rcdeploy_runtime.image_files import check_image_path, load_image, save_images
     from rcdeploy_runtime.text_to_image import TextToImage
 
+    check_image_path(file)
+    begin_from = None if image is None else load_image(image)
+    anew = None if mask is None else load_image(mask)
     model = TextToImage.load(package, device=device, threads=threads)
     with stages(quiet or as_json) as progress, warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         images, record = model.generate(
             prompt,
-            callback=lambda step: progress("drawing", step.i, step.n, {}),
+            callback=lambda step: progress("denoising", step.completed, step.total, {}),
             negative_prompt=negative_prompt,
             seed=seed,
             num_inference_steps=steps,
@@ -52,13 +55,13 @@ def generate_command(
             width=width,
             batch=batch,
             sampler=sampler,
-            image=image and open_picture(image),
+            image=begin_from,
             strength=strength,
-            mask=mask and open_picture(mask),
+            mask=anew,
         )
     for remark in remarks:
         err.print(str(remark.message), style="yellow", soft_wrap=True)
-    files = [str(f) for f in save_pictures(images, file)]
+    files = [str(f) for f in save_images(images, file)]
     if as_json:
         out.print_json(json.dumps({"files": files, **record}))
     else:

@@ -1,4 +1,4 @@
-"""python -m rcdeploy_runtime: draw from a package, or build its TensorRT engines, on a device that has nothing else."""
+"""Generate images from a package, or build its TensorRT engines, on a device that has nothing else."""
 
 from __future__ import annotations
 
@@ -13,54 +13,60 @@ from .errors import RcdeployError
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rcdeploy_runtime", description=__doc__)
+    parser = argparse.ArgumentParser(prog="rcdeploy-runtime", description=__doc__)
     parser.add_argument("--version", action="version", version=f"rcdeploy-runtime {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    draw = commands.add_parser("generate", help="draw pictures from a prompt")
-    draw.add_argument("package", help="folder or .zip that rcdeploy export wrote")
-    draw.add_argument("prompt")
-    draw.add_argument("-o", "--out", type=Path, default=Path("out.png"), help="with --batch: out-0.png, out-1.png, ...")
-    draw.add_argument("--negative-prompt", default="")
-    draw.add_argument("--seed", type=int)
-    draw.add_argument("--steps", type=int, default=25)
-    draw.add_argument("--guidance-scale", type=float, default=7.5)
-    draw.add_argument("--height", type=int)
-    draw.add_argument("--width", type=int)
-    draw.add_argument("--batch", type=int, default=1)
-    draw.add_argument("--sampler", default="ddim", help="ddim, pndm, euler, euler_ancestral, dpm++, lcm")
-    draw.add_argument("--image", type=Path, help="begin from this picture")
-    draw.add_argument("--strength", type=float, default=0.8)
-    draw.add_argument("--mask", type=Path, help="white where --image may be redrawn")
-    draw.add_argument("--device", default="auto")
-    draw.add_argument("--threads", type=int)
-    draw.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
-    draw.add_argument("--json", action="store_true", help="print the record: seeds, steps, seconds")
-    draw.add_argument("-q", "--quiet", action="store_true")
+    generate = commands.add_parser("generate", help="generate images from a prompt")
+    generate.add_argument("package", help="folder or .zip that rcdeploy export wrote")
+    generate.add_argument("prompt")
+    generate.add_argument(
+        "-o", "--out", type=Path, default=Path("out.png"), help="with --batch: out-0.png, out-1.png, ..."
+    )
+    generate.add_argument("--negative-prompt", default="")
+    generate.add_argument("--seed", type=int)
+    generate.add_argument("--steps", type=int, default=25)
+    generate.add_argument("--guidance-scale", type=float, default=7.5)
+    generate.add_argument("--height", type=int)
+    generate.add_argument("--width", type=int)
+    generate.add_argument("--batch", type=int, default=1, help="number of images, with seeds that count up from --seed")
+    generate.add_argument("--sampler", default="ddim", help="ddim, pndm, euler, euler_ancestral, dpm++, lcm")
+    generate.add_argument("--image", type=Path, help="begin from this image")
+    generate.add_argument("--strength", type=float, default=0.8, help="how much of --image changes, up to 1")
+    generate.add_argument("--mask", type=Path, help="white where --image is generated anew")
+    generate.add_argument("--device", default="auto")
+    generate.add_argument("--threads", type=int)
+    generate.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
+    generate.add_argument("--json", action="store_true", help="print the record: seeds, steps, seconds")
+    generate.add_argument("-q", "--quiet", action="store_true")
 
     build = commands.add_parser("build-engine", help="build TensorRT engines from an ONNX package, on the device")
     build.add_argument("package")
     build.add_argument("--out", type=Path, help="default: beside the package, with -engines at the end")
     build.add_argument("--workspace-gb", type=float, default=4.0)
-    build.add_argument("--max-batch", type=int, default=1, help="pictures at once")
+    build.add_argument("--max-batch", type=int, default=1, help="images at once")
     build.add_argument("--compute-capability", default="", help="8.6,8.9: build ahead of time with TensorRT-RTX")
     build.add_argument("--hardware-compatible", action="store_true", help="engines for every GPU from Ampere on")
     return parser
 
 
 def generate(args: argparse.Namespace) -> None:
-    from .picture_files import open_picture, save_pictures
+    from .generation import Step
+    from .image_files import check_image_path, load_image, save_images
     from .text_to_image import TextToImage
 
+    check_image_path(args.out)
+    image = None if args.image is None else load_image(args.image)
+    mask = None if args.mask is None else load_image(args.mask)
     model = TextToImage.load(args.package, device=args.device, threads=args.threads, verify=not args.no_verify)
 
-    def show(step: object) -> None:
-        i, n = step.i, step.n  # type: ignore[attr-defined]
-        print(f"\r{'#' * (30 * i // n):<30} {i}/{n}", end="", file=sys.stderr, flush=True)
+    def show_progress(step: Step) -> None:
+        bar = "#" * (30 * step.completed // step.total)
+        print(f"\r{bar:<30} {step.completed}/{step.total}", end="", file=sys.stderr, flush=True)
 
     images, record = model.generate(
         args.prompt,
-        callback=None if args.quiet else show,
+        callback=None if args.quiet else show_progress,
         negative_prompt=args.negative_prompt,
         seed=args.seed,
         num_inference_steps=args.steps,
@@ -69,11 +75,11 @@ def generate(args: argparse.Namespace) -> None:
         width=args.width,
         batch=args.batch,
         sampler=args.sampler,
-        image=args.image and open_picture(args.image),
+        image=image,
         strength=args.strength,
-        mask=args.mask and open_picture(args.mask),
+        mask=mask,
     )
-    files = [str(file) for file in save_pictures(images, args.out)]
+    files = [str(file) for file in save_images(images, args.out)]
     if not args.quiet:
         print(file=sys.stderr)
     print(json.dumps({"files": files, **record}) if args.json else "\n".join(files))
@@ -89,13 +95,13 @@ def build_engine(args: argparse.Namespace) -> None:
         max_batch=args.max_batch,
         compute_capabilities=[c for c in args.compute_capability.split(",") if c],
         hardware_compatible=args.hardware_compatible,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
+        log=lambda message: print(message, file=sys.stderr, flush=True),
     )
     print(out)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 something the user can mend."""
+    """Exit codes: 0 done, 2 something that the user can put right."""
     args = _arguments().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:

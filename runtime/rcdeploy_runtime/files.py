@@ -14,6 +14,8 @@ from typing import Any
 
 from .errors import RcdeployError
 
+HASH_CHUNK_BYTES = 2**20
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -37,7 +39,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder beside `path`, renamed to `path` when the block ends well; a folder there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _clear_up(path)
-    beside, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         beside.mkdir()
         yield beside
@@ -52,19 +55,19 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _clear_up(path: Path) -> None:
-    """Removes what processes that were killed left beside `path`; brings back a folder that was moved away last."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
-        _, pid, end = left.name.rsplit(".", 2)
-        if end not in ("part", "old") or not pid.isdigit() or is_running(int(pid)):
+    """Remove the partial folders of killed processes beside `path`; restore a folder that was moved away last."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.*"):
+        _, pid, suffix = stale.name.rsplit(".", 2)
+        if suffix not in ("part", "old") or not pid.isdigit() or is_running(int(pid)):
             continue
-        if end == "old" and not path.exists():
-            left.replace(path)
+        if suffix == "old" and not path.exists():
+            stale.replace(path)
         else:
-            shutil.rmtree(left, ignore_errors=True)
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def remove_new(new: list[Path]) -> None:
-    """Removes a folder that failed to become whole, and the folders above it that were made for it and are empty.
+    """Remove a folder that failed to become whole, and the folders above it that were made for it and are empty.
 
     new: those of [folder, its parent, ...] that were not there before.
     """
@@ -76,12 +79,12 @@ def remove_new(new: list[Path]) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Is there a process of this number on this machine, ourselves left out?"""
+    """Whether another process of this number runs on this machine."""
     if pid == os.getpid():
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -96,8 +99,14 @@ def _disk_error(path: Path, error: OSError) -> RcdeployError:
 
 
 def user_cache() -> Path:
-    """Where what can be computed again is kept for the next time; the folder may not be there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcdeploy"
+    """The folder of what can be computed again; it may not exist yet.
+
+    Raises RcdeployError where the user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcdeploy"
+    except RuntimeError:
+        raise RcdeployError("there is no home folder", fix="Set HOME or XDG_CACHE_HOME.") from None
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -106,23 +115,36 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises RcdeployError when the file is missing or is not JSON."""
+    """The contents of a JSON file. Raises RcdeployError when it is missing, unreadable, or not JSON."""
+    if path.exists() and not path.is_file():
+        raise RcdeployError(f"{path} is no regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RcdeployError(f"{path} is missing") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise RcdeployError(f"{path} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
         raise RcdeployError(f"{path} is not JSON: {error}") from None
+    except RecursionError:
+        raise RcdeployError(f"{path} is not JSON that can be read: it is nested too deeply") from None
 
 
 def sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):  # hashlib.file_digest is Python 3.11's
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def inside(folder: Path, relative: str) -> Path:
     """folder / relative. Raises RcdeployError when that would leave the folder (.., an absolute path, a link)."""
     path = folder / relative
-    if Path(relative).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        stays = not Path(relative).is_absolute() and path.resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a name with a zero byte, too long, or a circle of links
+        raise RcdeployError(f"{relative[:200]!r} is no path below {folder}: {error}") from None
+    if not stays:
         raise RcdeployError(f"{relative!r} points outside {folder}")
     return path

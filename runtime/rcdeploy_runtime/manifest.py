@@ -1,4 +1,4 @@
-"""manifest.json: every folder that a stage writes says in it what it is and where it came from."""
+"""manifest.json: the kind, contents and provenance of every folder that a stage writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,22 @@ T = TypeVar("T")
 SCHEMA_VERSION = 1
 KINDS = ("prompt_pool", "latent_cache", "run", "package", "evaluation")
 NAME = "manifest.json"
+TYPES = {
+    "recipe": dict,
+    "teacher": dict,
+    "noise_schedule": dict,
+    "latents": dict,
+    "files": dict,
+    "onnx": dict,
+    "made_from": list,
+    "facts": dict,
+}
+MAX_LISTED_ERRORS = 20
 
 
 @dataclass
 class Manifest:
-    """What a folder is.
+    """The contents of a manifest.json.
 
     kind: one of KINDS. recipe: the resolved recipe it was made with. teacher: {"id", "revision"} (revision: a digest of
     its configuration and weights). noise_schedule: diffusers' scheduler config. latents: {"shape": [c, h, w],
@@ -54,7 +65,7 @@ class Manifest:
         self.files[relative] = {"sha256": sha256(path), "size": path.stat().st_size}
 
     def add_files(self, folder: Path, under: str = ".") -> None:
-        """Every file below folder/under, but the manifest itself."""
+        """Add every file below folder/under, but the manifest itself."""
         for path in sorted((folder / under).rglob("*")):
             relative = path.relative_to(folder).as_posix()
             if path.is_file() and relative != NAME:
@@ -62,8 +73,8 @@ class Manifest:
 
     def size_of(self, folder: str = "") -> int:
         """Bytes of the files listed below `folder`, a name inside the manifest's own; by default of all."""
-        start = f"{folder}/" if folder else ""
-        return sum(int(file["size"]) for name, file in self.files.items() if name.startswith(start))
+        prefix = f"{folder}/" if folder else ""
+        return sum(int(file["size"]) for name, file in self.files.items() if name.startswith(prefix))
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, asdict(self))
@@ -75,29 +86,43 @@ class Manifest:
             raise RcdeployError(f"{folder} is no {kind} folder: it has no {NAME}")
         data = read_json(folder / NAME)
         if not isinstance(data, dict) or data.get("kind") not in KINDS:
-            raise RcdeployError(f"{folder / NAME} is no manifest of ours")
+            raise RcdeployError(f"{folder / NAME} is no manifest of rcdeploy")
         version = data.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
             raise RcdeployError(
                 f"{folder / NAME} has schema version {version}; this rcdeploy reads up to {SCHEMA_VERSION}",
                 fix="Upgrade rcdeploy.",
             )
         if data["kind"] != kind:
             raise RcdeployError(f"{folder} is a {data['kind']}, not a {kind}")
+        _check_types(data, folder / NAME)
         manifest = cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
         manifest.source = str(folder / NAME)
         return manifest
 
     def wrong_files(self, folder: Path, *, contents: bool = True) -> list[str]:
         """Files that are missing, of another size or, with `contents`, of another digest."""
-        wrong = []
-        for name, expected in self.files.items():
-            path = inside(folder, name)
-            if (
-                not path.is_file()
-                or path.stat().st_size != expected["size"]
-                or contents
-                and sha256(path) != expected["sha256"]
-            ):
-                wrong.append(name)
-        return wrong
+        return [
+            name for name, expected in self.files.items() if not _is_whole(inside(folder, name), expected, contents)
+        ]
+
+
+def _is_whole(path: Path, expected: dict[str, Any], contents: bool) -> bool:
+    if not path.is_file() or path.stat().st_size != expected["size"]:
+        return False
+    return not contents or sha256(path) == expected["sha256"]
+
+
+def _check_types(data: dict[str, Any], source: Path) -> None:
+    errors = [
+        f"{key}: expected {'a list' if kind is list else 'an object'}"
+        for key, kind in TYPES.items()
+        if key in data and not isinstance(data[key], kind)
+    ]
+    files = data.get("files", {})
+    for name, entry in files.items() if isinstance(files, dict) else ():
+        size = entry.get("size") if isinstance(entry, dict) else None
+        if type(size) is not int or size < 0 or not isinstance(entry.get("sha256"), str):
+            errors.append(f"files.{name}: expected sha256 (a string) and size (bytes)")
+    if errors:
+        raise RcdeployError(f"{source} is damaged:", errors=errors[:MAX_LISTED_ERRORS])

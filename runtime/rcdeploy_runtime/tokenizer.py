@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,45 @@ import tokenizers
 
 from .errors import RcdeployError
 from .files import read_json
+from .limits import MAX_CONTEXT, MAX_NORMALIZER_CHARACTERS, MAX_NORMALIZERS, MAX_TOKENIZER_BYTES
 from .noise_schedule import Array
+
+DEFAULT_PAD_TOKEN = "<|endoftext|>"
 
 
 class PromptTokenizer:
-    """folder: has tokenizer.json and tokenizer_config.json. context: tokens a prompt is cut or padded to."""
+    """Args:
+        folder: has tokenizer.json and tokenizer_config.json.
+
+    Attributes:
+        context: number of tokens that a prompt is cut or padded to.
+
+    Raises:
+        RcdeployError: a file is missing, damaged, or asks for what no text encoder has.
+    """
 
     def __init__(self, folder: Path) -> None:
-        config: dict[str, Any] = read_json(folder / "tokenizer_config.json")
-        try:
+        self.folder = folder
+        config = read_json(folder / "tokenizer_config.json")
+        if not isinstance(config, dict):
+            raise RcdeployError(f"{folder / 'tokenizer_config.json'} holds no JSON object")
+        self.context = _context(config, folder)
+        _check_tokenizer(folder / "tokenizer.json")
+        with _readable(f"{folder / 'tokenizer.json'} cannot be read"):
             self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises plain Exception
-            raise RcdeployError(f"{folder / 'tokenizer.json'} cannot be read: {error}") from None
-        self.context = int(config["model_max_length"])
-        pad = config.get("pad_token") or config.get("eos_token") or "<|endoftext|>"
-        pad = pad["content"] if isinstance(pad, dict) else pad
-        self._pad_id = self._tokenizer.token_to_id(pad)
-        if self._pad_id is None:
+        pad = config.get("pad_token") or config.get("eos_token") or DEFAULT_PAD_TOKEN
+        pad = pad.get("content") if isinstance(pad, dict) else pad
+        pad_id = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
+        if pad_id is None:
             raise RcdeployError(f"{folder}: the padding token {pad!r} is not in tokenizer.json")
-        self._tokenizer.enable_truncation(self.context)
-        self._tokenizer.enable_padding(length=self.context, pad_id=self._pad_id, pad_token=pad)
+        with _readable(f"{folder / 'tokenizer.json'} cannot be used"):
+            self._tokenizer.enable_truncation(self.context)
+            self._tokenizer.enable_padding(length=self.context, pad_id=pad_id, pad_token=pad)
 
     def __call__(self, prompts: Sequence[str]) -> Array:
-        """n prompts -> ids int64 [n, context]. A longer prompt is cut, with a warning that says what was lost."""
-        encoded = self._tokenizer.encode_batch(list(prompts))
+        """n prompts -> ids int64 [n, context]. A longer prompt is cut, with a warning that quotes what is lost."""
+        with _readable(f"{self.folder} cannot tokenize a prompt"):
+            encoded = self._tokenizer.encode_batch(list(prompts))
         for prompt, e in zip(prompts, encoded, strict=True):
             if e.overflowing:
                 at = max(end for _, end in e.offsets)
@@ -43,4 +59,54 @@ class PromptTokenizer:
                     f"the prompt has more than {self.context} tokens; what follows was cut: {prompt[at:].strip()!r}",
                     stacklevel=4,
                 )
+        if any(len(e.ids) != self.context for e in encoded):
+            raise RcdeployError(f"{self.folder}: the tokenizer does not keep to {self.context} tokens")
         return np.asarray([e.ids for e in encoded], np.int64)
+
+
+def _context(config: dict[str, Any], folder: Path) -> int:
+    context = config.get("model_max_length")
+    if type(context) is not int or not 1 <= context <= MAX_CONTEXT:
+        raise RcdeployError(
+            f"{folder / 'tokenizer_config.json'}: model_max_length is {context!r}; 1 to {MAX_CONTEXT:,} is allowed",
+            fix="Export the package anew.",
+        )
+    return context
+
+
+def _check_tokenizer(file: Path) -> None:
+    """Raises RcdeployError for a tokenizer that would make much text of little: normalisers repeat their content."""
+    if file.is_file() and file.stat().st_size > MAX_TOKENIZER_BYTES:
+        raise RcdeployError(f"{file} is too large to be a tokenizer ({file.stat().st_size:,} bytes)")
+    data = read_json(file)
+    normalizer = data.get("normalizer") if isinstance(data, dict) else None
+    contents = list(_strings(normalizer))
+    if len(contents) > MAX_NORMALIZERS or any(len(c) > MAX_NORMALIZER_CHARACTERS for c in contents):
+        raise RcdeployError(f"{file}: its normalizer inserts more text than any that is known", fix="Export it anew.")
+
+
+def _strings(normalizer: Any) -> Iterator[str]:
+    """The strings that a normalizer, or one inside it, inserts into a prompt."""
+    if isinstance(normalizer, list):
+        for item in normalizer:
+            yield from _strings(item)
+    elif isinstance(normalizer, dict):
+        for key in ("content", "prepend"):
+            if isinstance(normalizer.get(key), str):
+                yield normalizer[key]
+        yield from _strings(normalizer.get("normalizers"))
+
+
+@contextmanager
+def _readable(message: str) -> Iterator[None]:
+    """Turns what `tokenizers` raises into RcdeployError: plain Exception, and panics, which are no Exception."""
+    try:
+        yield
+    except RcdeployError:
+        raise
+    except Exception as error:
+        raise RcdeployError(f"{message}: {error}") from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RcdeployError(f"{message}: {error}") from None

@@ -1,7 +1,7 @@
-"""An ONNX package to a package of TensorRT engines: on the device that will draw, with nothing of torch.
+"""From an ONNX package to a package of TensorRT engines, built on the device that will use them; no torch.
 
-Two builders behind one interface. `tensorrt` builds for the GPU of this machine. TensorRT-RTX (`tensorrt_rtx`) builds
-ahead of time, without a GPU, for the compute capabilities it is told. Networks are strongly typed: the precision is
+Two builders with one interface: `tensorrt` builds for the GPU of this machine; TensorRT-RTX (`tensorrt_rtx`) builds
+ahead of time, without a GPU, for compute capabilities that are named. Networks are strongly typed: the precision is
 that of the graph (export it with --precision fp16 or int8).
 """
 
@@ -16,49 +16,49 @@ from pathlib import Path
 from typing import Any
 
 from .errors import RcdeployError
-from .files import inside, new_folder, replacing, user_cache
+from .files import new_folder, replacing, user_cache
 from .manifest import NAME
 from .package import COMPONENTS, Package
 
 ENGINE = "model.engine"
 MAX_SCALE = 2
-"""engines take edges from half the package's size to this many times it (its own only, when it was exported static)"""
-BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx-cu13"}
-Say = Callable[[str], None]
+"""engines take heights and widths from half the package's to this many times it (only its own, if exported static)"""
+Log = Callable[[str], None]
 
 
 def load_builder(*, rtx: bool | None = None) -> Any:
-    """The tensorrt module, or TensorRT-RTX's. rtx: True or False asks for one of them, None takes what is there.
+    """The tensorrt module, or TensorRT-RTX's. rtx: True or False takes that one, None whichever is installed.
 
     Raises RcdeployError when it is not installed.
     """
-    wanted = {None: ("tensorrt", "tensorrt_rtx"), True: ("tensorrt_rtx",), False: ("tensorrt",)}[rtx]
-    for name in wanted:
+    names = {None: ("tensorrt", "tensorrt_rtx"), True: ("tensorrt_rtx",), False: ("tensorrt",)}[rtx]
+    for name in names:
         try:
             module = importlib.import_module(name)
-        except (ImportError, OSError):  # OSError: the bindings are there, their libraries are not
+        except (ImportError, OSError):  # OSError: bindings without their libraries
             continue
         if hasattr(module, "Builder"):
             return module
     raise RcdeployError(
-        f"{' and '.join(wanted)} is not installed here",
+        f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} not installed",
         fix="On a machine with a GPU: pip install tensorrt. To build ahead of time without one: pip install "
         "tensorrt-rtx-cu13, and give the compute capabilities of the devices.",
     )
 
 
 def check_graphs(package: str | Path) -> dict[str, str]:
-    """Lets TensorRT-RTX's parser read every graph of an ONNX package -> component: "accepted" or why not.
+    """Parse every graph of an ONNX package with TensorRT-RTX -> component: "accepted", and its number of layers.
 
     Raises RcdeployError when TensorRT-RTX is not installed, or a graph is refused.
     """
-    trt, opened = load_builder(rtx=True), Package(package)
-    found = {}
-    for name in _present(opened):
-        _, network, parser = _parsed(trt, opened, name)
-        found[name] = f"accepted, {network.num_layers} layers"
+    trt = load_builder(rtx=True)
+    source = Package(package)
+    verdicts = {}
+    for name in _components(source):
+        _, network, parser = _parse(trt, source, name)
+        verdicts[name] = f"accepted, {network.num_layers} layers"
         del parser, network
-    return found
+    return verdicts
 
 
 def build_engines(
@@ -69,38 +69,45 @@ def build_engines(
     max_batch: int = 1,
     compute_capabilities: Sequence[str] = (),
     hardware_compatible: bool = False,
-    say: Say = lambda _line: None,
+    log: Log = lambda _message: None,
 ) -> Path:
-    """Builds an engine for every network of the ONNX package; returns the folder of the new package.
+    """Build an engine for every network of an ONNX package; returns the folder of the new package.
 
-    out: default is beside the package, its name with "-engines" at its end. workspace_gb: cap on what a layer may use
-    while it is built and run. max_batch: pictures drawn at once (the UNet gets two rows each, for guidance).
-    compute_capabilities: such as 8.6, 8.9, for TensorRT-RTX. hardware_compatible: engines for every GPU from Ampere on,
-    somewhat slower. Raises RcdeployError when no builder is installed or a network cannot be built, and leaves nothing.
+    Args:
+        package: folder or .zip.
+        out: folder of the new package; by default beside the package, with "-engines" at the end of its name.
+        workspace_gb: most memory that a layer may use while it is built and run.
+        max_batch: images at once (the UNet gets two rows for each, for guidance).
+        compute_capabilities: such as 8.6, 8.9: build ahead of time with TensorRT-RTX.
+        hardware_compatible: engines for every GPU from Ampere on, somewhat slower.
+        log: gets remarks for a person.
+
+    Raises:
+        RcdeployError: no builder is installed, or a network cannot be built; then no folder is left.
     """
-    opened = Package(package)
-    if opened.format != "onnx":
-        raise RcdeployError(f"{package} is a package for {opened.format}; engines are built from an ONNX one")
+    source = Package(package)
+    if source.format != "onnx":
+        raise RcdeployError(f"{package} is a package for {source.format}; engines are built from an ONNX package")
     trt = load_builder(rtx=True if compute_capabilities else None)
     rtx = trt.__name__ == "tensorrt_rtx"
     if rtx and not compute_capabilities:
         raise RcdeployError(
-            "TensorRT-RTX builds ahead of time, and was not told for which GPUs",
+            "TensorRT-RTX builds ahead of time and needs to know for which GPUs",
             fix="Give --compute-capability, for example 8.6,8.9; or pip install tensorrt where the GPU is.",
         )
     base = Path(package).with_suffix("") if Path(package).suffix == ".zip" else Path(package)
     target = Path(out) if out else base.with_name(base.name + "-engines")
     with new_folder(target) as folder:
-        _copy_rest(opened, folder)
+        _copy_other_files(source, folder)
         sizes = {}
-        for name in _present(opened):
-            say(f"building {name} with {trt.__name__} {trt.__version__}")
-            blob = _build(trt, opened, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible)
+        for name in _components(source):
+            log(f"building {name} with {trt.__name__} {trt.__version__}")
+            blob = _build(trt, source, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible)
             (folder / name / ENGINE).write_bytes(blob)
             sizes[name] = len(blob)
-            say(f"  {len(blob) / 1e6:.1f} MB")
-        before = opened.manifest
-        facts = {**before.facts, "format": "trt", "engines": {"builder": trt.__name__, "version": trt.__version__}}
+            log(f"  {len(blob) / 1e6:.1f} MB")
+        manifest = source.manifest
+        facts = {**manifest.facts, "format": "trt", "engines": {"builder": trt.__name__, "version": trt.__version__}}
         facts["engines"] |= {
             "gpu": None if rtx else _gpu_name(),
             "compute_capabilities": list(compute_capabilities),
@@ -109,43 +116,44 @@ def build_engines(
             "bytes": sizes,
             "max_batch": max_batch,
         }
-        manifest = dataclasses.replace(before, files={}, onnx={}, facts=facts)
+        manifest = dataclasses.replace(manifest, files={}, onnx={}, facts=facts)
         manifest.add_files(folder)
         manifest.write(folder)
     return target
 
 
-def _present(package: Package) -> list[str]:
+def _components(package: Package) -> list[str]:
     return [c for c in COMPONENTS if f"{c}/model.onnx" in package.manifest.files]
 
 
-def _copy_rest(package: Package, folder: Path) -> None:
+def _copy_other_files(package: Package, folder: Path) -> None:
     for name in package.manifest.files:
         if ".onnx" not in name and name != NAME:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(inside(package.folder, name), folder / name)
+            shutil.copyfile(package.file(name), folder / name)
 
 
-def _parsed(trt: Any, package: Package, name: str) -> tuple[Any, Any, Any]:
+def _parse(trt: Any, package: Package, name: str) -> tuple[Any, Any, Any]:
+    """(builder, network, parser) of a component's graph."""
     logger = trt.Logger(trt.Logger.ERROR)
     try:
         builder = trt.Builder(logger)
-    except (TypeError, RuntimeError) as error:  # what its bindings raise where there is no GPU
+    except (TypeError, RuntimeError) as error:  # raised by its bindings on a machine without a GPU
         raise RcdeployError(
             f"TensorRT cannot start here: {error}", fix="Is there an NVIDIA GPU and its driver?"
         ) from None
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     # from the file, so that weights beside it are found
-    if not parser.parse_from_file(str(inside(package.folder, f"{name}/model.onnx"))):
-        why = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
-        raise RcdeployError(f"TensorRT refuses the {name}: {why}", fix="Export it with --format trt (opset 20).")
+    if not parser.parse_from_file(str(package.file(f"{name}/model.onnx"))):
+        reasons = "; ".join(str(parser.get_error(i).desc()) for i in range(parser.num_errors))
+        raise RcdeployError(f"TensorRT refuses the {name}: {reasons}", fix="Export it with --format trt (opset 20).")
     _decompose_attention(trt, network)
     return builder, network, parser
 
 
 def _decompose_attention(trt: Any, network: Any) -> None:
-    """Lets TensorRT take attention apart where it has no kernel for the head's width (small models; opset 23)."""
+    """Let TensorRT decompose attention where it has no kernel for the head's width (small models; opset 23)."""
     if not hasattr(trt, "IAttentionInputLayer"):
         return
     for i in range(network.num_layers):
@@ -164,16 +172,17 @@ def _build(
     capabilities: Sequence[str],
     hardware_compatible: bool,
 ) -> bytes:
-    builder, network, parser = _parsed(trt, package, name)
+    builder, network, parser = _parse(trt, package, name)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
-    profile, dynamic = builder.create_optimization_profile(), False
+    profile = builder.create_optimization_profile()
+    dynamic = False
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         shape = tuple(tensor.shape)
         if -1 in shape:
             dynamic = True
-            profile.set_shape(tensor.name, *_shapes(package, name, tensor.name, shape, max_batch))
+            profile.set_shape(tensor.name, *_profile_shapes(package, name, tensor.name, shape, max_batch))
     if dynamic:
         config.add_optimization_profile(profile)
     if capabilities:
@@ -194,7 +203,7 @@ def _build(
     if blob is None:
         raise RcdeployError(
             f"TensorRT cannot build the {name}",
-            fix="It said why above. Out of memory: try another --workspace-gb. No GPU: give --compute-capability.",
+            fix="Its messages above say why. Out of memory: change --workspace-gb. No GPU: give --compute-capability.",
         )
     if caching:
         with replacing(timings) as beside:
@@ -203,30 +212,30 @@ def _build(
     return bytes(blob)
 
 
-def _shapes(
+def _profile_shapes(
     package: Package, component: str, tensor: str, shape: tuple[int, ...], max_batch: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(smallest, usual, largest) shape of an input: rows from 1, edges from half the package's size to twice it."""
-    _, h, w = package.manifest.latents["shape"]
+    """(smallest, usual, largest) shape of an input: sizes from half the package's to MAX_SCALE times it."""
+    pixels = package.facts.pixels_per_latent
+    _, height, width = package.latents.shape
     if tensor == "sample" and component == "vae_encoder":
-        pixels = int(package.manifest.facts["pixels_per_latent"])
-        h, w = h * pixels, w * pixels
-    unit = max(1, int(package.manifest.facts["size_multiple"]) // int(package.manifest.facts["pixels_per_latent"]))
-    rows = (1, 2, 2 * max_batch) if component == "unet" else (1, 1, max_batch)
-    edges = {2: h, 3: w} if tensor in ("sample", "latent_sample") else {}
+        height, width = package.size
+    multiple = max(1, package.facts.size_multiple // pixels)
+    batch_sizes = (1, 2, 2 * max_batch) if component == "unet" else (1, 1, max_batch)
+    sizes = {2: height, 3: width} if tensor in ("sample", "latent_sample") else {}
 
-    def at(k: int, scale: float) -> tuple[int, ...]:
-        made = []
+    def shape_at(k: int, scale: float) -> tuple[int, ...]:
+        result = []
         for axis, size in enumerate(shape):
             if size != -1:
-                made.append(size)
+                result.append(size)
             elif axis == 0:
-                made.append(rows[k])
+                result.append(batch_sizes[k])
             else:
-                made.append(max(unit, int(edges[axis] * scale) // unit * unit))
-        return tuple(made)
+                result.append(max(multiple, int(sizes[axis] * scale) // multiple * multiple))
+        return tuple(result)
 
-    return at(0, 0.5), at(1, 1), at(2, MAX_SCALE)
+    return shape_at(0, 0.5), shape_at(1, 1), shape_at(2, MAX_SCALE)
 
 
 def _gpu_name() -> str | None:

@@ -1,0 +1,115 @@
+"""A package's networks, as functions of numpy arrays: prompts, latents and images."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from .errors import RcdeployError
+from .images import to_image, to_network
+from .noise_schedule import Array
+from .package import NETWORK_FILES, SHARED_FILES, Package
+from .sessions import Batched, open_session
+from .tokenizer import PromptTokenizer
+
+MAX_REMEMBERED_PROMPTS = 256
+BATCHED_INPUTS = {
+    "text_encoder": ("input_ids",),
+    "unet": ("sample", "encoder_hidden_states"),
+    "vae_decoder": ("latent_sample",),
+    "vae_encoder": ("sample",),
+}
+
+
+class Networks:
+    """Text encoder, UNet and VAE. May be used from several threads; embeddings of known prompts are remembered.
+
+    Attributes:
+        text_encoder, unet, vae_decoder: call them with named arrays.
+        tokenizer: prompts to ids.
+        device: where they run.
+    """
+
+    def __init__(self, package: Package, device: str, threads: int | None) -> None:
+        self.package = package
+        self._device = device
+        self._threads = threads
+        for name in SHARED_FILES:
+            package.file(name)
+        self.tokenizer = PromptTokenizer(package.folder / "tokenizer")
+        self.text_encoder = self._open("text_encoder")
+        self.unet = self._open("unet")
+        self.vae_decoder = self._open("vae_decoder")
+        self.device = self.unet.session.device
+        self._vae_encoder: Batched | None = None  # opened by the first img2img
+        self._embeds: OrderedDict[str, Array] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def _open(self, component: str) -> Batched:
+        package = self.package
+        for name in NETWORK_FILES[package.format]:
+            package.file(f"{component}/{name}")
+        precision = package.facts.precision_of(component)
+        session = open_session(package.folder / component, package.format, self._device, self._threads, precision)
+        return Batched(session, BATCHED_INPUTS[component])
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Array:
+        """n prompts -> embeddings [n, context, width]."""
+        with self._lock:
+            known = {p: self._embeds[p] for p in prompts if p in self._embeds}
+        new = [p for p in dict.fromkeys(prompts) if p not in known]
+        if new:
+            # one by one: a prompt's embedding then does not depend on those beside it, to the last bit
+            encoded = {p: self.text_encoder(input_ids=self.tokenizer([p]))[0] for p in new}
+            _check_finite(np.stack(list(encoded.values())), "text_encoder")
+            known |= encoded
+            with self._lock:
+                self._embeds.update(encoded)
+                while len(self._embeds) > MAX_REMEMBERED_PROMPTS:
+                    self._embeds.popitem(last=False)
+        return np.stack([known[p] for p in prompts])
+
+    def encode_image(self, image: Image.Image, height: int, width: int) -> Array:
+        """An image -> latents [1, c, h, w], scaled: the mean of the VAE's posterior, nothing random."""
+        with self._lock:
+            if self._vae_encoder is None:
+                self._vae_encoder = self._open("vae_encoder")
+        moments = self._vae_encoder(sample=to_network(image, height, width))
+        _check_finite(moments, "vae_encoder")
+        latents = self.package.latents
+        return moments[:, : latents.shape[0]] * np.float32(latents.scaling_factor)
+
+    def predict(self, model_input: Array, t: float, embeds: Array, guidance_scale: float | None) -> Array:
+        """The UNet's output [n, c, h, w]; with a guidance_scale `embeds` [2n, ...] begin with the null condition's."""
+        timestep = np.asarray(round(float(t)), np.int64)  # the graph takes whole ones; linspace alone makes others
+        sample = model_input if guidance_scale is None else np.concatenate([model_input, model_input])
+        output = self.unet(sample=sample, timestep=timestep, encoder_hidden_states=embeds)
+        _check_finite(output, "unet")
+        if guidance_scale is None:
+            return output
+        null, conditional = np.split(output, 2)
+        guided: Array = null + np.float32(guidance_scale) * (conditional - null)
+        return guided
+
+    def decode(self, latents: Array) -> list[Image.Image]:
+        """One at a time: a decoder needs more memory than all the rest."""
+        _check_finite(latents, "unet")
+        images = []
+        for x_0 in latents / np.float32(self.package.latents.scaling_factor):
+            pixels = self.vae_decoder(latent_sample=x_0[None])[0].transpose(1, 2, 0)
+            _check_finite(pixels, "vae_decoder")
+            images.append(to_image(pixels / 2 + 0.5))
+        return images
+
+
+def _check_finite(array: Array, component: str) -> None:
+    """Raises RcdeployError when a network's output has a NaN or an infinity, which would become a black image."""
+    if not np.isfinite(array).all():
+        raise RcdeployError(
+            f"the {component} gave NaN or infinity instead of an image",
+            fix="In fp16 a network may overflow: export it in fp32. In fp32 its weights are damaged.",
+        )

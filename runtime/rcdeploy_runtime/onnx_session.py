@@ -1,0 +1,75 @@
+"""ONNX Runtime behind the session interface."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .errors import RcdeployError
+from .noise_schedule import Array
+from .onnx_runtime import import_onnxruntime
+
+onnxruntime = import_onnxruntime()
+
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+PROVIDERS = {"cuda": "CUDAExecutionProvider", "coreml": "CoreMLExecutionProvider", "directml": "DmlExecutionProvider"}
+LOG_ERRORS_ONLY = 3
+
+
+class OnnxSession:
+    """Args:
+        file: model.onnx.
+        device: auto, cpu, cuda, coreml or directml.
+        threads: of a CPU; None takes all.
+
+    Raises:
+        RcdeployError: the file cannot be loaded, or this onnxruntime has no such device.
+    """
+
+    def __init__(self, file: Path, device: str = "auto", threads: int | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = LOG_ERRORS_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.device, providers = _providers(device)
+        self._file = file
+        try:
+            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+            inputs = self._session.get_inputs()
+            self._types = {i.name: TYPES.get(i.type, np.float32) for i in inputs}
+            self._output = self._session.get_outputs()[0].name
+            first = inputs[0].shape[0]
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+            raise RcdeployError(f"ONNX Runtime cannot load {file}: {error}") from error
+        self.batch_size = first if isinstance(first, int) else None
+
+    def run(self, inputs: dict[str, Array]) -> Array:
+        try:
+            feed = {name: np.asarray(array, self._types[name], order="C") for name, array in inputs.items()}
+            output: Array = self._session.run([self._output], feed)[0]
+            return output.astype(np.float32, copy=False)
+        except Exception as error:
+            raise RcdeployError(
+                f"ONNX Runtime cannot run {self._file}: {error}",
+                fix="Out of memory: generate fewer or smaller images at once. Otherwise export the package anew.",
+            ) from error
+
+
+def _providers(device: str) -> tuple[str, list[str]]:
+    """(device, ONNX Runtime's execution providers for it)."""
+    available = onnxruntime.get_available_providers()
+    if device == "auto":
+        device = next((d for d in ("cuda", "directml") if PROVIDERS[d] in available), "cpu")
+    if device == "cpu":
+        return device, ["CPUExecutionProvider"]
+    if device not in PROVIDERS:
+        raise RcdeployError(
+            f"device is {device!r}, which ONNX Runtime does not know", fix=f"Use auto, cpu, {', '.join(PROVIDERS)}."
+        )
+    if PROVIDERS[device] not in available:
+        raise RcdeployError(
+            f"this onnxruntime has no {PROVIDERS[device]}",
+            fix="Install onnxruntime-gpu (cuda) or onnxruntime-directml in place of onnxruntime, or use device='cpu'.",
+        )
+    return device, [PROVIDERS[device], "CPUExecutionProvider"]
