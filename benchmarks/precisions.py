@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ("onnx fp32", "onnx fp16", "onnx mixed", "onnx int8")
-KINDS += ("openvino fp32", "openvino fp16", "openvino bf16", "openvino mixed", "openvino int8")
+KINDS = ("onnx fp32", "onnx fp16", "onnx int8-matmul", "onnx int8")
+KINDS += ("openvino fp32", "openvino fp16", "openvino bf16", "openvino int8-weights", "openvino int8")
 
 
 def main() -> None:

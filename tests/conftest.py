@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from tokenizers import pre_tokenizers  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
+from rcdeploy.progress import no_progress  # noqa: E402
 from rcdeploy.recipe import Recipe  # noqa: E402
 from rcdeploy.recipe_file import load_recipe  # noqa: E402
 
@@ -150,12 +151,12 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
     """The small model as an ONNX package. Shared: tests that change it copy it first."""
+    from rcdeploy_export.export_options import ExportOptions
     from rcdeploy_export.package import export_package
-    from rcdeploy_export.settings import Settings
-    from rcdeploy_export.source import Source
+    from rcdeploy_export.source import ExportSource
 
     folder = tmp_path_factory.mktemp("packages") / "tiny"
-    export_package(Source.find(small_model), folder, Settings(), lambda *_: None)
+    export_package(ExportSource.open(small_model), folder, ExportOptions(), no_progress)
     return folder
 
 

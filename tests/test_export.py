@@ -1,4 +1,4 @@
-"""Export: what a package holds, that it answers as torch does, and what is refused before anything is written."""
+"""Export: the contents of a package, its parity with torch, and what is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from typer.testing import CliRunner
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.progress import no_progress
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
 from rcdeploy_export import package as package_module
 from rcdeploy_export.components import components
+from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.onnx_graph import export_onnx
 from rcdeploy_export.package import export_package, zip_package
 from rcdeploy_export.parity import compare
-from rcdeploy_export.quality import compare_pictures
-from rcdeploy_export.settings import Settings
-from rcdeploy_export.source import Source
+from rcdeploy_export.quality import compare_images
+from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
@@ -79,18 +80,18 @@ def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Pat
     """No mid block and one layer; narrow widths that are no integer ratio."""
     config, _ = student_config(name, unet_config())
     save_teacher(tmp_path / "student")
-    teacher = LatentDiffusionModel(str(tmp_path / "student"))
-    teacher._parts["unet"] = build_student(config, 0).requires_grad_(False).eval()
-    unet = components(teacher)[1]
+    model = LatentDiffusionModel(str(tmp_path / "student"))
+    model._parts["unet"] = build_student(config, 0).requires_grad_(False).eval()
+    unet = components(model)[1]
     export_onnx(unet, tmp_path / "unet.onnx", opset=20)
-    found = compare(unet, OnnxSession(tmp_path / "unet.onnx", "cpu"), [(1, 8, 8), (2, 8, 16), (3, 16, 16)], "fp32")
-    assert found.relative_error < 1e-5
+    parity = compare(unet, OnnxSession(tmp_path / "unet.onnx", "cpu"), [(1, 8, 8), (2, 8, 16), (3, 16, 16)], "fp32")
+    assert parity.relative_error < 1e-5
 
 
 def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
     """The variants in one export: fixed shapes, weights beside the graph, half precision."""
-    settings = Settings(precision="fp16", vae_precision="fp16", static=True, external_data=True, pictures=1)
-    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
+    options = ExportOptions(precision="fp16", vae_precision="fp16", static=True, external_data=True, image_count=1)
+    export_package(ExportSource.open(small_model), tmp_path / "p", options, no_progress)
     manifest = Manifest.read(tmp_path / "p", "package")
     assert (tmp_path / "p/unet/model.onnx.data").is_file()
     assert manifest.facts["static_size"] == [64, 64]
@@ -125,13 +126,13 @@ def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
     assert Manifest.read(tmp_path / "p", "package").facts == facts
 
 
-def test_pictures_are_compared_with_torchs_and_judged(package: Path, small_model: Path, tmp_path: Path) -> None:
+def test_images_are_compared_with_torchs_and_judged(package: Path, small_model: Path, tmp_path: Path) -> None:
     """An fp32 package draws what torch draws, so a judge says the same of both."""
     attributes = {"item": {"labels": ["bag", "coat"], "pattern": r"a \w+ (bag|coat)"}}
     torch.manual_seed(0)
     Judge(attributes, width=4).save(tmp_path / "judge")
     prompts = ["a red bag", "a blue coat", "a red coat"]
-    found = compare_pictures(
+    result = compare_images(
         package,
         LatentDiffusionModel(str(small_model)),
         prompts,
@@ -140,9 +141,9 @@ def test_pictures_are_compared_with_torchs_and_judged(package: Path, small_model
         clip=None,
         progress=lambda *_: None,
     )
-    assert found["count"] == 3 and found["grey_levels"] < 0.5
-    assert found["judge"]["fp32"] == found["judge"]["fp16"]
-    assert set(found["judge"]["fp32"]) == {"item"}
+    assert result["count"] == 3 and result["grey_levels"] < 0.5
+    assert result["judge"]["fp32"] == result["judge"]["fp16"]
+    assert set(result["judge"]["fp32"]) == {"item"}
 
 
 def test_a_network_that_disagrees_leaves_no_package(
@@ -162,38 +163,44 @@ def test_a_network_that_disagrees_leaves_no_package(
 
     monkeypatch.setattr(package_module, "export_onnx", wrong)
     before = listing(tmp_path)
-    with pytest.raises(RcdeployError, match="text_encoder does not answer as torch does"):
-        export_package(Source.find(small_model), tmp_path / "p", Settings(), lambda *_: None)
+    with pytest.raises(RcdeployError, match="text_encoder: the exported network differs from torch"):
+        export_package(ExportSource.open(small_model), tmp_path / "p", ExportOptions(), no_progress)
     assert listing(tmp_path) == before
 
 
 def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
-    for arguments, words in (
+    for arguments, message in (
         (["export"], "there is no finished run"),
-        (["export", "nowhere"], "neither a run nor a diffusers folder"),
-        (["export", str(package)], "is a package already"),
+        (["export", "nowhere"], "no file or folder here"),
+        (["export", str(package)], "is already a package"),
         (["export", str(package), "--format", "tflite"], "none of onnx, openvino, trt"),
         (["export", str(package), "--precision", "int4"], "none of fp32"),
         (["export", str(package), "--precision", "bf16"], "no bf16 convolutions"),
         (["export", str(package), "--format", "trt", "--precision", "mixed"], "take int8"),
+        (["export", str(package), "--precision", "int8-weights"], "for ONNX take int8-matmul"),
+        (["export", str(package), "--opset", "99"], "allowed are 18 to 23"),
+        (["export", str(package), "--prompts", "gone.txt"], "no such file"),
+        (["export", str(package), "--clip", "gone"], "no such file"),
+        (["export", str(package), "--format", "trt", "--compute-capability", "new"], "must look like 8.6"),
+        (["export", "c-micro"], "name of a student"),
         (["export", str(package), "--format", "openvino", "--check", "trt"], "has none"),
         (["export", str(package), "--compute-capability", "8.6"], "--format trt"),
-        (["export", str(package), "--pictures", "-1"], "cannot be drawn"),
-        (["export", str(package), "--size", "64x64"], "--static only"),
+        (["export", str(package), "--pictures", "-1"], "must be 0 or more"),
+        (["export", str(package), "--size", "64x64"], "is for --static only"),
         (["export", str(package), "--static", "--size", "big"], "HxW"),
-        (["generate", "nowhere", "a bag"], "no package"),
+        (["generate", "nowhere", "a bag"], "package"),
     ):
         result = run(app, arguments)
         error = result.exception
-        assert isinstance(error, RcdeployError) and words in f"{error}", (arguments, result.output, error)
+        assert isinstance(error, RcdeployError) and message in f"{error}", (arguments, result.output, error)
     assert listing(tmp_path) == {}
 
 
 def test_export_does_not_replace_what_is_no_package(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/diary.txt").write_text("dear diary")
-    with pytest.raises(RcdeployError, match="is there and is no package"):
-        export_package(Source.find(small_model), tmp_path / "mine", Settings(), lambda *_: None)
+    with pytest.raises(RcdeployError, match="exists and is not a package"):
+        export_package(ExportSource.open(small_model), tmp_path / "mine", ExportOptions(), no_progress)
     assert (tmp_path / "mine/diary.txt").read_text() == "dear diary"
 
 

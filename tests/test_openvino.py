@@ -10,9 +10,10 @@ import openvino
 import openvino_genai
 import pytest
 
+from rcdeploy.progress import no_progress
+from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.package import export_package
-from rcdeploy_export.settings import Settings
-from rcdeploy_export.source import Source
+from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
@@ -24,7 +25,7 @@ PROMPT, SEED, STEPS = "a red shirt", 3, 10
 @pytest.fixture(scope="module")
 def ir(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openvino") / "tiny"
-    export_package(Source.find(small_model), folder, Settings(format="openvino"), lambda *_: None)
+    export_package(ExportSource.open(small_model), folder, ExportOptions(format="openvino"), no_progress)
     return folder
 
 
@@ -92,13 +93,13 @@ def test_what_openvino_cannot_load_is_refused_at_once(ir: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "precision",
-    ["int8", pytest.param("mixed", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
+    ["int8", pytest.param("int8-weights", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
 )
 def test_smaller_ones_are_smaller_and_measured(
     precision: str, small_model: Path, ir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(format="openvino", precision=precision, pictures=1)
-    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
+    options = ExportOptions(format="openvino", precision=precision, image_count=1)
+    export_package(ExportSource.open(small_model), tmp_path / "p", options, no_progress)
     assert capfd.readouterr().out == "", "stdout belongs to --json"
     facts = Manifest.read(tmp_path / "p", "package").facts
     assert facts["precision"]["unet"] == precision and facts["precision"]["vae_decoder"] == "fp32"

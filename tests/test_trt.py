@@ -10,9 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.progress import no_progress
+from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.package import export_package
-from rcdeploy_export.settings import Settings
-from rcdeploy_export.source import Source
+from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
@@ -63,6 +64,6 @@ def test_without_a_builder_the_package_stands_and_the_command_is_said(
 @pytest.mark.slow
 def test_int8_is_what_its_parser_takes(small_model: Path, tmp_path: Path) -> None:
     """Symmetric Q/DQ without int32 biases."""
-    settings = Settings(format="trt", precision="int8", pictures=1)
-    export_package(Source.find(small_model), tmp_path / "p", settings, lambda *_: None)
+    options = ExportOptions(format="trt", precision="int8", image_count=1)
+    export_package(ExportSource.open(small_model), tmp_path / "p", options, no_progress)
     assert check_graphs(tmp_path / "p")["unet"].startswith("accepted")

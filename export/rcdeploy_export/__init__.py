@@ -1,1 +1,1 @@
-"""rcdeploy_export: from a diffusers folder to a package that runs without torch."""
+"""From a diffusers folder to a package that runs without torch."""

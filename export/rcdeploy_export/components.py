@@ -1,6 +1,6 @@
-"""The four networks of a package as plain functions of named tensors: what is exported, and with which example inputs.
+"""The four networks of a package as modules with named inputs and outputs, example inputs and dynamic dimensions.
 
-Names of inputs and outputs are those that diffusers' ONNX pipelines and Optimum read.
+Input and output names are those that diffusers' ONNX pipelines and Optimum read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_config import size_multiple
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -21,8 +22,12 @@ from rcdeploy_runtime.errors import RcdeployError
 class Component:
     """A network to export.
 
-    module: takes the inputs by position. inputs: name -> makes one for (rows, latent height, latent width).
-    dynamic: name -> dimensions that stay open. outputs: their names; the first is the one that is compared.
+    Args:
+        name: of its folder in the package.
+        module: takes the inputs by position.
+        inputs: name -> makes an example for (batch size, latent height, latent width).
+        dynamic: name -> {dimension: its range}, for dimensions that stay open.
+        outputs: their names; the first is the one that is compared with torch.
     """
 
     name: str
@@ -31,9 +36,12 @@ class Component:
     dynamic: dict[str, dict[int, Any]]
     outputs: tuple[str, ...]
 
-    def example(self, rows: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
-        made = (make(rows, height, width) for make in self.inputs.values())
-        return tuple(x.to(dtype) if x.is_floating_point() else x for x in made)
+    def example_inputs(
+        self, batch_size: int, height: int, width: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[Tensor, ...]:
+        """Random inputs for latents of height x width; floating-point ones in `dtype`."""
+        tensors = (make(batch_size, height, width) for make in self.inputs.values())
+        return tuple(x.to(dtype) if x.is_floating_point() else x for x in tensors)
 
 
 class _TextEncoder(nn.Module):
@@ -42,8 +50,8 @@ class _TextEncoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        said = self.model(input_ids=input_ids)
-        return said.last_hidden_state, said.pooler_output
+        output = self.model(input_ids=input_ids)
+        return output.last_hidden_state, output.pooler_output
 
 
 class _Unet(nn.Module):
@@ -52,14 +60,15 @@ class _Unet(nn.Module):
         self.model = model
 
     def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        said: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return said
+        output: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return output
 
 
 class _Decoder(nn.Module):
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.post_quant_conv, self.decoder = vae.post_quant_conv or nn.Identity(), vae.decoder
+        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
+        self.decoder = vae.decoder
 
     def forward(self, latent_sample: Tensor) -> Tensor:
         decoded: Tensor = self.decoder(self.post_quant_conv(latent_sample))
@@ -67,79 +76,74 @@ class _Decoder(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Mean and log-variance; whoever wants a random latent draws it outside the graph."""
+    """Returns mean and log-variance: random latents are sampled outside the graph."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.encoder, self.quant_conv = vae.encoder, vae.quant_conv or nn.Identity()
+        self.encoder = vae.encoder
+        self.quant_conv = vae.quant_conv or nn.Identity()
 
     def forward(self, sample: Tensor) -> Tensor:
         parameters: Tensor = self.quant_conv(self.encoder(sample))
         return parameters
 
 
-def halvings(unet_config: dict[str, Any]) -> int:
-    """How often the UNet halves its latents: their edges are multiples of 2 to that power."""
-    return len(unet_config["block_out_channels"]) - 1
+def components(model: LatentDiffusionModel) -> list[Component]:
+    """The networks of a text-to-image model, on the CPU, in evaluation mode.
 
-
-def components(teacher: LatentDiffusionModel) -> list[Component]:
-    """Those of a text-to-image folder, on the CPU, in evaluation mode.
-
-    Traced with two rows and at least 16 x 16 latents: at a size of 1 in any stage the exporter would fix it for good.
+    Raises RcdeployError for a text encoder that a package cannot carry.
     """
-    channels = int(teacher.unet_config["in_channels"])
-    pixels, unit = teacher.pixels_per_latent, 2 ** halvings(teacher.unet_config)
-    text = teacher.text_encoder.config
-    if getattr(text, "use_attention_mask", False):
-        raise RcdeployError("this model's text encoder wants an attention mask, which packages do not carry")
-    context, width = int(teacher.tokenizer.model_max_length), int(teacher.unet_config["cross_attention_dim"])
-    batch, high, wide = Dim("batch", min=1, max=64), Dim("height", min=1, max=64), Dim("width", min=1, max=64)
-    latents = {0: batch, 2: unit * high, 3: unit * wide}
-    free = {0: batch, 2: Dim("latent_height", min=1, max=512), 3: Dim("latent_width", min=1, max=512)}
-    # an encoder's size is whole latents, so it is that many pixels
-    pictures = {
-        0: batch,
-        2: pixels * Dim("latent_height", min=1, max=512),
-        3: pixels * Dim("latent_width", min=1, max=512),
-    }
+    channels = int(model.unet_config["in_channels"])
+    pixels = model.pixels_per_latent
+    multiple = size_multiple(model.unet_config)
+    text_config = model.text_encoder.config
+    if getattr(text_config, "use_attention_mask", False):
+        raise RcdeployError("text_encoder: it needs an attention mask, which packages do not support")
+    context = int(model.tokenizer.model_max_length)
+    embed_width = int(model.unet_config["cross_attention_dim"])
+    batch = Dim("batch", min=1, max=64)
+    latent_height = Dim("latent_height", min=1, max=512)
+    latent_width = Dim("latent_width", min=1, max=512)
+    unet_latents = {0: batch, 2: multiple * Dim("height", min=1, max=64), 3: multiple * Dim("width", min=1, max=64)}
+    decoder_latents = {0: batch, 2: latent_height, 3: latent_width}
+    encoder_images = {0: batch, 2: pixels * latent_height, 3: pixels * latent_width}
 
-    def tokens(rows: int, _height: int, _width: int) -> Tensor:
-        ids = torch.randint(0, text.vocab_size, (rows, context))
-        ids[:, -1] = teacher.tokenizer.eos_token_id
+    def token_ids(batch_size: int, _height: int, _width: int) -> Tensor:
+        ids = torch.randint(0, text_config.vocab_size, (batch_size, context))
+        ids[:, -1] = model.tokenizer.eos_token_id
         return ids
 
     return [
         Component(
             "text_encoder",
-            _TextEncoder(teacher.text_encoder),
-            {"input_ids": tokens},
+            _TextEncoder(model.text_encoder),
+            {"input_ids": token_ids},
             {"input_ids": {0: batch}},
             ("last_hidden_state", "pooler_output"),
         ),
         Component(
             "unet",
-            _Unet(teacher.unet),
+            _Unet(model.unet),
             {
-                "sample": lambda rows, h, w: torch.randn(rows, channels, h, w),
-                "timestep": lambda _rows, h, w: torch.tensor((h * 131 + w * 17) % 1000),
-                "encoder_hidden_states": lambda rows, _h, _w: torch.randn(rows, context, width),
+                "sample": lambda n, h, w: torch.randn(n, channels, h, w),
+                "timestep": lambda _n, h, w: torch.tensor((h * 131 + w * 17) % 1000),
+                "encoder_hidden_states": lambda n, _h, _w: torch.randn(n, context, embed_width),
             },
-            {"sample": latents, "timestep": {}, "encoder_hidden_states": {0: batch}},
+            {"sample": unet_latents, "timestep": {}, "encoder_hidden_states": {0: batch}},
             ("out_sample",),
         ),
         Component(
             "vae_decoder",
-            _Decoder(teacher.vae),
-            {"latent_sample": lambda rows, h, w: torch.randn(rows, channels, h, w)},
-            {"latent_sample": free},
+            _Decoder(model.vae),
+            {"latent_sample": lambda n, h, w: torch.randn(n, channels, h, w)},
+            {"latent_sample": decoder_latents},
             ("sample",),
         ),
         Component(
             "vae_encoder",
-            _Encoder(teacher.vae),
-            {"sample": lambda rows, h, w: torch.rand(rows, 3, h * pixels, w * pixels) * 2 - 1},
-            {"sample": pictures},
+            _Encoder(model.vae),
+            {"sample": lambda n, h, w: torch.rand(n, 3, h * pixels, w * pixels) * 2 - 1},
+            {"sample": encoder_images},
             ("latent_parameters",),
         ),
     ]

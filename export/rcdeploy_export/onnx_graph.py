@@ -1,4 +1,4 @@
-"""A component to an ONNX file: traced by torch.export, cleaned, its shapes open or fixed."""
+"""A component to an ONNX file: traced by torch.export, without traces of the exporter, shapes dynamic or static."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from .components import Component
 
-PROTOBUF_LIMIT = 2**31 - 2**24
-"""a model file cannot be larger; above this its weights lie beside it"""
+MAX_PROTOBUF_BYTES = 2**31 - 2**24
+"""a graph with more bytes of weights stores them in a file beside it"""
 
 
 def export_onnx(
@@ -31,18 +31,24 @@ def export_onnx(
 ) -> None:
     """Writes `file`, and `file`.data beside it where the weights need it or external_data asks for it.
 
-    dtype: float16 exports the halved model (converting a finished graph loses three times as much). static: (rows,
-    latent height, latent width), for accelerators that need fixed shapes. trace_at: latents to trace with otherwise.
+    Args:
+        component: the network.
+        file: of the graph.
+        opset: of the graph.
+        dtype: float16 exports the module in half precision: converting a finished graph loses three times as much.
+        static: (batch size, latent height, latent width), for accelerators that need fixed shapes.
+        trace_at: latents to trace with otherwise; at a size of 1 in any stage the exporter would make it static.
+        external_data: stores weights outside the graph whatever their size.
     """
-    rows, height, width = static or (2, *trace_at)
+    batch_size, height, width = static or (2, *trace_at)
     module = component.module.eval()
     if dtype != torch.float32:
         module = copy.deepcopy(module).to(dtype)  # the original keeps its precision: others are compared with it
     try:
-        example = component.example(rows, height, width, dtype)
+        example = component.example_inputs(batch_size, height, width, dtype)
         shapes = None if static else tuple(component.dynamic.values())
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's remarks on its own deprecations
+            warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(
                 module,
@@ -56,14 +62,13 @@ def export_onnx(
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
-        raise RcdeployError(f"the {component.name} cannot be exported to ONNX: {error}") from error
-    assert program is not None  # it is, with dynamo
-    model = clean(program.model_proto)
-    save(model, file, external_data=external_data)
+        raise RcdeployError(f"{component.name}: it cannot be exported to ONNX: {error}") from error
+    assert program is not None  # with dynamo it never is
+    save(remove_metadata(program.model_proto), file, external_data=external_data)
 
 
-def clean(model: Any) -> Any:
-    """Less what only the exporter wanted to know: where in the source each node came from."""
+def remove_metadata(model: Any) -> Any:
+    """Removes the exporter's notes, such as the line of source that each node came from."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -75,13 +80,14 @@ def clean(model: Any) -> Any:
     del model.graph.value_info[:]
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
-    model.producer_name, model.doc_string = "rcdeploy", ""
+    model.producer_name = "rcdeploy"
+    model.doc_string = ""
     return model
 
 
 def save(model: Any, file: Path, *, external_data: bool = False) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    if external_data or weight_bytes(model) > PROTOBUF_LIMIT:
+    if external_data or weight_bytes(model) > MAX_PROTOBUF_BYTES:
         onnx.save(model, file, save_as_external_data=True, location=file.name + ".data", size_threshold=1024)
     else:
         onnx.save(model, file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -12,89 +12,102 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.noise_schedule import Array
 
 
-def require(precision: str) -> Any:
-    try:
-        import openvino
-        import openvino_tokenizers  # noqa: F401
-
-        if precision in ("int8", "mixed"):
-            import nncf  # noqa: F401
-    except ImportError as error:
-        raise RcdeployError(f"{error.name} is not installed", fix='pip install "rcdeploy[openvino]"') from None
-    return openvino
-
-
 @contextmanager
-def _nncf() -> Iterator[Any]:
-    """Yields nncf, whose remarks and bars would go to stdout, where --json has its own to say."""
+def _quiet_nncf() -> Iterator[Any]:
+    """Yields nncf without its remarks and bars, which would go to stdout, where --json writes."""
     import nncf
 
     logger = logging.getLogger("nncf")
-    before = logger.level
+    level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with redirect_stdout(io.StringIO()):
             yield nncf
     finally:
-        logger.setLevel(before)
+        logger.setLevel(level)
 
 
-def _compressed(nncf: Any, model: Any, calibration: Sequence[dict[str, Array]]) -> Any:
-    """In int8: weights and arithmetic where there are rows to calibrate with, else weights alone."""
+def _quantised(nncf: Any, model: Any, calibration: Sequence[dict[str, Array]], on_sample: Callable[[int], None]) -> Any:
+    """In int8: weights and arithmetic where there are calibration samples, else weights alone."""
     if not calibration:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
-    rows = [{**row, "timestep": np.asarray(row["timestep"]).reshape(1)} for row in calibration]
+
+    def network_inputs(numbered: tuple[int, dict[str, Array]]) -> dict[str, Array]:
+        number, sample = numbered
+        on_sample(min(number, len(calibration)))
+        return {**sample, "timestep": np.asarray(sample["timestep"]).reshape(1)}
+
     return nncf.quantize(
         model,
-        nncf.Dataset(rows),
+        nncf.Dataset(list(enumerate(calibration, 1)), network_inputs),
         preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(rows),
+        subset_size=len(calibration),
         model_type=nncf.ModelType.TRANSFORMER,
     )
 
 
-def to_openvino(file: Path, folder: Path, precision: str, calibration: Sequence[dict[str, Array]]) -> None:
+def to_openvino(
+    file: Path,
+    folder: Path,
+    precision: str,
+    calibration: Sequence[dict[str, Array]],
+    on_sample: Callable[[int], None],
+) -> None:
     """Writes folder/openvino_model.{xml,bin} from an ONNX file of opset 20.
 
-    fp16, bf16: weights stored in half. mixed: weights in int8, arithmetic as it was. int8: both, calibrated.
+    Args:
+        file: the fp32 graph.
+        folder: of the component.
+        precision: fp16 and bf16 store weights in half precision; int8-weights stores them in int8 and computes in
+            fp32; int8 computes in int8 too, calibrated.
+        calibration: inputs of the network, for int8.
+        on_sample: called with the number of calibration samples used.
     """
-    openvino = require(precision)
+    import openvino
+
     model = onnx.load(file)
     if any(i.name == "timestep" for i in model.graph.input):
         _timestep_as_vector(model)
     patched = folder / "patched.onnx"
-    big = file.with_name(file.name + ".data").exists()
-    onnx.save(model, patched, save_as_external_data=big, location="patched.onnx.data")
+    external_data = file.with_name(file.name + ".data").exists()
+    onnx.save(model, patched, save_as_external_data=external_data, location="patched.onnx.data")
     converted = openvino.Core().read_model(patched)
-    if precision in ("int8", "mixed"):
-        with _nncf() as nncf:
-            converted = _compressed(nncf, converted, calibration if precision == "int8" else ())
-    openvino.save_model(converted, folder / "openvino_model.xml", compress_to_fp16=precision in ("fp16", "bf16"))
+    if precision.startswith("int8"):
+        with _quiet_nncf() as nncf:
+            converted = _quantised(nncf, converted, calibration if precision == "int8" else (), on_sample)
+    _save(openvino, converted, folder / "openvino_model.xml", fp16=precision in ("fp16", "bf16"))
     del converted
     patched.unlink()
     patched.with_name("patched.onnx.data").unlink(missing_ok=True)
 
 
 def tokenizer_to_openvino(tokenizer: Any, folder: Path) -> None:
-    """The tokenizer as a graph: what openvino-genai reads; our own runtime goes by tokenizer.json."""
-    openvino = require("fp32")
+    """The tokenizer as a graph, which openvino-genai reads; our runtime reads tokenizer.json."""
+    import openvino
     from openvino_tokenizers import convert_tokenizer
 
-    openvino.save_model(convert_tokenizer(tokenizer), folder / "openvino_tokenizer.xml", compress_to_fp16=False)
+    _save(openvino, convert_tokenizer(tokenizer), folder / "openvino_tokenizer.xml", fp16=False)
+
+
+def _save(openvino: Any, model: Any, file: Path, *, fp16: bool) -> None:
+    """Raises OSError when the files cannot be written: OpenVINO itself raises RuntimeError, or writes them short."""
+    try:
+        openvino.save_model(model, file, compress_to_fp16=fp16)
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO cannot write {file.name}: {error}") from error
 
 
 def _timestep_as_vector(model: Any) -> None:
-    """openvino-genai hands over a timestep of shape [1]; the ONNX graph takes a scalar, as Optimum does."""
+    """Makes the timestep an input of shape [1], as openvino-genai passes it; ONNX has a scalar, for Optimum."""
     graph = model.graph
-    given = next(i for i in graph.input if i.name == "timestep")
+    timestep = next(i for i in graph.input if i.name == "timestep")
     for node in graph.node:
         for k, name in enumerate(node.input):
             if name == "timestep":
                 node.input[k] = "timestep_scalar"
     squeeze = onnx.helper.make_node("Squeeze", ["timestep"], ["timestep_scalar"], name="squeeze_timestep")
     graph.node.insert(0, squeeze)
-    given.CopyFrom(onnx.helper.make_tensor_value_info("timestep", onnx.TensorProto.INT64, [1]))
+    timestep.CopyFrom(onnx.helper.make_tensor_value_info("timestep", onnx.TensorProto.INT64, [1]))

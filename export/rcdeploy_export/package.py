@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,159 +11,201 @@ from typing import Any
 import torch
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_config import native_latent_size, size_multiple
+from rcdeploy.progress import Progress
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, replacing
-from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.sessions import Session, open_session
 
-from .components import Component, components, halvings
-from .contents import copy_shared, package_manifest
+from .calibration import calibration_inputs, representative_prompts
+from .components import Component, components
+from .export_options import ExportOptions, check_target
 from .onnx_graph import export_onnx
-from .openvino_ir import require, to_openvino, tokenizer_to_openvino
-from .parity import Parity, compare, shapes_to_try
-from .precision import calibration_inputs, quantise_onnx, representative_prompts
-from .quality import affordable, compare_pictures, error_by_timestep, seconds_per_step, verdict
-from .settings import Settings
-from .source import Source
+from .onnx_int8 import quantise_onnx
+from .openvino_ir import to_openvino, tokenizer_to_openvino
+from .package_files import copy_configs, package_manifest
+from .parity import Parity, Shape, compare, shapes_to_compare
+from .quality import affordable_images, compare_images, error_by_timestep, seconds_per_step, verdict
+from .source import ExportSource
 
-Progress = Callable[[str, int, int, dict[str, float]], None]
+NETWORKS = ("text_encoder", "unet", "vae", "tokenizer")
 
 
-def export_package(source: Source, out: Path, settings: Settings, progress: Progress) -> Manifest:
-    """Writes the package `out`. Raises RcdeployError, and leaves what was at `out`, when anything does not agree."""
-    if out.exists() and not (out / NAME).is_file():
-        raise RcdeployError(f"{out} is there and is no package", fix="Give --out another folder.")
-    if settings.format == "openvino":
-        require(settings.precision)  # what is not installed is said before minutes are spent
-    teacher = source.teacher()
-    teacher.load("text_encoder", "unet", "vae", "tokenizer")
-    parts = components(teacher)
-    native = _native_size(teacher, settings)
+def export_package(source: ExportSource, out: Path, options: ExportOptions, progress: Progress) -> Manifest:
+    """Writes the package `out`.
+
+    Raises RcdeployError, and leaves what was at `out`, when a network differs from torch or cannot be exported.
+    """
+    check_target(out)
+    options.check_installed()
+    model = source.load_model()
+    for completed, name in enumerate(NETWORKS):
+        progress("loading", completed, len(NETWORKS))
+        model.load(name)
+    progress("loading", len(NETWORKS), len(NETWORKS))
+    networks = components(model)
+    latent_size = _latent_size(model, options)
     with new_folder(out) as folder:
-        copy_shared(source, teacher, folder)
-        rows = calibration_inputs(source, teacher, settings.prompts) if settings.precision != "fp32" else []
-        work = _Work(teacher, settings, folder, native, rows)
-        parities = [work.export(part, progress) for part in parts]
+        copy_configs(source, model, folder)
+        reduced = options.precision != "fp32"
+        samples = calibration_inputs(source, model, options.prompts, progress) if reduced else []
+        exporter = _ComponentExporter(model, options, folder, latent_size, samples)
+        parities = [exporter.export(component, progress) for component in networks]
         shutil.rmtree(folder / ".raw")
-        if settings.format == "openvino":
-            tokenizer_to_openvino(teacher.tokenizer, folder / "tokenizer")
-        manifest = package_manifest(source, teacher, settings, parities, parts, folder)
-        manifest.facts |= work.measured
-        if settings.static:
-            manifest.facts["static_size"] = [x * teacher.pixels_per_latent for x in native]
+        if options.format == "openvino":
+            tokenizer_to_openvino(model.tokenizer, folder / "tokenizer")
+        progress("manifest", 0, 2)
+        manifest = package_manifest(source, model, options, parities, networks, folder)
+        manifest.facts |= exporter.measured
+        if options.static:
+            manifest.facts["static_size"] = [x * model.pixels_per_latent for x in latent_size]
+        progress("manifest", 1, 2)
         manifest.add_files(folder)
         manifest.write(folder)
-        if settings.precision != "fp32":
-            manifest.facts["pictures"] = _pictures(source, work, progress)
+        progress("manifest", 2, 2)
+        if reduced:
+            manifest.facts["pictures"] = _compare_images(source, exporter, progress)
             manifest.write(folder)
     return manifest
 
 
-def _native_size(teacher: LatentDiffusionModel, settings: Settings) -> tuple[int, int]:
-    """In latent pixels: what is exported for, or compared at first."""
-    unit, pixels = 2 ** halvings(teacher.unet_config), teacher.pixels_per_latent
-    height, width = settings.size or (int(teacher.unet_config["sample_size"]) * pixels,) * 2
-    if height % (unit * pixels) or width % (unit * pixels):
-        raise RcdeployError(f"the size {height} x {width} is no multiple of {unit * pixels} pixels")
+def _latent_size(model: LatentDiffusionModel, options: ExportOptions) -> tuple[int, int]:
+    """(height, width) of the latents that a static export is fixed to, and that every export is compared at."""
+    pixels = model.pixels_per_latent
+    if options.image_size is None:
+        return native_latent_size(model.unet_config)
+    height, width = options.image_size
+    multiple = pixels * size_multiple(model.unet_config)
+    if min(height, width) < multiple or height % multiple or width % multiple:
+        raise RcdeployError(f"--size {height}x{width}: both must be multiples of {multiple} pixels")
     return height // pixels, width // pixels
 
 
 @dataclass
-class _Work:
-    """One package in the making. native: latent height and width. rows: UNet inputs, when a precision needs them."""
+class _ComponentExporter:
+    """Exports the components of one package.
 
-    teacher: LatentDiffusionModel
-    settings: Settings
+    Args:
+        model: the one that is exported.
+        options: of the export.
+        folder: of the package.
+        latent_size: (height, width).
+        samples: UNet inputs to calibrate and measure with; empty for fp32.
+        measured: facts about a smaller precision, filled by the UNet's export.
+    """
+
+    model: LatentDiffusionModel
+    options: ExportOptions
     folder: Path
-    native: tuple[int, int]
-    rows: list[dict[str, Array]]
+    latent_size: tuple[int, int]
+    samples: list[dict[str, Array]]
     measured: dict[str, Any] = field(default_factory=dict)
 
-    def export(self, part: Component, progress: Progress) -> Parity:
-        """Traced, converted, compared. An fp32 graph lies in .raw/ meanwhile, for what is compared with it."""
-        settings, folder, precision = self.settings, self.folder / part.name, self.settings.precision_of(part.name)
-        progress(part.name, 0, 3, {})
-        unit = 2 ** halvings(self.teacher.unet_config)
-        static = (2 if part.name == "unet" else 1, *self.native) if settings.static else None
-        raw = self.folder / ".raw" / part.name
-        self._trace(part, raw, static, unit, torch.float32)
-        progress(part.name, 1, 3, {})
-        if precision == "fp16" and settings.format != "openvino":  # OpenVINO halves a finished graph itself
-            self._trace(part, folder, static, unit, torch.float16)
-        else:
-            self._convert(raw, folder, precision, self.rows if part.name == "unet" else [])
-        progress(part.name, 2, 3, {})
-        session = self._session(folder, precision)
-        shapes = shapes_to_try(part.name, self.native, unit, static)
+    def export(self, component: Component, progress: Progress) -> Parity:
+        """Traces, converts and compares a component; its fp32 graph stays in .raw/ meanwhile, to be compared with."""
+        options = self.options
+        precision = options.precision_of(component.name)
+        static = (2 if component.name == "unet" else 1, *self.latent_size) if options.static else None
+        multiple = size_multiple(self.model.unet_config)
+        shapes = shapes_to_compare(component.name, self.latent_size, multiple, static)
         if precision == "int8":  # scales were calibrated at the native size, and hold there
-            shapes = [s for s in shapes if s[1:] == self.native]
-        parity = compare(part, session, shapes, precision)
-        if part.name == "unet" and precision != "fp32":
-            self._measure(raw, session, precision)
+            shapes = [s for s in shapes if s[1:] == self.latent_size]
+        steps = 2 + len(shapes)
+        progress(component.name, 0, steps)
+        raw = self.folder / ".raw" / component.name
+        self._trace(component, raw, static, torch.float32)
+        progress(component.name, 1, steps)
+        target = self.folder / component.name
+        if precision == "fp16" and options.format != "openvino":  # OpenVINO halves a finished graph itself
+            self._trace(component, target, static, torch.float16)
+        else:
+            self._convert(raw, target, precision, progress)
+        progress(component.name, 2, steps)
+        session = self._open_session(target, precision)
+        parity = compare(
+            component, session, shapes, precision, lambda compared: progress(component.name, 2 + compared, steps)
+        )
+        progress(component.name, steps, steps, {"relative error": parity.relative_error})
+        if component.name == "unet" and precision != "fp32":
+            self._measure(raw, session, precision, progress)
         shutil.rmtree(raw)
-        progress(part.name, 3, 3, {"relative error": parity.relative_error})
         return parity
 
-    def _trace(self, part: Component, folder: Path, static: Any, unit: int, dtype: torch.dtype) -> None:
+    def _trace(self, component: Component, folder: Path, static: Shape | None, dtype: torch.dtype) -> None:
+        smallest = 2 * size_multiple(self.model.unet_config)
         export_onnx(
-            part,
+            component,
             folder / "model.onnx",
-            opset=self.settings.resolved_opset,
+            opset=self.options.resolved_opset,
             dtype=dtype,
             static=static,
-            trace_at=(max(16, 2 * unit),) * 2,
-            external_data=self.settings.external_data,
+            trace_at=(max(16, smallest),) * 2,
+            external_data=self.options.external_data,
         )
 
-    def _convert(self, raw: Path, folder: Path, precision: str, calibration: Sequence[dict[str, Array]]) -> None:
-        """raw/model.onnx, which is fp32, to what the package holds in `folder`; raw stays, for comparing."""
-        if self.settings.format == "openvino":
-            to_openvino(raw / "model.onnx", folder, precision, calibration)
+    def _convert(self, raw: Path, folder: Path, precision: str, progress: Progress) -> None:
+        """Converts raw/model.onnx, which is fp32, to what the package holds in `folder`; raw stays as it is."""
+        samples = self.samples if raw.name == "unet" and precision == "int8" else []
+
+        def on_sample(used: int) -> None:
+            progress(f"{raw.name} calibration", used, len(samples))
+
+        if self.options.format == "openvino":
+            to_openvino(raw / "model.onnx", folder, precision, samples, on_sample)
             return
         for file in raw.glob("model.onnx*"):
             shutil.copyfile(file, folder / file.name)
-        if precision in ("int8", "mixed"):
-            quantise_onnx(folder / "model.onnx", precision, self.settings.format, calibration)
+        if precision.startswith("int8"):
+            quantise_onnx(folder / "model.onnx", precision, self.options.format, samples, on_sample)
 
-    def _session(self, folder: Path, precision: str) -> Session:
-        """On this machine's processor; what goes to TensorRT is read by ONNX Runtime here."""
-        kind = "onnx" if self.settings.format == "trt" else self.settings.format
+    def _open_session(self, folder: Path, precision: str) -> Session:
+        """On this machine's processor; a graph for TensorRT is read by ONNX Runtime here."""
+        kind = "onnx" if self.options.format == "trt" else self.options.format
         return open_session(folder, kind, "cpu", None, precision)
 
-    def _measure(self, raw: Path, session: Session, precision: str) -> None:
-        """What a smaller precision costs and brings: the UNet's error over timesteps, and its time against fp32's."""
-        plain = raw / "fp32"
-        plain.mkdir()
-        self._convert(raw, plain, "fp32", [])
+    def _measure(self, raw: Path, session: Session, precision: str, progress: Progress) -> None:
+        """Measures what a smaller precision changes: the UNet's seconds against fp32, its error over timesteps."""
+        baseline = raw / "fp32"
+        baseline.mkdir()
+        if self.options.format == "openvino":
+            to_openvino(raw / "model.onnx", baseline, "fp32", [], lambda _used: None)
+        else:
+            baseline = raw
+        sessions = {"fp32": self._open_session(baseline, "fp32"), precision: session}
         seconds = seconds_per_step(
-            {"fp32": self._session(plain, "fp32"), precision: session}, self.rows[len(self.rows) // 2]
+            sessions, self.samples[len(self.samples) // 2], lambda done, total: progress("unet speed", done, total)
         )
         self.measured = {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
-        if not self.settings.static:  # else it takes two rows of another size
-            self.measured["unet_error_by_timestep"] = error_by_timestep(session, self.teacher, self.rows)
+        if not self.options.static:  # a static UNet takes a batch of two, of its own size
+            self.measured["unet_error_by_timestep"] = error_by_timestep(
+                session, self.model, self.samples, lambda done, total: progress("unet error", done, total)
+            )
 
 
-def _pictures(source: Source, work: _Work, progress: Progress) -> dict[str, Any]:
-    """The finished package's pictures beside torch's; how many stands in the settings, or is what time allows."""
-    settings = work.settings
-    count = affordable(work.measured["seconds_per_step"]) if settings.pictures is None else settings.pictures
+def _compare_images(source: ExportSource, exporter: _ComponentExporter, progress: Progress) -> dict[str, Any]:
+    """Compares the finished package's images with torch's: as many as the options say, or as time allows."""
+    options = exporter.options
+    count = options.image_count
+    if count is None:
+        count = affordable_images(exporter.measured["seconds_per_step"])
     if count == 0:
         return {"count": 0}
-    return compare_pictures(
-        work.folder,
-        work.teacher,
-        representative_prompts(source, settings.prompts, count),
-        settings.precision,
+    return compare_images(
+        exporter.folder,
+        exporter.model,
+        representative_prompts(source, options.prompts, count),
+        options.precision,
         judge=source.judge,
-        clip=settings.clip,
-        progress=lambda done, of: progress("pictures", done, of, {}),
+        clip=options.clip,
+        progress=lambda done, total: progress("images", done, total),
     )
 
 
 def zip_package(folder: Path, archive: Path) -> None:
-    """The package as one file, not compressed again (weights do not shrink): the runtime reads it as it is."""
-    with replacing(archive) as beside, zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as packed:
+    """Writes the package as one file, uncompressed (weights do not shrink); the runtime reads it as it is."""
+    with replacing(archive) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as packed:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 packed.write(file, file.relative_to(folder).as_posix())

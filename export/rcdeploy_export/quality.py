@@ -1,4 +1,4 @@
-"""What a smaller precision costs and brings, measured as it is exported: errors, pictures, seconds."""
+"""The cost of a smaller precision, measured as it is exported: errors over timesteps, images, seconds."""
 
 from __future__ import annotations
 
@@ -20,102 +20,129 @@ from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sessions import Session
 from rcdeploy_runtime.text_to_image import TextToImage
 
-SECONDS = 60.0
-"""what may be spent on drawing pictures, when nobody says how many"""
-MOST = 32
-STEPS, GUIDANCE_SCALE = 25, 7.5
-PIXELS = 8 * 64 * 64
-"""that torch draws at once: small pictures together take a tenth of the time that they take one by one"""
+from .calibration import PIXELS_AT_ONCE
+
+SECONDS_FOR_IMAGES = 60.0
+"""budget of the comparison by images, when their number is not given"""
+MAX_IMAGES = 32
+"""of that comparison, when their number is not given"""
+NUM_INFERENCE_STEPS = 25
+GUIDANCE_SCALE = 7.5
+WARM_UP_TURNS = 2
+TIMED_TURNS = 7
+MIN_SPEEDUP = 1.05
+"""a smaller ratio of times is within what one machine's timings vary"""
+
+OnProgress = Callable[[int, int], None]
+"""called with (completed, total)"""
 
 
 @torch.no_grad()
 def error_by_timestep(
-    session: Session, teacher: LatentDiffusionModel, rows: Sequence[dict[str, Array]], parts: int = 8
+    session: Session,
+    model: LatentDiffusionModel,
+    samples: Sequence[dict[str, Array]],
+    progress: OnProgress,
+    ranges: int = 8,
 ) -> list[dict[str, float]]:
-    """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `parts` ranges."""
-    errors, steps = [], []
-    for row in rows:
-        condition = Condition(torch.from_numpy(row["encoder_hidden_states"]))
-        t = torch.from_numpy(np.asarray(row["timestep"])).reshape(1)
-        expected = predict(teacher.unet, torch.from_numpy(row["sample"]), t, condition).numpy()
-        got = session.run(dict(row))
-        errors.append(float(np.linalg.norm(got - expected) / np.linalg.norm(expected)))
-        steps.append(int(t))
-    bounds = [i * len(rows) // parts for i in range(parts + 1)]
+    """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `ranges` of timesteps."""
+    errors: list[float] = []
+    timesteps: list[int] = []
+    for number, sample in enumerate(samples, 1):
+        condition = Condition(torch.from_numpy(sample["encoder_hidden_states"]))
+        timestep = torch.from_numpy(np.asarray(sample["timestep"])).reshape(1)
+        expected = predict(model.unet, torch.from_numpy(sample["sample"]), timestep, condition).numpy()
+        output = session.run(dict(sample))
+        errors.append(float(np.linalg.norm(output - expected) / np.linalg.norm(expected)))
+        timesteps.append(int(timestep))
+        progress(number, len(samples))
+    bounds = [i * len(samples) // ranges for i in range(ranges + 1)]
     return [
-        {"timestep": float(np.mean(steps[a:b])), "relative_error": float(f"{np.mean(errors[a:b]):.4g}")}
+        {"timestep": float(np.mean(timesteps[a:b])), "relative_error": float(f"{np.mean(errors[a:b]):.4g}")}
         for a, b in zip(bounds, bounds[1:], strict=False)
         if b > a
     ]
 
 
-def seconds_per_step(sessions: dict[str, Session], row: dict[str, Array], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of one guided UNet step (two rows) by each session, in turns, so that noise meets all alike."""
-    two = {k: np.concatenate([v, v]) if np.ndim(v) > 1 else v for k, v in row.items()}
+def seconds_per_step(sessions: dict[str, Session], sample: dict[str, Array], progress: OnProgress) -> dict[str, float]:
+    """Median seconds of one guided UNet step (batch size 2) by session, in turns, so that other load affects all."""
+    guided = {k: np.concatenate([v, v]) if np.ndim(v) > 1 else v for k, v in sample.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(repeats + 2):
+    turns = WARM_UP_TURNS + TIMED_TURNS
+    for turn in range(turns):
         for name, session in sessions.items():
-            begun = time.perf_counter()
-            session.run(two)
-            if turn >= 2:  # the first ones warm up
-                times[name].append(time.perf_counter() - begun)
+            started = time.perf_counter()
+            session.run(guided)
+            if turn >= WARM_UP_TURNS:
+                times[name].append(time.perf_counter() - started)
+        progress(turn + 1, turns)
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def verdict(seconds: dict[str, float], precision: str) -> str:
-    """What the measured times say, in words."""
+    """The measured speed in a sentence."""
     ratio = seconds["fp32"] / seconds[precision]
-    if ratio >= 1.05:
+    if ratio >= MIN_SPEEDUP:
         return f"{ratio:.2f} times as fast as fp32 on this machine"
     return f"not faster than fp32 on this machine ({ratio:.2f} times as fast): it saves bytes, not time"
 
 
-def affordable(seconds: dict[str, float]) -> int:
-    """Pictures that fit into SECONDS, each drawn by the package and by torch, which takes about as long as fp32."""
-    return min(MOST, int(SECONDS / (STEPS * sum(seconds.values()))))
+def affordable_images(seconds: dict[str, float]) -> int:
+    """Images that fit into SECONDS_FOR_IMAGES, each drawn by the package and by torch (about as slow as fp32)."""
+    return min(MAX_IMAGES, int(SECONDS_FOR_IMAGES / (NUM_INFERENCE_STEPS * sum(seconds.values()))))
 
 
-def compare_pictures(
+def compare_images(
     folder: Path,
-    teacher: LatentDiffusionModel,
+    model: LatentDiffusionModel,
     prompts: Sequence[str],
     precision: str,
     *,
     judge: Path | None,
     clip: Path | None,
-    progress: Callable[[int, int], None],
+    progress: OnProgress,
 ) -> dict[str, Any]:
-    """The same noise drawn by torch in fp32 and by the package: what differs, and what a judge or CLIP makes of both.
+    """Images from the same noise by torch in fp32 and by the package: their difference, and a judge's or CLIP's scores.
 
-    judge: a folder of evaluate/judge.py's. clip: one that evaluate/clip_score.py takes. Returns {"count",
-    "grey_levels": mean absolute difference of 255, "judge"?: {"fp32": {attribute: share right}, precision: ...},
-    "clip_score"?: {"fp32", precision}}.
+    Args:
+        folder: the package.
+        model: the one that it was exported from.
+        prompts: one per image.
+        precision: of the package, a key of the result.
+        judge: the folder of a judge (evaluate/judge.py).
+        clip: the folder of a CLIP model (evaluate/clip_score.py).
+        progress: called with (images drawn by both, all).
+
+    Returns:
+        {"count", "grey_levels": mean absolute difference of 255, "judge"?: {"fp32": {attribute: share right},
+        precision: ...}, "clip_score"?: {"fp32", precision}}.
     """
-    model = TextToImage(Package(folder, verify=False), "cpu")
-    drawn, expected = [], []
-    how: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
-    size = model.height, model.width
-    at_once = max(1, PIXELS // (size[0] * size[1]))
-    for start in range(0, len(prompts), at_once):
-        progress(start, len(prompts))
-        seeds = range(start, min(start + at_once, len(prompts)))
-        for k in seeds:
-            image = model.generate(prompts[k], seed=k, **how)[0][0]
-            drawn.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)
-        noise = runtime_noise(teacher, seeds, size)
+    package = TextToImage(Package(folder, verify=False), "cpu")
+    settings: dict[str, Any] = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    size = package.height, package.width
+    batch_size = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
+    package_images: list[Tensor] = []
+    torch_images: list[Tensor] = []
+    progress(0, len(prompts))
+    for start in range(0, len(prompts), batch_size):
+        seeds = range(start, min(start + batch_size, len(prompts)))
+        noise = runtime_noise(model, seeds, size)
         batch = [prompts[k] for k in seeds]
-        expected.append(sample_images(teacher, batch, noise, batch_size=len(batch), decode_batch_size=1, **how))
-    progress(len(prompts), len(prompts))
-    both = {"fp32": torch.cat(expected), precision: torch.stack(drawn)}
-    difference = (both["fp32"] - both[precision]).abs().mean().item() * 255
-    found: dict[str, Any] = {"count": len(prompts), "grey_levels": float(f"{difference:.4g}")}
+        torch_images.append(sample_images(model, batch, noise, batch_size=len(batch), decode_batch_size=1, **settings))
+        for k in seeds:
+            image = package.generate(prompts[k], seed=k, **settings)[0][0]
+            package_images.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)
+            progress(k + 1, len(prompts))
+    images = {"fp32": torch.cat(torch_images), precision: torch.stack(package_images)}
+    difference = (images["fp32"] - images[precision]).abs().mean().item() * 255
+    result: dict[str, Any] = {"count": len(prompts), "grey_levels": float(f"{difference:.4g}")}
     if judge is not None:
-        found["judge"] = {name: _shares(Judge.load(judge), images, list(prompts)) for name, images in both.items()}
+        result["judge"] = {name: _shares_right(Judge.load(judge), x, list(prompts)) for name, x in images.items()}
     if clip is not None:
         score = ClipScore(clip)
-        found["clip_score"] = {name: round(score(images, prompts).mean().item(), 4) for name, images in both.items()}
-    return found
+        result["clip_score"] = {name: round(score(x, prompts).mean().item(), 4) for name, x in images.items()}
+    return result
 
 
-def _shares(judge: Judge, images: Tensor, prompts: list[str]) -> dict[str, float]:
+def _shares_right(judge: Judge, images: Tensor, prompts: list[str]) -> dict[str, float]:
     return {name: round(right.float().mean().item(), 4) for name, right in judge.verdicts(images, prompts).items()}

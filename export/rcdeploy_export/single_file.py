@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,21 +29,24 @@ VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "t
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 
 
-def write_single_file(teacher: LatentDiffusionModel, file: Path) -> None:
-    """UNet, VAE and text encoder of a diffusers folder into `file`, in the precision they are stored in."""
-    config = teacher.unet_config
-    tensors = {UNET + unet_key(k, config): v for k, v in _weights(teacher.folder / "unet").items()}
-    stages = len(teacher.vae_config["block_out_channels"])
-    for key, value in _weights(teacher.folder / "vae").items():
+def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
+    """Writes UNet, VAE and text encoder of a diffusers folder to `file`, in the precision they are stored in."""
+    config = model.unet_config
+    tensors = {UNET + unet_key(k, config): v for k, v in _weights(model.folder / "unet").items()}
+    stages = len(model.vae_config["block_out_channels"])
+    for key, value in _weights(model.folder / "vae").items():
         name = vae_key(key, stages)
         # there attention in the VAE is a convolution of 1 x 1
         convolution = re.search(r"mid\.attn_1\.(q|k|v|proj_out)\.weight$", name) and value.ndim == 2
         tensors[VAE + name] = value[:, :, None, None] if convolution else value
-    for key, value in _weights(teacher.folder / "text_encoder").items():
+    for key, value in _weights(model.folder / "text_encoder").items():
         if not key.endswith("position_ids"):
             tensors[TEXT + ("" if key.startswith("text_model.") else "text_model.") + key] = value
-    with replacing(file) as beside:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, beside)
+    with replacing(file) as part:
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, part)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
@@ -51,7 +55,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 
 
 def unet_key(key: str, config: dict[str, Any]) -> str:
-    """diffusers' name of a UNet weight -> the original's, whatever the number of stages and layers."""
+    """The original layout's name of a UNet weight in diffusers' layout, for any number of stages and layers."""
     layers = _layers(config)
     outer = {
         "time_embedding.linear_1": "time_embed.0",
@@ -63,24 +67,25 @@ def unet_key(key: str, config: dict[str, Any]) -> str:
     for name, original in outer.items():
         if key.startswith(name + "."):
             return original + key.removeprefix(name)
-    if found := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key):
-        kind, index, rest = found.groups()
+    if match := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", key):
+        kind, index, rest = match.groups()
         place = 1 if kind == "attentions" else 2 * int(index)
         return f"middle_block.{place}.{_resnet(rest) if kind == 'resnets' else rest}"
-    found = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
-    assert found is not None, key
-    way, block, kind, index, rest = found.groups()
-    i, j = int(block), int(index)
-    if way == "down":
-        first = 1 + sum(n + 1 for n in layers[:i])  # a stage: its layers, and what halves it
+    match = re.match(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)", key)
+    assert match is not None, key
+    direction, block, kind, index, rest = match.groups()
+    i = int(block)
+    j = int(index)
+    if direction == "down":
+        first = 1 + sum(n + 1 for n in layers[:i])  # a stage: its layers, and its downsampler
         if kind == "downsamplers":
             return f"input_blocks.{first + layers[i]}.0.op.{rest.removeprefix('conv.')}"
         return f"input_blocks.{first + j}.{_place(kind, rest)}"
-    depth = layers[::-1]
-    first = sum(n + 1 for n in depth[:i])
+    up_layers = layers[::-1]
+    first = sum(n + 1 for n in up_layers[:i])
     if kind == "upsamplers":
-        attends = "CrossAttn" in config["up_block_types"][i]
-        return f"output_blocks.{first + depth[i]}.{2 if attends else 1}.{rest}"
+        has_attention = "CrossAttn" in config["up_block_types"][i]
+        return f"output_blocks.{first + up_layers[i]}.{2 if has_attention else 1}.{rest}"
     return f"output_blocks.{first + j}.{_place(kind, rest)}"
 
 
@@ -99,11 +104,11 @@ def _resnet(rest: str) -> str:
 
 
 def vae_key(key: str, stages: int) -> str:
-    """diffusers' name of a VAE weight -> the original's; its decoder counts stages from the other end."""
+    """The original layout's name of a VAE weight in diffusers' layout; its decoder counts stages from the other end."""
     key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
-    if found := re.match(r"(.*)mid_block\.attentions\.0\.(.+)\.(weight|bias)$", key):
-        return f"{found[1]}mid.attn_1.{VAE_ATTENTION[found[2]]}.{found[3]}"
+    if match := re.match(r"(.*)mid_block\.attentions\.0\.(.+)\.(weight|bias)$", key):
+        return f"{match[1]}mid.attn_1.{VAE_ATTENTION[match[2]]}.{match[3]}"
     key = re.sub(r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2", key)
     key = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", key)
     key = re.sub(r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m: f"up.{stages - 1 - int(m[1])}.block.{m[2]}", key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -12,74 +12,119 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
 from .console import err, out, parse_size, quieten_libraries, show_table, stages
-from .options import QUIET
+from .interrupts import persistent_interrupts
+from .options import JSON, QUIET
+
+if TYPE_CHECKING:
+    from rcdeploy_export.export_options import ExportOptions
+    from rcdeploy_export.source import ExportSource
 
 
 def export_command(
     source: Path | None = typer.Argument(None, help="A run, or any diffusers text-to-image folder; the newest run."),
     folder: Path | None = typer.Option(None, "--out", "-o", help="The package; by default packages/NAME-FORMAT."),
     format: str = typer.Option("onnx", "--format", "-f", help="onnx, openvino, trt, or single-file."),
-    precision: str = typer.Option("fp32", help="Of UNet and text encoder: fp32, fp16, bf16, int8, mixed."),
-    vae_precision: str = typer.Option("fp32", help="Of the VAE: fp32, or fp16 (some models draw black pictures then)."),
-    opset: int | None = typer.Option(None, help="ONNX opset; by default 23, and 20 for openvino, trt, int8, mixed."),
+    precision: str = typer.Option(
+        "fp32",
+        help="Of UNet and text encoder: fp32; fp16; bf16 (openvino); int8; int8-matmul (onnx: matrix products alone); "
+        "int8-weights (openvino: weights alone).",
+    ),
+    vae_precision: str = typer.Option("fp32", help="Of the VAE: fp32, or fp16 (black images with some models)."),
+    opset: int | None = typer.Option(None, help="ONNX opset; by default 23, and 20 for openvino, trt and int8."),
     static: bool = typer.Option(False, "--static", help="Fixed shapes, for accelerators that need them."),
     size: str | None = typer.Option(None, metavar="HxW", help="The fixed size in pixels; the model's own by default."),
     external_data: bool = typer.Option(False, help="Weights in files of their own, also below 2 GB."),
     compute_capability: str = typer.Option("", help="For trt: 8.6,8.9 builds engines here with TensorRT-RTX, no GPU."),
     check: str | None = typer.Option(None, help="trt: let TensorRT-RTX's parser read every exported graph."),
     prompts: Path | None = typer.Option(
-        None, help="Captions to calibrate with and to draw for comparing; the run's own by default."
+        None, help="Captions to calibrate and to compare images with; by default those of the run."
     ),
-    pictures: int | None = typer.Option(
-        None, help="Drawn with a smaller precision and with torch, to compare; by default what a minute allows."
+    image_count: int | None = typer.Option(
+        None,
+        "--pictures",
+        help="Images that compare a smaller precision with torch; by default as many as a minute allows.",
     ),
-    clip: Path | None = typer.Option(None, help="A CLIP model's folder, to score those pictures."),
+    clip: Path | None = typer.Option(None, help="A CLIP model's folder, to score those images."),
     as_zip: bool = typer.Option(False, "--zip", help="Also one .zip beside the folder; the runtime reads it as it is."),
-    as_json: bool = typer.Option(False, "--json", help="Say what was made as JSON."),
+    as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
-    """Turn a student (or any Stable Diffusion folder) into a package that draws without torch.
+    """Turn a student (or any Stable Diffusion folder) into a package that generates images without torch.
 
     Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines
     where they can be built), single-file (safetensors in the original layout, for stable-diffusion.cpp and web UIs).
 
-    Every network is compared with torch at several shapes before the package is written; one that does not agree leaves
-    nothing. A precision below fp32 is measured on the spot: errors over the timesteps, pictures, seconds. Draw from the
-    package with `rcdeploy generate`, or on a device with `python -m rcdeploy_runtime generate`.
+    Every network is compared with torch at several shapes before the package is written; if one differs, nothing is
+    written. A precision below fp32 is measured on the spot: errors over the timesteps, images, seconds. Generate from
+    the package with `rcdeploy generate`, or on a device with `python -m rcdeploy_runtime generate`.
     """
-    from rcdeploy_export.package import export_package, zip_package
-    from rcdeploy_export.settings import Settings
-    from rcdeploy_export.source import Source
+    from rcdeploy_export.export_options import ExportOptions, check_target, current_precision
+    from rcdeploy_export.source import ExportSource
 
-    quieten_libraries()
+    quiet = quiet or as_json
     if format == "single-file":
-        _single_file(Source.find(source), folder, as_json)
+        _single_file(ExportSource.open(source), folder, as_json)
         return
-    fixed = parse_size(size) if size else None
-    settings = Settings(format, precision, vae_precision, opset, static, fixed, external_data, prompts, pictures, clip)
-    _check_trt_options(format, check, compute_capability)
-    found = Source.find(source)
-    target = folder or Path("packages") / f"{found.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
-    with stages(quiet or as_json) as progress:
-        manifest = export_package(found, target, settings, progress)
-    if check is not None:
-        _check(target, quiet or as_json)
-    if format == "trt":
-        _build(target, compute_capability, quiet or as_json)
-    if as_zip:
-        zip_package(target, target.with_name(target.name + ".zip"))
-    rows = _components(manifest)
+    precision = current_precision(format, precision, lambda text: None if quiet else err.print(text, style="dim"))
+    image_size = parse_size(size) if size else None
+    options = ExportOptions(
+        format, precision, vae_precision, opset, static, image_size, external_data, prompts, image_count, clip
+    )
+    capabilities = _compute_capabilities(compute_capability)
+    _check_trt_options(format, check, capabilities)
+    model = ExportSource.open(source)
+    target = folder or Path("packages") / f"{model.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
+    check_target(target)
+    options.check_installed()
+    manifest = _export(model, target, options, quiet)
+    result: dict[str, Any] = {"package": str(target), "zip": None, "engines": None}
+    try:
+        if check is not None:
+            _check_graphs(target, quiet)
+        if as_zip:
+            result["zip"] = _zip(target)
+        if format == "trt":
+            result["engines"] = _build_engines(target, capabilities, quiet)
+    except KeyboardInterrupt:
+        err.print(f"Stopped. The package {target} is complete.", soft_wrap=True)
+        raise typer.Exit(130) from None
+    rows = _component_rows(manifest)
     if as_json:
-        out.print_json(json.dumps({"package": str(target), "components": rows, "facts": manifest.facts}))
+        out.print_json(json.dumps({**result, "components": rows, "facts": manifest.facts}))
     elif not quiet:
-        show_table(f"{target}: as torch says, at several shapes", list(rows[0]), rows, as_json=False)
+        show_table(f"{target}: compared with torch at several shapes", list(rows[0]), rows, as_json=False)
         if "verdict" in manifest.facts:
-            _say_quality(manifest.facts, precision)
-        out.print(f'Draw from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+            _print_quality(manifest.facts, precision)
+        for name in ("zip", "engines"):
+            if result[name]:
+                out.print(f"{name}: {result[name]}", soft_wrap=True)
+        out.print(f'Generate from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
 
 
-def _components(manifest: Manifest) -> list[dict[str, Any]]:
-    """Of each network: its precision, megabytes, and how far it is from torch."""
+def _export(source: ExportSource, target: Path, options: ExportOptions, quiet: bool) -> Manifest:
+    """Writes the package. On Ctrl-C nothing is written, and the exit code is 130."""
+    try:
+        with stages(quiet) as bars, persistent_interrupts(bars) as progress:
+            from rcdeploy_export.package import export_package
+
+            quieten_libraries()
+            return export_package(source, target, options, progress)
+    except KeyboardInterrupt:
+        before = "the package that was there is unchanged" if target.exists() else "no package was written"
+        err.print(f"Stopped: {before}. The same command begins again.", soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def _zip(package: Path) -> str:
+    from rcdeploy_export.package import zip_package
+
+    archive = package.with_name(package.name + ".zip")
+    zip_package(package, archive)
+    return str(archive)
+
+
+def _component_rows(manifest: Manifest) -> list[dict[str, Any]]:
+    """Precision, megabytes and difference from torch of each network."""
     return [
         {
             "component": p["component"],
@@ -92,40 +137,52 @@ def _components(manifest: Manifest) -> list[dict[str, Any]]:
     ]
 
 
-def _say_quality(facts: dict[str, Any], precision: str) -> None:
+def _print_quality(facts: dict[str, Any], precision: str) -> None:
     err.print(f"UNet in {precision}: {facts['verdict']}.")
-    worst = max((e["relative_error"] for e in facts.get("unet_error_by_timestep", [])), default=None)
-    if worst is not None:
-        err.print(f"Its relative error over the timesteps is at most {worst:.3f}.")
-    pictures = facts["pictures"]
-    if not pictures["count"]:
-        err.print("No pictures were drawn to compare: they take too long here. --pictures 4 draws them all the same.")
+    errors = [e["relative_error"] for e in facts.get("unet_error_by_timestep", [])]
+    if errors:
+        err.print(f"Its relative error over the timesteps is at most {max(errors):.3f}.")
+    comparison = facts["pictures"]
+    if not comparison["count"]:
+        err.print("No images were compared: they take too long here. --pictures 4 compares four all the same.")
         return
-    err.print(f"{pictures['count']} pictures differ from torch's by {pictures['grey_levels']:.1f} of 255 on average.")
-    for name, says in (("judge", "The judge reads right"), ("clip_score", "CLIP score")):
-        if name in pictures:
-            err.print(f"{says}: " + "; ".join(f"{k} {_figures(v)}" for k, v in pictures[name].items()))
+    err.print(f"{comparison['count']} images differ from torch's by {comparison['grey_levels']:.1f} of 255 on average.")
+    for name, title in (("judge", "Recognised by the judge"), ("clip_score", "CLIP score")):
+        if name in comparison:
+            err.print(f"{title}: " + "; ".join(f"{k} {_score(v)}" for k, v in comparison[name].items()))
 
 
-def _figures(value: Any) -> str:
+def _score(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {100 * share:.0f} %" for name, share in value.items())
     return f"{value:.4f}"
 
 
-def _single_file(source: Any, target: Path | None, as_json: bool) -> None:
-    from rcdeploy_export.single_file import write_single_file
-
+def _single_file(source: ExportSource, target: Path | None, as_json: bool) -> None:
     file = target or Path("packages") / f"{source.name}.safetensors"
     if file.is_dir():
         raise RcdeployError(f"{file} is a folder; --format single-file writes a file", fix="Give --out a file name.")
-    write_single_file(source.teacher(), file)
+    from rcdeploy_export.single_file import write_single_file
+
+    quieten_libraries()
+    write_single_file(source.load_model(), file)
     out.print_json(json.dumps({"file": str(file)})) if as_json else out.print(str(file), soft_wrap=True)
 
 
-def _check_trt_options(format: str, check: str | None, capabilities: str) -> None:
+def _compute_capabilities(text: str) -> list[str]:
+    """ "8.6,8.9" -> its parts. Raises RcdeployError for anything else."""
+    capabilities = [part.strip() for part in text.split(",") if part.strip()]
+    for capability in capabilities:
+        if not capability.replace(".", "", 1).isdigit() or capability.count(".") != 1:
+            raise RcdeployError(
+                f"--compute-capability {capability!r}: it must look like 8.6", fix="For example 8.6,8.9."
+            )
+    return capabilities
+
+
+def _check_trt_options(format: str, check: str | None, capabilities: list[str]) -> None:
     if check not in (None, "trt"):
-        raise RcdeployError(f"--check {check!r}: trt is the one that can be asked")
+        raise RcdeployError(f"--check {check!r}: the only one is trt")
     if check and format == "openvino":
         raise RcdeployError("--check trt reads ONNX graphs, and an OpenVINO package has none", fix="Use --format trt.")
     if capabilities and format != "trt":
@@ -133,10 +190,10 @@ def _check_trt_options(format: str, check: str | None, capabilities: str) -> Non
     if check:
         from rcdeploy_runtime.trt_engines import load_builder
 
-        load_builder(rtx=True)  # what is not installed is said before minutes are spent
+        load_builder(rtx=True)  # fails now rather than after minutes
 
 
-def _check(package: Path, quiet: bool) -> None:
+def _check_graphs(package: Path, quiet: bool) -> None:
     from rcdeploy_runtime.trt_engines import check_graphs
 
     for name, verdict in check_graphs(package).items():
@@ -144,16 +201,29 @@ def _check(package: Path, quiet: bool) -> None:
             err.print(f"TensorRT-RTX reads {name}: {verdict}", style="dim")
 
 
-def _build(package: Path, capabilities: str, quiet: bool) -> None:
-    """Engines; where no builder works, the ONNX package stays and one command to run on the device is said."""
-    from rcdeploy_runtime.trt_engines import build_engines
+def _build_engines(package: Path, capabilities: list[str], quiet: bool) -> str | None:
+    """Builds engines where they were asked for, or where this machine has TensorRT; returns their folder.
 
-    say = (lambda _line: None) if quiet else (lambda line: err.print(line, style="dim"))
+    Raises RcdeployError when they cannot be built. The ONNX package stays either way.
+    """
+    from rcdeploy_runtime.trt_engines import build_engines, load_builder
+
+    command = f"python -m rcdeploy_runtime build-engine {package.name}"
+    if not capabilities:
+        try:
+            load_builder(rtx=False)
+        except RcdeployError:
+            if not quiet:
+                err.print("TensorRT is not installed here, so no engines were built.", style="dim")
+                err.print(f"Copy the package to the device and run there: {command}", soft_wrap=True)
+            return None
+    log = (lambda _text: None) if quiet else (lambda text: err.print(text, style="dim"))
     try:
-        wanted = [c for c in capabilities.split(",") if c]
-        built = build_engines(package, None, compute_capabilities=wanted, log=say)
-        err.print(f"Engines: {built}", soft_wrap=True)
+        return str(build_engines(package, None, compute_capabilities=capabilities, log=log))
     except RcdeployError as error:
-        err.print(f"No engine was built here: {error.message}", style="yellow", soft_wrap=True)
-        command = f"python -m rcdeploy_runtime build-engine {package.name}"
-        err.print(f"The ONNX package is whole. Copy it to the device, and there: {command}", soft_wrap=True)
+        option = f" --compute-capability {','.join(capabilities)}" if capabilities else ""
+        raise RcdeployError(
+            f"No engines were built: {error.message}",
+            fix=f"{error.fix or ''}\nThe ONNX package {package} is complete. Build engines from it with: "
+            f"{command}{option}".strip(),
+        ) from error

@@ -94,7 +94,7 @@ def is_running(pid: int) -> bool:
 def _disk_error(path: Path, error: OSError) -> RcdeployError:
     return RcdeployError(
         f"cannot write {path}: {error.strerror or error}",
-        fix="Free some room (or mend the permissions) and run the same command again: finished parts are kept.",
+        fix="Free some room, or correct the permissions, and run the same command again.",
     )
 
 

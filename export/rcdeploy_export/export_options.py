@@ -1,0 +1,137 @@
+"""Options of an export: what every format can be written in, and which combinations are refused.
+
+Nothing of torch is imported here: contradictions are reported before seconds of imports.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import NAME
+
+PRECISIONS = {
+    "onnx": ("fp32", "fp16", "int8", "int8-matmul"),
+    "openvino": ("fp32", "fp16", "bf16", "int8", "int8-weights"),
+    "trt": ("fp32", "fp16", "int8"),
+}
+"""format -> the precisions of UNet and text encoder. int8: weights and arithmetic. int8-matmul: matrix products alone,
+convolutions in fp32. int8-weights: weights alone, arithmetic in fp32"""
+FORMER_PRECISIONS = {("onnx", "mixed"): "int8-matmul", ("openvino", "mixed"): "int8-weights"}
+"""(format, precision of packages up to version 0.1) -> its name today"""
+OPSETS = {"onnx": 23, "openvino": 20, "trt": 20}
+"""23 has Attention and GroupNormalization as one node each, which halves ONNX Runtime's memory; 20 is what OpenVINO,
+quantisation and the TensorRT of a Jetson read"""
+MIN_OPSET = 18
+MAX_OPSET = 23
+REASONS = {
+    ("onnx", "bf16"): "ONNX Runtime has no bf16 convolutions for the CPU: take --format openvino --precision bf16, "
+    "where the processor has it; for a GPU take fp16.",
+    ("onnx", "int8-weights"): "int8-weights is OpenVINO's; for ONNX take int8-matmul, or --format openvino.",
+    ("openvino", "int8-matmul"): "int8-matmul is ONNX Runtime's; for OpenVINO take int8-weights, or --format onnx.",
+    ("trt", "bf16"): "A bf16 graph cannot be compared with torch here: take fp16.",
+    **{
+        ("trt", precision): "TensorRT reads int8 as Q/DQ pairs around each product: take int8."
+        for precision in ("mixed", "int8-matmul", "int8-weights")
+    },
+}
+
+
+def current_precision(format: str, precision: str, log: Callable[[str], None]) -> str:
+    """Today's name of a precision; a former one ("mixed") is still accepted, with a remark."""
+    renamed = FORMER_PRECISIONS.get((format, precision))
+    if renamed is None:
+        return precision
+    log(f"--precision {precision} is now called {renamed} for --format {format}.")
+    return renamed
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Format, precision and variants of one export. Raises RcdeployError for a contradiction or a missing file.
+
+    Args:
+        format: onnx, openvino or trt (ONNX that TensorRT reads).
+        precision: of UNet and text encoder, one of PRECISIONS[format].
+        vae_precision: fp32 or fp16; fp16 decoders of some models overflow into black images.
+        opset: of the ONNX graphs; None takes the format's default.
+        static: fixes every shape at one image of the model's native size, or of `image_size`; two rows in the
+            UNet, for guidance.
+        image_size: (height, width) in pixels, for static exports.
+        external_data: stores weights beside the graph, even below 2 GB.
+        prompts: a file of captions to calibrate with and to draw; by default those of the run.
+        image_count: images that compare a smaller precision with torch; None takes as many as a minute allows.
+        clip: the folder of a CLIP model that scores those images.
+    """
+
+    format: str = "onnx"
+    precision: str = "fp32"
+    vae_precision: str = "fp32"
+    opset: int | None = None
+    static: bool = False
+    image_size: tuple[int, int] | None = None
+    external_data: bool = False
+    prompts: Path | None = None
+    image_count: int | None = None
+    clip: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("--format", self.format, tuple(PRECISIONS))
+        _check_choice("--vae-precision", self.vae_precision, ("fp32", "fp16"))
+        reason = REASONS.get((self.format, self.precision))
+        _check_choice(f"--precision for {self.format}", self.precision, PRECISIONS[self.format], reason)
+        if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
+            raise RcdeployError(f"--opset {self.opset}: allowed are {MIN_OPSET} to {MAX_OPSET}")
+        if self.image_size and not self.static:
+            raise RcdeployError(
+                "--size is for --static only",
+                fix="Without --static the package draws any size that the model can.",
+            )
+        if self.image_count is not None and self.image_count < 0:
+            raise RcdeployError(f"--pictures {self.image_count}: must be 0 or more")
+        for option, path in (("--prompts", self.prompts), ("--clip", self.clip)):
+            if path is not None and not path.exists():
+                raise RcdeployError(f"{option} {path}: no such file or folder")
+
+    @property
+    def quantised(self) -> bool:
+        """Whether any weights become int8."""
+        return self.precision.startswith("int8")
+
+    @property
+    def resolved_opset(self) -> int:
+        if self.opset is not None:
+            return self.opset
+        return 20 if self.quantised else OPSETS[self.format]
+
+    def precision_of(self, component: str) -> str:
+        if component.startswith("vae"):
+            return self.vae_precision
+        # the text encoder runs once per image: TensorRT's int8 and the two partial int8 precisions leave it in fp32
+        whole_in_int8 = self.precision == "int8" and self.format != "trt"
+        if component == "text_encoder" and self.quantised and not whole_in_int8:
+            return "fp32"
+        return self.precision
+
+    def check_installed(self) -> None:
+        """Raises RcdeployError when the format needs a library that is not installed."""
+        if self.format != "openvino":
+            return
+        needed = ["openvino", "openvino_tokenizers", *(["nncf"] if self.quantised else [])]
+        for name in needed:
+            if importlib.util.find_spec(name) is None:
+                raise RcdeployError(f"{name} is not installed", fix='pip install "rcdeploy[openvino]"')
+
+
+def check_target(out: Path) -> None:
+    """Raises RcdeployError when `out` exists and is not a package, which alone may be replaced."""
+    if out.exists() and not (out / NAME).is_file():
+        raise RcdeployError(f"{out} exists and is not a package", fix="Give --out another folder.")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...], reason: str | None = None) -> None:
+    if value not in allowed:
+        raise RcdeployError(f"{name}: {value!r} is none of {', '.join(allowed)}", fix=reason)

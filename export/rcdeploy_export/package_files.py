@@ -1,0 +1,141 @@
+"""Files of a package beside its networks: configs, tokenizer, noise schedule, captions, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor
+
+from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_config import size_multiple, trimmed_model_index
+from rcdeploy.model_files import model_file
+from rcdeploy.sampling import starting_noise
+from rcdeploy_runtime.files import read_json, sha256, write_json
+from rcdeploy_runtime.manifest import Manifest
+
+from .calibration import packaged_captions
+from .components import Component
+from .export_options import ExportOptions
+from .parity import Parity
+from .source import ExportSource
+
+CAPTIONS = "captions.txt"
+CONFIGS = {
+    "text_encoder/config.json": "text_encoder/config.json",
+    "unet/config.json": "unet/config.json",
+    "vae_decoder/config.json": "vae/config.json",
+    "vae_encoder/config.json": "vae/config.json",
+    "scheduler/scheduler_config.json": "scheduler/scheduler_config.json",
+}
+"""file in the package -> file in the diffusers folder that it is copied from; nothing else is"""
+
+
+def copy_configs(source: ExportSource, model: LatentDiffusionModel, folder: Path) -> None:
+    """Writes model index, configs, tokenizer and noise schedule as diffusers lays them out, and known captions."""
+    index = read_json(model_file(source.folder, "model_index.json"))
+    write_json(folder / "model_index.json", trimmed_model_index(index))
+    for target, original in CONFIGS.items():
+        (folder / target).parent.mkdir(exist_ok=True)
+        shutil.copyfile(model_file(source.folder, original), folder / target)
+    model.tokenizer.save_pretrained(folder / "tokenizer")
+    _write_vocabulary(folder / "tokenizer")
+    captions = packaged_captions(source)
+    if captions:
+        (folder / CAPTIONS).write_text("\n".join(captions) + "\n", encoding="utf-8")
+
+
+def _write_vocabulary(tokenizer: Path) -> None:
+    """vocab.json and merges.txt out of tokenizer.json: transformers 4 reads these, and 5 does not write them."""
+    model = read_json(tokenizer / "tokenizer.json")["model"]
+    write_json(tokenizer / "vocab.json", model["vocab"])
+    merges = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    (tokenizer / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+
+
+def package_manifest(
+    source: ExportSource,
+    model: LatentDiffusionModel,
+    options: ExportOptions,
+    parities: Sequence[Parity],
+    components: Sequence[Component],
+    folder: Path,
+) -> Manifest:
+    """The manifest of the package in `folder`, its files not listed yet."""
+    run = source.run
+    teacher = run.teacher if run else model.identity
+    facts: dict[str, Any] = {
+        "format": "onnx" if options.format == "trt" else options.format,  # engines are built from it
+        "target": options.format,
+        "precision": {c.name: options.precision_of(c.name) for c in components},
+        "opset": options.resolved_opset,
+        "parity": [p.as_dict() for p in parities],
+        "pixels_per_latent": model.pixels_per_latent,
+        "size_multiple": model.pixels_per_latent * size_multiple(model.unet_config),
+        "latent_to_rgb": latent_to_rgb(model),
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+        "source": source.name,
+        "student": run.facts.get("student") if run else None,
+    }
+    if (folder / CAPTIONS).is_file():
+        facts["captions"] = CAPTIONS
+    if source.judge is not None:
+        facts["judge"] = {"teacher": teacher["id"], "folder": source.judge.name, "digest": judge_digest(source.judge)}
+    return Manifest(
+        kind="package",
+        recipe=source.recipe,
+        teacher=teacher,
+        noise_schedule=dict(read_json(folder / "scheduler" / "scheduler_config.json")),
+        latents={"shape": list(model.latent_shape()), "scaling_factor": model.scaling_factor},
+        onnx={c.name: _inputs_and_outputs(folder / c.name / "model.onnx") for c in components},
+        made_from=source.made_from(),
+        facts=facts,
+    )
+
+
+def judge_digest(folder: Path) -> str:
+    """sha256 of a judge's config and weights, as evaluations record it."""
+    files = [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def _inputs_and_outputs(file: Path) -> dict[str, Any]:
+    """Names, types and shapes of a graph's inputs and outputs; dynamic dimensions by their names."""
+    if not file.is_file():
+        return {}
+    graph = onnx.load(file, load_external_data=False).graph
+
+    def described(values: Any) -> dict[str, Any]:
+        return {
+            v.name: {
+                "type": onnx.TensorProto.DataType.Name(v.type.tensor_type.elem_type).lower(),
+                "shape": [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim],
+            }
+            for v in values
+        }
+
+    return {"inputs": described(graph.input), "outputs": described(graph.output)}
+
+
+@torch.no_grad()
+def latent_to_rgb(model: LatentDiffusionModel, latent_pixels: int = 1024) -> list[list[float]]:
+    """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to small images in [0, 1].
+
+    Least squares over decoded smooth random latents, accurate enough for previews. latent_pixels: to fit on, in as few
+    images as have so many (one of SD's takes seconds and a gigabyte).
+    """
+    shape = model.latent_shape()
+    count = max(1, latent_pixels // (shape[1] * shape[2]))
+    noise = starting_noise(0, range(count), shape)
+    latents = torch.nn.functional.avg_pool2d(noise, 3, 1, 1, count_include_pad=False) * 2
+    images: Tensor = torch.nn.functional.avg_pool2d(model.decode(latents), model.pixels_per_latent)
+    x = latents.movedim(1, -1).reshape(-1, shape[0]).numpy()
+    x = np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)
+    coefficients = np.linalg.lstsq(x, images.movedim(1, -1).reshape(-1, 3).numpy(), rcond=None)[0]
+    return [[round(float(v), 5) for v in row] for row in coefficients]
