@@ -1,4 +1,4 @@
-"""The last look of the unseen-concept filter: what BLIP (here tiny, with random weights) says of the pictures."""
+"""The last filter for unseen concepts: the captions that BLIP (here tiny, with random weights) makes of images."""
 
 from __future__ import annotations
 
@@ -66,54 +66,59 @@ def captions_of(captioner: Captioner, source: Path, prompts: list[str], journal:
     return caption_images(captioner, source, lambda missing: images_of_captions(source, missing), prompts, journal)
 
 
-def test_captions_of_pictures_are_kept_in_the_journal(
+def test_image_captions_are_journalled(
     blip: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    captioner, wanted = Captioner(blip), ["a red thing", "a blue thing", "not drawn"]
+    captioner, prompts = Captioner(blip), ["a red thing", "a blue thing", "no image"]
     with Journal(tmp_path / "j.jsonl") as journal:
-        seen = captions_of(captioner, pictures, wanted, journal)
-    assert set(seen) == {"a red thing", "a blue thing"}
-    assert len(set(seen.values())) == 2 and all(set(text.split()) <= {*WORDS, "[DEC]"} for text in seen.values())
+        captions = captions_of(captioner, pictures, prompts, journal)
+    assert set(captions) == {"a red thing", "a blue thing"}
+    assert len(set(captions.values())) == 2 and all(
+        set(text.split()) <= {*WORDS, "[DEC]"} for text in captions.values()
+    )
     alone = captioner(torch.from_numpy(np.asarray(Image.open(pictures / "1.png")).copy()).permute(2, 0, 1)[None] / 255)
-    assert alone == [seen["a blue thing"]]
-    monkeypatch.setattr(Captioner, "__call__", None)  # nothing is looked at twice
+    assert alone == [captions["a blue thing"]]
+    monkeypatch.setattr(Captioner, "__call__", None)  # no image is captioned twice
     with Journal(tmp_path / "j.jsonl") as journal:
-        assert captions_of(captioner, pictures, wanted, journal) == seen
+        assert captions_of(captioner, pictures, prompts, journal) == captions
 
 
-def test_unseen_drops_what_the_pictures_show(blip: Path, pictures: Path, tmp_path: Path) -> None:
-    (tmp_path / "captions.txt").write_text("a red thing\na blue thing\na thing of wolves\nnot drawn\n")
+def test_unseen_drops_captions_by_their_images(blip: Path, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a red thing\na blue thing\na thing of wolves\nno image\n")
     with Journal(tmp_path / "other.jsonl") as journal:
-        seen = captions_of(Captioner(blip), pictures, ["a red thing", "a blue thing"], journal)
-    given = {caption: set(text.split()) for caption, text in seen.items()}
-    word = min((given["a red thing"] ^ given["a blue thing"]) & set(WORDS))  # seen in one of them
+        captions = captions_of(Captioner(blip), pictures, ["a red thing", "a blue thing"], journal)
+    words_of = {caption: set(text.split()) for caption, text in captions.items()}
+    word = min((words_of["a red thing"] ^ words_of["a blue thing"]) & set(WORDS))  # in one of the captions
     (tmp_path / "words.txt").write_text(f"wolf\n{word}\n")
     line = ["prompts", "unseen", "captions.txt", "--out", "split", "--words", "words.txt", "--json"]
     line += ["--captioner", str(blip), "--pictures", str(pictures)]
     counts = json.loads(run(app, line).stdout)[0]
-    hit = [caption for caption, words in given.items() if word in words]
+    hit = [caption for caption, words in words_of.items() if word in words]
     assert len(hit) == 1 and counts == {"captions": 4, "kept": 2, "dropped": 2, "picture keyword": 1, "keyword": 1}
     rows = [json.loads(row) for row in (tmp_path / "split/dropped.jsonl").read_text().splitlines()]
-    shown = [row for row in rows if row["stage"] == "picture keyword"]
-    assert [(r["caption"], r["reason"], r["seen"]) for r in shown] == [(c, word, seen[c]) for c in hit]
+    by_image = [row for row in rows if row["stage"] == "picture keyword"]
+    assert [(r["caption"], r["reason"], r["seen"]) for r in by_image] == [(c, word, captions[c]) for c in hit]
 
 
-def test_latents_of_a_cache_are_decoded_and_looked_at(
+def test_latents_of_a_cache_are_decoded_and_captioned(
     blip: Path, tiny_recipe: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tiny_recipe()
     teacher = LatentDiffusionModel(recipe.teacher.path)
     cache = latent_cache.make_latent_cache(recipe, teacher)
-    wanted = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
-    shown: list[Any] = []
+    prompts = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
+    decoded: list[Any] = []
     monkeypatch.setattr(captioned_images, "BATCH_SIZE", 1)
-    monkeypatch.setattr(Captioner, "__call__", lambda _, images: shown.append(images) or ["a bus"] * len(images))
+    monkeypatch.setattr(Captioner, "__call__", lambda _, images: decoded.append(images) or ["a bus"] * len(images))
     with Journal(tmp_path / "j.jsonl") as journal:
-        assert captions_of(Captioner(blip), cache.folder, wanted, journal) == {wanted[0]: "a bus", wanted[1]: "a bus"}
-    assert torch.equal(torch.cat(shown), torch.cat([teacher.decode(cache.latents([row])) for row in (1, 7)]))
+        assert captions_of(Captioner(blip), cache.folder, prompts, journal) == {
+            prompts[0]: "a bus",
+            prompts[1]: "a bus",
+        }
+    assert torch.equal(torch.cat(decoded), torch.cat([teacher.decode(cache.latents([row])) for row in (1, 7)]))
 
 
-def test_a_folder_that_is_no_blip(tiny_teacher: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_blip_model(tiny_teacher: Path, tmp_path: Path) -> None:
     for folder in (tiny_teacher / "text_encoder", tmp_path):
         with pytest.raises(RcdeployError, match="holds no BLIP captioning model"):
             Captioner(folder)
