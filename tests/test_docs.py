@@ -83,6 +83,15 @@ def test_the_readme_is_short_and_its_table_is_the_measured_one():
     assert table_of(ROOT / "results/first_weights.md") in (ROOT / "docs/science/first-weights.md").read_text("utf-8")
 
 
+def test_figures_of_the_miniature_tables_are_those_in_results():
+    page = (ROOT / "docs/science/tables.md").read_text("utf-8")
+    results = " ".join(file.read_text("utf-8") for file in (ROOT / "results").glob("*.md"))
+    rows = [line for line in page.splitlines() if line.startswith("|")]
+    figures = {figure for row in rows for figure in re.findall(r"\d+\.\d+", row)} - {"0.5", "0.7", "0.4", "12.5"}
+    missing = {figure for figure in figures if figure not in results}
+    assert not missing
+
+
 def table_of(file):
     return "\n".join(line for line in file.read_text("utf-8").splitlines() if line.startswith("|"))
 
