@@ -1,10 +1,19 @@
-"""Single files of a model folder that may be copied elsewhere: by name, and never through a link that leaves it."""
+"""Files of a model folder that may be copied elsewhere: known names only, and never through a link that leaves it."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
+
+COMPONENT_FILES = re.compile(
+    r"(generation_|scheduler_|preprocessor_|tokenizer_)?config\.json|[\w.-]+\.safetensors(\.index\.json)?|"
+    r"tokenizer\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.(json|jinja)|vocab\.(json|txt)|"
+    r"merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
+)
+"""Files that diffusers and transformers read of a component. Pickled weights and everything else stay behind."""
 
 
 def model_file(folder: Path, relative: str) -> Path:
@@ -26,3 +35,18 @@ def model_file(folder: Path, relative: str) -> Path:
     if not target.is_file():
         raise RcdeployError(f"{path} is missing" if not target.exists() else f"{path} is not a regular file")
     return path
+
+
+def copy_component(folder: Path, component: str, target: Path) -> None:
+    """Copies the files with known names of folder/component into the new folder `target`.
+
+    Raises RcdeployError as model_file does.
+    """
+    source = folder / component
+    if not source.is_dir():
+        raise RcdeployError(f"{source} is missing or is not a folder")
+    names = sorted(entry.name for entry in source.iterdir() if COMPONENT_FILES.fullmatch(entry.name))
+    files = [model_file(folder, f"{component}/{name}") for name in names]
+    target.mkdir(parents=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)

@@ -16,8 +16,8 @@ from .. import checkpoint
 from ..evaluate.metrics import FIGURES
 from ..machine import describe
 from ..model_config import trimmed_model_index
+from ..model_files import copy_component
 from ..run_folder import RunFacts
-from ..storage.component_files import copy_component
 from .run import Run
 from .train_state import TrainState
 
