@@ -10,7 +10,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rcdeploy.prompts.language_model import Endpoint, Request
+from rcdeploy.prompts.endpoint import Endpoint, EndpointOptions
+from rcdeploy.prompts.language_model import Request
 
 Reply = tuple[int, dict[str, str], str]
 """status, headers, body"""
@@ -98,8 +99,8 @@ class Handler(BaseHTTPRequestHandler):
             return  # the client is gone: what some of these tests are about
 
 
-def endpoint(server: Server, **options: Any) -> Endpoint:
-    return Endpoint(server.url, "tester", **{"timeout_s": 5, **options})
+def endpoint(server: Server, key_variable: str | None = None, **options: Any) -> Endpoint:
+    return Endpoint(server.url, "tester", EndpointOptions(**{"timeout_s": 5, **options}), key_variable=key_variable)
 
 
 HELLO = Request("Be kind.", "Generate 2 visually rich prompts focused on the noun 'cup', and so on.", 50)

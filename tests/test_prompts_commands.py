@@ -20,7 +20,7 @@ from tiny_wordnet import write_wordnet
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
-from rcdeploy.prompts import language_model
+from rcdeploy.prompts import endpoint as endpoint_module
 from rcdeploy_runtime.errors import RcdeployError
 
 run = CliRunner().invoke
@@ -36,7 +36,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(endpoint_module, "FIRST_WAIT_S", 0.02)
 
 
 def command(out: str, server_url: str, *more: str) -> list[str]:

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import pytest
 from language_model_server import HELLO, Reply, Server, completion, endpoint
 
-from rcdeploy.prompts import language_model
+from rcdeploy.prompts import endpoint as endpoint_module
+from rcdeploy.prompts.endpoint import Endpoint, EndpointOptions
 from rcdeploy.prompts.journal import Journal, ask
-from rcdeploy.prompts.language_model import Endpoint, Request
+from rcdeploy.prompts.language_model import Request
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -30,7 +31,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(endpoint_module, "FIRST_WAIT_S", 0.02)
 
 
 def test_an_endpoint_follows_the_protocol(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +105,9 @@ def test_secrets_are_not_in_messages(server: Server, monkeypatch: pytest.MonkeyP
     echo = json.dumps({"error": f"bad {key} hunter2 tok=en"}) + f" {quote(key, safe='')}" + "x" * 1000
     place = server.url.removeprefix("http://")
     remarks: list[str] = []
-    model = Endpoint(f"http://me:hunter2@{place}?api_key=tok%3Den", "tester", retries=0, log=remarks.append)
-    model_with_key = Endpoint(server.url, "tester", key_variable="MY_KEY", retries=0, log=remarks.append)
+    once = EndpointOptions(retries=0)
+    model = Endpoint(f"http://me:hunter2@{place}?api_key=tok%3Den", "tester", once, log=remarks.append)
+    model_with_key = Endpoint(server.url, "tester", once, key_variable="MY_KEY", log=remarks.append)
     credentials = base64.b64encode(b"me:hunter2").decode()
     for status in (401, 500):
         for tested, secrets in (
@@ -121,7 +123,7 @@ def test_secrets_are_not_in_messages(server: Server, monkeypatch: pytest.MonkeyP
     assert server.headers[0]["Authorization"] == f"Basic {credentials}"
     assert model.url == f"{server.url}/chat/completions" and not remarks  # nobody can read along on this machine
     with pytest.raises(RcdeployError, match=r"does not answer") as unreachable:
-        Endpoint("http://me:hunter2@127.0.0.1:9/v1?api_key=tok", "tester", retries=0).answer(HELLO)
+        Endpoint("http://me:hunter2@127.0.0.1:9/v1?api_key=tok", "tester", once).answer(HELLO)
     assert "hunter2" not in str(unreachable.value) and "tok" not in str(unreachable.value)
     with pytest.raises(RcdeployError, match="is no address") as wrong:
         Endpoint("http://me:hunter2@host:port/v1?api_key=tok", "tester")
@@ -150,7 +152,7 @@ def test_a_key_over_plain_http_is_warned_of(url: str, warned: bool, monkeypatch:
 
 
 def test_answers_are_bounded_in_size_and_time(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(endpoint_module, "MAX_ANSWER_BYTES", 10_000)
     server.faults = [completion("x" * 20_000)]
     with pytest.raises(RcdeployError, match=r"more than 10,000 bytes"):
         endpoint(server).answer(HELLO)

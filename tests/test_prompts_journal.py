@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from language_model_server import Reply, Server, completion, endpoint, paper_answers
 
-from rcdeploy.prompts import language_model
+from rcdeploy.prompts import endpoint as endpoint_module
 from rcdeploy.prompts.generate import ModelPrompts, numbered_lines, prompt_request
 from rcdeploy.prompts.journal import Journal, ask, cost_of
 from rcdeploy.prompts.keywords import Keywords
@@ -33,7 +33,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "FIRST_WAIT_S", 0.02)
+    monkeypatch.setattr(endpoint_module, "FIRST_WAIT_S", 0.02)
 
 
 def test_requests_run_concurrently_and_none_is_sent_twice(server: Server, tmp_path: Path) -> None:

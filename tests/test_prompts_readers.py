@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from caption_files import CAPTIONS, build, source_of, write, write_captions
 
-from rcdeploy.prompts import patterns, readers
+from rcdeploy.prompts import columns, patterns, readers
 from rcdeploy.prompts.journal import Journal
 from rcdeploy.prompts.keywords import Keywords
 from rcdeploy.prompts.nouns import read_nouns
@@ -39,7 +39,7 @@ def test_every_kind_of_file(tmp_path: Path, kind: str) -> None:
         assert pool.manifest.wrong_files(pool.folder) == []
 
 
-@pytest.mark.parametrize("column", readers.COLUMNS)
+@pytest.mark.parametrize("column", columns.COLUMNS)
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_default_columns(tmp_path: Path, kind: str, column: str) -> None:
     path = write_captions(tmp_path / f"c.{kind}", ["one"], column)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..prompts.journal import Journal
     from ..prompts.language_model import LanguageModel, Request
 
-PANEL = "Language model"
-
 
 @dataclass(frozen=True)
 class LanguageModelOptions:
@@ -73,57 +71,31 @@ class LanguageModelOptions:
         typer.confirm("Send them?", abort=True)
 
 
+def _option(*names: str, **settings: Any) -> Any:
+    settings.setdefault("show_default", False)
+    return typer.Option(*names, rich_help_panel="Language model", **settings)
+
+
 def language_model_options(
     endpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1",
-            rich_help_panel=PANEL,
-            show_default=False,
-        ),
+        str | None, _option(help="URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Model name at --endpoint.", rich_help_panel=PANEL, show_default=False)
-    ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(help="Environment variable that holds the API key.", rich_help_panel=PANEL, show_default=False),
-    ] = None,
+    model: Annotated[str | None, _option(help="Model name at --endpoint.")] = None,
+    api_key_env: Annotated[str | None, _option(help="Environment variable that holds the API key.")] = None,
     local_model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a causal language model (transformers, safetensors) to use instead of --endpoint.",
-            rich_help_panel=PANEL,
-            show_default=False,
-        ),
+        Path | None, _option(help="Folder of a causal language model (transformers, safetensors), not --endpoint.")
     ] = None,
-    concurrency: Annotated[
-        int, typer.Option(min=1, max=256, help="Number of concurrent requests.", rich_help_panel=PANEL)
-    ] = 8,
-    requests_per_minute: Annotated[
-        float | None,
-        typer.Option(min=0.1, help="Rate limit.", rich_help_panel=PANEL, show_default="unlimited"),
-    ] = None,
+    concurrency: Annotated[int, _option(min=1, max=256, help="Number of concurrent requests.", show_default=True)] = 8,
+    requests_per_minute: Annotated[float | None, _option(min=0.1, help="Rate limit.", show_default="unlimited")] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds until a request counts as failed.", rich_help_panel=PANEL)
+        float, _option(min=0.1, help="Seconds until a request counts as failed.", show_default=True)
     ] = 120,
     retries: Annotated[
-        int, typer.Option(min=0, help="Retries of a failed request, with exponential backoff.", rich_help_panel=PANEL)
+        int, _option(min=0, help="Retries of a failed request, with exponential backoff.", show_default=True)
     ] = 6,
-    price_in: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Price of a million input tokens, for the estimate.", rich_help_panel=PANEL, show_default=False
-        ),
-    ] = None,
-    price_out: Annotated[
-        float | None,
-        typer.Option(min=0, help="Price of a million output tokens.", rich_help_panel=PANEL, show_default=False),
-    ] = None,
-    yes: Annotated[
-        bool,
-        typer.Option("--yes", "-y", help="Send requests to --endpoint without confirmation.", rich_help_panel=PANEL),
-    ] = False,
+    price_in: Annotated[float | None, _option(min=0, help="Price of a million input tokens, for the estimate.")] = None,
+    price_out: Annotated[float | None, _option(min=0, help="Price of a million output tokens.")] = None,
+    yes: Annotated[bool, _option("--yes", "-y", help="Send requests to --endpoint without confirmation.")] = False,
 ) -> LanguageModelOptions:
     """Opens the language model. Raises RcdeployError for options that contradict each other."""
     if endpoint and local_model:
@@ -134,16 +106,13 @@ def language_model_options(
     if endpoint:
         if not model:
             raise RcdeployError("--endpoint needs the name of a model", fix="Add --model NAME.")
-        from ..prompts.language_model import Endpoint
+        from ..prompts.endpoint import Endpoint, EndpointOptions
 
         language_model = Endpoint(
             endpoint,
             model,
+            EndpointOptions(concurrency, requests_per_minute, timeout, retries),
             key_variable=api_key_env,
-            concurrency=concurrency,
-            requests_per_minute=requests_per_minute,
-            timeout_s=timeout,
-            retries=retries,
             log=lambda text: err.print(text, style="yellow", markup=False, highlight=False),
         )
     elif local_model:

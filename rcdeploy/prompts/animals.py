@@ -10,7 +10,7 @@ The list was made from WordNet 3.0 by `python -m rcdeploy.prompts.animals`, and 
 - as exceptions, phrases with a word of the list in them that never mean an animal: those that WordNet knows as plants
   alone (tiger lily), and NO_ANIMAL_PHRASES (hot dog).
 
-Left out are phrases with a word of the list in them ("persian cat"), as they are found anyway. In doubt a phrase is no
+Left out are phrases with a word of the list in them ("persian cat"), as that word finds them. In doubt a phrase is no
 exception ("dog collar", "teddy bear"): a caption too many costs the paired prompts little, one too few shows the
 student what it must not see. The words left out for their other meanings are for the language model to find.
 """

@@ -32,7 +32,7 @@ class PoolOptions:
     """How captions are read, filtered, deduplicated and sampled.
 
     Args:
-        column: column of csv, jsonl and parquet files; the first of readers.COLUMNS by default.
+        column: column of csv, jsonl and parquet files; the first of columns.COLUMNS by default.
         deduplicate: keep the first of equal captions.
         include: regular expressions of which one must be found, unless there is none (see WholeWordPatterns).
         exclude: regular expressions of which none may be found.

@@ -7,7 +7,7 @@ Readers yield lists of captions as they stand in the file (not yet normalised); 
 - in .jsonl: the value of the column's key; null, or no such key after the first line, is "";
 - in .parquet: the value of the column, which must hold text.
 
-The column is `column`, by default the first of COLUMNS that the file has.
+The column is `column`, by default the first of columns.COLUMNS that the file has.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ import io
 import json
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 
-COLUMNS = ("text", "TEXT", "caption", "prompt")
-"""Columns that may hold captions, in order of preference, where none is named."""
+from .columns import find_column
+from .parquet import count_parquet_rows, read_parquet
+
 ALLOWED = (".txt", ".csv", ".tsv", ".jsonl", ".txt.gz", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet")
 BYTES_PER_CHUNK = 1 << 22
 MAX_LINE_BYTES = 1 << 24
@@ -99,7 +98,7 @@ def read_batches(path: Path, column: str | None = None) -> Iterator[list[str]]:
     kind = _kind(path)
     try:
         if kind == ".parquet":
-            yield from _parquet(path, column)
+            yield from read_parquet(path, column, ROWS_PER_BATCH)
         elif kind == ".jsonl":
             yield from _jsonl(path, column)
         elif kind in (".csv", ".tsv"):
@@ -112,14 +111,10 @@ def read_batches(path: Path, column: str | None = None) -> Iterator[list[str]]:
 
 
 def count_rows(files: list[Path]) -> int | None:
-    """How many rows the files hold, when that stands in them (all are parquet); else None, as counting is reading."""
+    """Number of rows in the files, if they record it (all are parquet); else None, as counting is reading."""
     if any(_kind(path) != ".parquet" for path in files):
         return None
-    rows = 0
-    for path in files:
-        with _open_parquet(path) as file, _parquet_errors(path):
-            rows += file.metadata.num_rows
-    return rows
+    return sum(map(count_parquet_rows, files))
 
 
 def _kind(path: Path) -> str | None:
@@ -135,25 +130,6 @@ def _names_in(folder: Path) -> list[str]:
 
 def _one_of(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
-
-
-def _find_column(path: Path, names: list[str], requested: str | None) -> str:
-    """Raises RcdeployError that lists the columns of the file, and the nearest name, when none fits."""
-    candidates = (requested,) if requested is not None else COLUMNS
-    for name in candidates:
-        if name in names:
-            return name
-    near = [n for c in candidates for n in difflib.get_close_matches(c.lower(), [n.lower() for n in names], n=1)]
-    nearest = next((n for n in names if near and n.lower() == near[0]), None)
-    listed = ", ".join(repr(n if len(n) <= 60 else n[:57] + "...") for n in names[:40]) or "none"
-    what = f"no column {requested!r}" if requested is not None else f"none of the columns {', '.join(COLUMNS)}"
-    hint = (
-        f"Did you mean --column {nearest}?" if nearest is not None else "Name the one with the captions: --column NAME."
-    )
-    raise RcdeployError(
-        f"{path} has {what}; its columns are: {listed}",
-        fix=f"{hint} (A file with one caption a line and no header should end in .txt.)",
-    )
 
 
 def _whole_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -201,7 +177,7 @@ def _csv(path: Path, column: str | None, delimiter: str) -> Iterator[list[str]]:
         header = next(reader, None)
         if header is None:
             return  # an empty file has no rows
-        at = header.index(_find_column(path, header, column))
+        at = header.index(find_column(path, header, column))
         while rows := list(islice(reader, ROWS_PER_BATCH)):
             captions = [row[at] if at < len(row) else "" for row in rows if row]
             if captions:
@@ -227,7 +203,7 @@ def _jsonl(path: Path, column: str | None) -> Iterator[list[str]]:
             if type(row) is not dict:
                 raise RcdeployError(f'{path}, line {number}: a JSON object was expected, such as {{"text": "a cat"}}')
             if key is None:
-                key = _find_column(path, list(row), column)
+                key = find_column(path, list(row), column)
             caption = row.get(key)
             if type(caption) is not str:
                 if caption is not None:
@@ -246,57 +222,3 @@ def _check_no_half_characters(caption: str, path: Path, line: int) -> None:
         caption.encode()
     except UnicodeEncodeError:
         raise RcdeployError(f"{path}, line {line}: half of a surrogate pair, which is no valid text") from None
-
-
-@contextmanager
-def _parquet_errors(path: Path, where: str = "") -> Iterator[None]:
-    """Turns whatever pyarrow raises for a damaged file (from OSError to KeyError) into an RcdeployError."""
-    try:
-        yield
-    except (RcdeployError, GeneratorExit):
-        raise
-    except UnicodeDecodeError as error:
-        raise RcdeployError(f"{path}{where}: not UTF-8 ({error.reason})") from error
-    except Exception as error:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise RcdeployError(f"{path}{where}: not a whole parquet file ({text})", fix="Fetch it again.") from error
-
-
-def _open_parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise RcdeployError(
-            f"{path}: reading parquet needs pyarrow, which is not installed", fix="pip install 'rcdeploy[parquet]'"
-        ) from None
-    with _parquet_errors(path):
-        return pq.ParquetFile(path, buffer_size=1 << 20)  # buffered: pages are streamed, not whole row groups
-
-
-def _parquet(path: Path, column: str | None) -> Iterator[list[str]]:
-    file = _open_parquet(path)
-    import pyarrow as pa
-
-    try:
-        with _parquet_errors(path):
-            name = _find_column(path, file.schema_arrow.names, column)
-            kind = file.schema_arrow.field(name).type
-            if pa.types.is_dictionary(kind):
-                kind = kind.value_type
-            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-                raise RcdeployError(
-                    f"{path}: column {name!r} holds {kind}, not text", fix="Name another: --column NAME."
-                )
-            rows = file.iter_batches(batch_size=ROWS_PER_BATCH, columns=[name], use_threads=False)
-        row = 0
-        while True:
-            with _parquet_errors(path, f", after row {row}"):
-                batch = next(rows, None)
-                captions = [] if batch is None else [caption or "" for caption in batch.column(0).to_pylist()]
-            if batch is None:
-                return
-            if captions:
-                yield captions
-            row += len(captions)
-    finally:
-        file.close()

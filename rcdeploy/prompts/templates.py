@@ -1,4 +1,4 @@
-"""Prompts about a noun without a language model: phrases of our own, put together by chance.
+"""Prompts about a noun without a language model: phrases combined at random.
 
 A stand-in for the paper's prompts, which GPT-3.5 wrote: the phrases vary medium, look, colour, number, action, place,
 light and framing, but they know nothing of the noun except its kind, so that a whale may wait on a station platform.
@@ -16,7 +16,7 @@ from .nouns import Noun
 from .plurals import plural
 
 VERSION = 1
-"""to be raised with any change of what is written here: prompts that recipes made are kept under it"""
+"""to be raised with any change of the prompts: the files that recipes make of them are named after it"""
 MEDIA = (
     "a photo of", "a photograph of", "a close-up photo of", "a black-and-white photograph of", "an oil painting of",
     "a watercolour of", "a pencil sketch of", "an ink drawing of", "a digital illustration of", "a 3D rendering of",

@@ -87,12 +87,13 @@ class WordNet:
         offsets = self.senses.get(word, ())
         if not 1 <= sense <= len(offsets):
             raise RcdeployError(f"the WordNet in {self.folder} has no noun {word!r} with a sense {sense}")
-        found, left = set(), [offsets[sense - 1]]
-        while left:
-            if (offset := left.pop()) not in found:
-                found.add(offset)
-                left += self._children.get(offset, [])
-        return found
+        hyponyms: set[int] = set()
+        pending = [offsets[sense - 1]]
+        while pending:
+            if (offset := pending.pop()) not in hyponyms:
+                hyponyms.add(offset)
+                pending += self._children.get(offset, [])
+        return hyponyms
 
     def irregular_plurals(self) -> dict[str, list[str]]:
         """Singular -> its irregular plurals, from noun.exc; empty where that file is missing."""
@@ -130,7 +131,7 @@ def find_wordnet(folder: Path | None = None) -> Path:
     for place in usual if folder is None else [folder, folder / "dict"]:
         if all((place / name).is_file() for name in FILES):
             return place
-    where = "is not installed" if folder is None else f"is not in {folder}: {' and '.join(FILES)} are looked for"
+    where = "is not installed" if folder is None else f"is not in {folder}: it has no {' and '.join(FILES)}"
     raise RcdeployError(
         f"WordNet {where}",
         fix="Install it (Debian, Ubuntu: apt-get install wordnet-base; macOS: brew install wordnet), or set "
