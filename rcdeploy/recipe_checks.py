@@ -8,6 +8,7 @@ from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .judge_files import judge_of
 from .model_config import is_hub_name, read_unet_config
 from .recipe import Cache, Evaluate, Prompts, Student, Teacher, Train
 from .student.spec import STUDENTS, student_config
@@ -115,7 +116,7 @@ def _evaluate_file_errors(evaluate: Evaluate) -> list[str]:
 
 
 def _judge_errors(evaluate: Evaluate, teacher: Teacher) -> list[str]:
-    if evaluate.score == "judge" and not (Path(teacher.path) / "judge" / "config.json").is_file():
+    if evaluate.score == "judge" and judge_of(Path(teacher.path)) is None:
         return [f"evaluate.score: 'judge' needs a judge, and {teacher.path} has no judge/"]
     return []
 

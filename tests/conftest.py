@@ -202,6 +202,20 @@ def tiny_recipe(recipe_file: Callable[..., Path]) -> Callable[..., Recipe]:
     return lambda **overrides: load_recipe(recipe_file(**overrides))
 
 
+@pytest.fixture(scope="session")
+def judged(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny teacher with a judge of random weights, and reference statistics for it."""
+    from evaluation import with_judge
+
+    return with_judge(tiny_teacher, tmp_path_factory.mktemp("judged") / "tiny")
+
+
+@pytest.fixture
+def captions(tmp_path: Path) -> Path:
+    (tmp_path / "captions.txt").write_text("".join(f"{p}\n" for p in PAIRED))
+    return tmp_path / "captions.txt"
+
+
 @pytest.fixture(autouse=True)
 def in_tmp_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Caches, pools and runs go to the current folder by default: a test that has a folder of its own works there."""

@@ -1,4 +1,4 @@
-"""The judge, the captions it reads, and the pictures they belong to."""
+"""The judge, its labels of captions, and the images of the embedded teacher's data."""
 
 import sys
 from pathlib import Path
@@ -11,23 +11,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from fashion import ATTRIBUTES, COLOURS, ITEMS, draw, scenes
 
 
-def test_every_caption_says_what_its_scene_is() -> None:
+def test_labels_of_every_caption_are_those_of_its_scene() -> None:
     judge = Judge(ATTRIBUTES, width=4)
     captions = 0
     for scene in scenes():
         for caption in scene.captions():
             captions += 1
-            wanted = {"item": scene.item, "colour": scene.colour, "background": scene.background}
-            assert judge.wanted(caption) == wanted, caption
+            expected = {"item": scene.item, "colour": scene.colour, "background": scene.background}
+            assert judge.labels(caption) == expected, caption
     assert captions == 15_680
     assert len({c for s in scenes() for c in s.captions()}) == captions
 
 
-def test_other_texts_want_nothing() -> None:
+def test_other_texts_have_no_labels() -> None:
     judge = Judge(ATTRIBUTES, width=4)
-    assert judge.wanted("a cat") == {}
-    assert judge.wanted("a red boots") == {}
-    assert judge.wanted("a t-shirt") == {"item": ITEMS.index("t-shirt")}
+    assert judge.labels("a cat") == {}
+    assert judge.labels("a red boots") == {}
+    assert judge.labels("a t-shirt") == {"item": ITEMS.index("t-shirt")}
 
 
 def test_a_judge_comes_back_from_disk(tmp_path: Path) -> None:
@@ -43,15 +43,15 @@ def test_a_judge_comes_back_from_disk(tmp_path: Path) -> None:
 def test_verdicts_compare_with_the_prompt() -> None:
     judge = Judge(ATTRIBUTES, width=4).eval()
     images = torch.rand(10, 3, 64, 64)
-    found = judge(images)["item"].argmax(1)
-    right = [f"a red {ITEMS[i]} on a blue background" for i in found]
-    wrong = [f"a red {ITEMS[(i + 1) % len(ITEMS)]} on a blue background" for i in found]
+    predicted = judge(images)["item"].argmax(1)
+    right = [f"a red {ITEMS[i]} on a blue background" for i in predicted]
+    wrong = [f"a red {ITEMS[(i + 1) % len(ITEMS)]} on a blue background" for i in predicted]
     assert judge.verdicts(images, right)["item"].all()
     assert not judge.verdicts(images, wrong)["item"].any()
     assert not judge.verdicts(images, ["no item at all"] * 10)["item"].any()
 
 
-def test_pictures_have_the_colours_their_scene_names() -> None:
+def test_images_have_the_colours_of_their_scene() -> None:
     chosen = [s for s in scenes() if s.size == 2][:20]
     photo = torch.zeros(len(chosen), 1, 28, 28)
     photo[:, :, 6:22, 6:22] = 1

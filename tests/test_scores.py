@@ -15,10 +15,9 @@ from torchmetrics.image.inception import InceptionScore
 
 from rcdeploy.evaluate.frechet import Statistics, frechet_distance, inception_score
 from rcdeploy.evaluate.inception import CLASSES, FEATURES, Inception, resized_as_tensorflow_1
-from rcdeploy.evaluate.judge import Judge
+from rcdeploy.evaluate.judge import Judge, judge_scores
 from rcdeploy.evaluate.networks import open_network
 from rcdeploy.evaluate.reference import open_reference
-from rcdeploy.evaluate.scores import judge_scores
 from rcdeploy_runtime.errors import RcdeployError
 
 ATTRIBUTES = {
@@ -33,7 +32,7 @@ def features(n: int, d: int, seed: int) -> Tensor:
     return torch.randn(n, d, generator=rng) @ mixing + torch.randn(d, generator=rng)
 
 
-class Given(nn.Module):
+class Identity(nn.Module):
     """Stands where torchmetrics wants a network: its pictures are features already."""
 
     num_features = 6
@@ -44,7 +43,7 @@ class Given(nn.Module):
 
 def test_frechet_distance_is_torchmetrics(recwarn: pytest.WarningsRecorder) -> None:
     a, b = features(40, 6, 0), features(50, 6, 1)
-    theirs = FrechetInceptionDistance(feature=Given())
+    theirs = FrechetInceptionDistance(feature=Identity())
     theirs.update(a, real=True)
     theirs.update(b, real=False)
     ours = frechet_distance(Statistics.of(a), Statistics.of(b))
@@ -78,7 +77,7 @@ def test_statistics_are_numpys() -> None:
 @pytest.mark.parametrize("splits", [4, 10])
 def test_inception_score_is_torchmetrics(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = features(40, 6, 3)
-    theirs = InceptionScore(feature=Given(), splits=splits)
+    theirs = InceptionScore(feature=Identity(), splits=splits)
     theirs.update(logits)
     monkeypatch.setattr(torch, "randperm", torch.arange)  # it shuffles first
     mean, deviation = (value.item() for value in theirs.compute())
@@ -200,7 +199,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path) -> None:
         Inception.load(tmp_path / "inception.safetensors")
     assert "save_file(torch.load('pt_inception-2015-12-05-6726825d.pth', weights_only=True)" in str(caught.value.fix)
     (tmp_path / "weights.pth").write_bytes(b"\x80\x02")
-    with pytest.raises(RcdeployError, match="pickled weights are never opened"):
+    with pytest.raises(RcdeployError, match="pickled weights are never loaded"):
         Inception.load(tmp_path / "weights.pth")
     save_file({"fc.weight": torch.zeros(1000, 2048)}, tmp_path / "other.safetensors")
     with pytest.raises(RcdeployError, match="does not hold the Inception-v3 of the FID: .* is missing, and 471 more"):
@@ -233,8 +232,10 @@ def test_a_folder_of_pictures_is_looked_through_once(
     network = open_network("judge", judge_folder)
     pictures_in(tmp_path / "real", 5)
     calls: list[int] = []
-    found, digest = open_reference(tmp_path / "real", network, (24, 24), lambda _s, done, _of: calls.append(done))
-    expected = Statistics.of(network.read_all(seeded_pictures(5, 24), [""] * 5)["features"])
+    found, digest = open_reference(
+        tmp_path / "real", network, (24, 24), lambda _stage, completed, *_: calls.append(completed)
+    )
+    expected = Statistics.of(network(seeded_pictures(5, 24), [""] * 5)["features"])
     assert found.count == 5 and calls == [0, 5]
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-7)  # files come in another order
     again, same = open_reference(tmp_path / "real", network, (24, 24), lambda *_: pytest.fail("looked again"))
@@ -261,11 +262,11 @@ def test_statistics_of_other_tools_are_read_without_pickle(tmp_path: Path, judge
 def test_references_that_are_none(tmp_path: Path, judge_folder: Path) -> None:
     network = open_network("judge", judge_folder)
     (tmp_path / "real").mkdir()
-    with pytest.raises(RcdeployError, match="holds 0 pictures"):
+    with pytest.raises(RcdeployError, match="holds 0 images"):
         open_reference(tmp_path / "real", network, (24, 24))
     pictures_in(tmp_path / "real", 3)
     (tmp_path / "real" / "2.png").write_bytes(b"no picture")
-    with pytest.raises(RcdeployError, match=r"2\.png cannot be read as a picture"):
+    with pytest.raises(RcdeployError, match=r"2\.png cannot be read as an image"):
         open_reference(tmp_path / "real", network, (24, 24))
-    with pytest.raises(RcdeployError, match="nothing is there"):
+    with pytest.raises(RcdeployError, match="no such file or folder"):
         open_reference(tmp_path / "gone.npz", network, (24, 24))

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
 from rcdeploy.evaluate.prompt_choice import choose_prompts
-from rcdeploy.evaluate.vqa import AT_ONCE, NounPhrases, VqaScore, question, things
+from rcdeploy.evaluate.spec import EvaluationSpec
+from rcdeploy.evaluate.vqa import BATCH_SIZE, NounPhrases, VqaScore, question, visible_phrases
 from rcdeploy.sweep.spec import read_score
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -90,9 +91,9 @@ def test_every_picture_is_seen_once(blip: Path) -> None:
     score.model.vision_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
     )
-    n = AT_ONCE + 3
+    n = BATCH_SIZE + 3
     found = score(pictures(n), [["a red shirt", "a blue bag"]] * n)
-    assert seen == [(AT_ONCE, 3, 480, 480), (3, 3, 480, 480)] and found.shape == (n,)
+    assert seen == [(BATCH_SIZE, 3, 480, 480), (3, 3, 480, 480)] and found.shape == (n,)
 
 
 def test_a_picture_scores_the_same_in_any_company(blip: Path) -> None:
@@ -145,13 +146,13 @@ def test_places_are_not_asked_for() -> None:
         [1, 1, 1, 4, 2, 4, 8, 8, 5],
     )
     assert [c.text for c in doc.noun_chunks] == ["a bag", "the left", "the red shoe"]
-    assert things(doc) == ["a bag", "the red shoe"]
+    assert visible_phrases(doc) == ["a bag", "the red shoe"]
 
 
 def test_eight_at_most_without_the_places() -> None:
     nouns = ["top", *(f"bag{i}" for i in range(10))]
     doc = parsed(" ".join(nouns), "NOUN " * 11, "ROOT " * 11, list(range(11)))
-    assert things(doc) == [f"bag{i}" for i in range(8)]
+    assert visible_phrases(doc) == [f"bag{i}" for i in range(8)]
 
 
 @Language.component("articles_and_colours")
@@ -187,7 +188,7 @@ def test_a_pipeline_in_a_folder(tmp_path: Path) -> None:
 def test_what_cannot_find_noun_phrases_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spacy.blank("en").to_disk(tmp_path / "blank")
     for name in ("no_such_pipeline", str(tmp_path / "blank")):
-        with pytest.raises(RcdeployError, match="no pipeline of spaCy's that finds noun phrases") as caught:
+        with pytest.raises(RcdeployError, match="not a spaCy pipeline that finds noun phrases") as caught:
             NounPhrases(name)
         assert "python -m spacy download en_core_web_sm" in str(caught.value.fix)
     monkeypatch.setitem(sys.modules, "spacy", None)
@@ -212,7 +213,7 @@ def test_folders_that_hold_no_such_model(tmp_path: Path) -> None:
         cramped: r"no room for \[ENC\]",
         mute: "does not know yes and no",
     }.items():
-        with pytest.raises(RcdeployError, match=f"holds no BLIP model that answers questions: .*{said}"):
+        with pytest.raises(RcdeployError, match=f"holds no BLIP model for question answering: .*{said}"):
             VqaScore(folder)
 
 
@@ -254,9 +255,9 @@ def test_several_pictures_of_each_prompt(captions: Path, blip: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "vqa needs a BLIP model that answers questions: --vqa"),
-        (["--vqa", "gone"], "--vqa gone: nothing is there"),
-        (["--vqa", "blip", "--noun-phrases", "no_such_pipeline"], "no_such_pipeline is no pipeline"),
+        ([], "vqa needs a BLIP model for question answering: --vqa"),
+        (["--vqa", "gone"], "--vqa gone: no such file or folder"),
+        (["--vqa", "blip", "--noun-phrases", "no_such_pipeline"], "no_such_pipeline is not a spaCy pipeline"),
         (["--vqa", "empty", "--noun-phrases", "pipeline"], "empty holds no BLIP model"),
     ],
 )
@@ -271,7 +272,7 @@ def test_what_is_missing_is_said_before_anything_is_drawn(
 
 
 def test_prompts_are_chosen_before_they_are_repeated(captions: Path) -> None:
-    chosen = choose_prompts([captions], count=2, repeat=3)
+    chosen = choose_prompts(EvaluationSpec(prompt_files=(captions,), count=2, repeat=3))
     assert len(chosen) == 6 and len(set(chosen)) == 2
     assert chosen == [chosen[0]] * 3 + [chosen[3]] * 3
 

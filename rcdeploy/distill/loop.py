@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.optimization import get_scheduler
 
-from ..evaluate.metrics import FIGURES
+from ..evaluate.spec import SCORE_KEYS
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
 from ..run_folder import MetricsFile
@@ -53,7 +53,7 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Train
         log("writing the student's pipeline")
         write_pipeline(run, state)
         if state.best:
-            log(f"best step: {state.best[1]:,} ({FIGURES[recipe.evaluate.score]} {state.best[0]:.6g})")
+            log(f"best step: {state.best[1]:,} ({SCORE_KEYS[recipe.evaluate.score]} {state.best[0]:.6g})")
     run.accelerator.end_training()
     return state
 

@@ -13,7 +13,7 @@ from rcdeploy_runtime.files import new_folder, read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from .. import checkpoint
-from ..evaluate.metrics import FIGURES
+from ..evaluate.spec import SCORE_KEYS
 from ..machine import describe
 from ..model_config import trimmed_model_index
 from ..model_files import copy_component
@@ -99,7 +99,7 @@ def write_pipeline(run: Run, state: TrainState) -> None:
     facts = _facts(run, state).finished_with(
         best_step=best_step,
         best_score=best_score,
-        score=FIGURES[run.recipe.evaluate.score],
+        score=SCORE_KEYS[run.recipe.evaluate.score],
         pipeline_step=step,
     )
     manifest = _manifest(run, facts)

@@ -12,11 +12,13 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..diffusion_model import predict
-from ..evaluate.evaluation import evaluate, smaller
-from ..evaluate.image_set import open_set
-from ..evaluate.metrics import FIGURES, Scorer, Weights, better, choose_metrics, open_scorer, refuse_too_few
+from ..evaluate.evaluation import evaluate
+from ..evaluate.image_set import open_image_set
+from ..evaluate.image_source import sampler
+from ..evaluate.metrics import Scorer, open_scorer
 from ..evaluate.prompt_choice import choose_prompts
-from ..evaluate.source import by_teacher
+from ..evaluate.spec import SCORE_KEYS, EvaluationSpec, is_better
+from ..judge_files import judge_of
 from ..plots import grid, loss_curves
 from ..progress import Log, Progress
 from ..random_streams import GRID, VALIDATION, generator
@@ -32,7 +34,6 @@ VALIDATION_BATCH_SIZE = 16
 SCORE_METRICS = {"fid": ("fid", "is"), "judge": ("judge",)}
 """The metrics that are computed for each value of evaluate.score."""
 SCORE_SHARD_SIZE = 256
-SCORE_BATCH_SIZE = 16
 
 
 class Validator:
@@ -62,8 +63,8 @@ class Validator:
                 return
             metrics = {"validation": self.validation_loss(unet), **scores}
             self._write_grid(unet, state.step)
-        name = FIGURES[run.recipe.evaluate.score]
-        if state.best is None or better(name, metrics[name], state.best[0]):
+        name = SCORE_KEYS[run.recipe.evaluate.score]
+        if state.best is None or is_better(name, metrics[name], state.best[0]):
             state.best = (metrics[name], state.step)
         if self.metrics_file:
             self.metrics_file.add({"step": state.step, **metrics})
@@ -145,6 +146,7 @@ class Scoring:
     image_size: (height, width) as generated. scored_size: as they are scored.
     """
 
+    spec: EvaluationSpec
     prompts: list[str]
     image_size: tuple[int, int]
     scored_size: tuple[int, int]
@@ -155,47 +157,44 @@ class Scoring:
         """Raises RcdeployError when prompts or weights are unusable, or images would be too few for an FID."""
         section = run.recipe.evaluate
         teacher = run.teacher
-        sources = [Path(p) for p in section.prompt_files] or [run.cache.folder / "prompts.txt"]
-        column = run.recipe.prompts.column if section.prompt_files else None
-        prompts = choose_prompts(sources, column=column, count=section.count, at_most=True, seed=section.seed)
-        weights = Weights(
-            inception=Path(section.inception) if section.inception else None,
-            reference=Path(section.reference) if section.reference else None,
-            judge=teacher.folder / "judge",
+        files = tuple(map(Path, section.prompt_files))
+        spec = EvaluationSpec.of_recipe(
+            section,
+            prompt_files=files or (run.cache.folder / "prompts.txt",),
+            column=run.recipe.prompts.column if files else None,
+            metrics=SCORE_METRICS[section.score],
+            judge=judge_of(teacher.folder),
+            shard_size=SCORE_SHARD_SIZE,
         )
-        metrics = choose_metrics(SCORE_METRICS[section.score], weights)
-        for remark in refuse_too_few(metrics, {"all": len(prompts)}, allow_few=False):
+        prompts = choose_prompts(spec)
+        for remark in spec.check_enough_images({"all": len(prompts)}):
             log(remark)
         _, height, width = teacher.latent_shape(run.recipe.cache.resolution)
         image_size = (height * teacher.pixels_per_latent, width * teacher.pixels_per_latent)
-        scored_size = smaller(image_size, None)
-        scorer = open_scorer(metrics, weights, size=scored_size, device=teacher.device, progress=progress)
-        judge = scorer.networks["judge"].judge if "judge" in scorer.networks else None
-        if judge and not any(judge.wanted(prompt) for prompt in prompts):
+        scored_size = spec.image_size(image_size)
+        scorer = open_scorer(spec, size=scored_size, device=teacher.device, progress=progress)
+        if scorer.judge and not any(scorer.judge.labels(prompt) for prompt in prompts):
             raise RcdeployError(
                 "the judge recognises no attribute in any of the prompts",
                 fix="Name other prompts as evaluate.prompt_files.",
             )
-        return cls(prompts, image_size, scored_size, scorer)
+        return cls(spec, prompts, image_size, scored_size, scorer)
 
     def __call__(self, run: Run, step: int, unet: torch.nn.Module) -> dict[str, float]:
         """Scores of `unet`, which is in the teacher's precision. A collective: every process generates images."""
-        section = run.recipe.evaluate
         folder = run.folder / "evaluations" / f"step-{step:08}"
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
         run.accelerator.wait_for_everyone()
-        image_set = open_set(
+        image_set = open_image_set(
             folder,
             self.prompts,
             {"step": step},
             size=self.scored_size,
-            shard_size=SCORE_SHARD_SIZE,
-            batch_size=SCORE_BATCH_SIZE,
+            shard_size=self.spec.images_per_shard(len(self.prompts)),
+            batch_size=self.spec.batch_size,
         )
-        settings = {"num_inference_steps": section.num_inference_steps, "guidance_scale": section.guidance_scale}
-        generate = by_teacher(run.teacher, self.image_size, unet)
-        result = evaluate(image_set, generate, self.scorer, seed=section.seed, settings=settings)
+        result = evaluate(image_set, sampler(run.teacher, self.image_size, unet), self.scorer, self.spec)
         run.accelerator.wait_for_everyone()
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,114 +1,162 @@
-"""An evaluation from end to end: pictures drawn, shown to networks, scored, and written down."""
+"""An evaluation from end to end: images generated, network outputs computed, metrics scored, results written."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import replacing, write_json
+from rcdeploy_runtime.files import write_json
 
 from ..plots import grid
+from ..progress import Progress, no_progress
 from ..recipe import digest
-from .image_set import ImageSet
-from .metrics import Readings, Scorer
-from .reference import Progress
-from .source import Drawing, Settings, Source
+from .image_set import ImageSet, default_folder, open_image_set
+from .image_source import Generate, ImageSource, open_image_source, torch_device
+from .images import write_png
+from .metrics import Outputs, Scorer, open_scorer
+from .spec import EvaluationSpec, split_counts
+from .target import EvaluationTarget
 
-SHOWN, COLUMNS = 32, 8
-"""pictures in the grid, and in a row of it"""
-LONGEST_NAME = 200
-"""bytes of a file's name before its number and ending"""
+GRID_IMAGES = 32
+GRID_COLUMNS = 8
+MAX_FILE_NAME_BYTES = 200
+"""of a prompt, before the number and the extension"""
 
 
 def identity_of(
-    source: Source, prompts: Sequence[str], seed: int, settings: Settings, size: tuple[int, int]
+    model_digest: str, native_size: tuple[int, int], prompts: Sequence[str], spec: EvaluationSpec
 ) -> dict[str, Any]:
-    """What the pictures depend on. size: (height, width) as they are kept."""
+    """Everything that the images depend on, as JSON. native_size: (height, width) that the model generates."""
     return {
-        "model": source.model["digest"],
+        "model": model_digest,
         "prompts": digest(list(prompts)),
         "count": len(prompts),
-        "seed": seed,
-        **settings,
-        "drawn_size": list(source.size),
-        "size": list(size),
+        "seed": spec.seed,
+        **spec.sampling,
+        "drawn_size": list(native_size),
+        "size": list(spec.image_size(native_size)),
     }
 
 
-def smaller(native: tuple[int, int], resize: int | None) -> tuple[int, int]:
-    """(height, width) in which pictures are kept. resize: the edge asked for; None: 256 of 512 as in the paper."""
-    if resize is None:
-        return (256, 256) if native == (512, 512) else native
-    if resize == 0:
-        return native
-    if resize > min(native):
-        raise RcdeployError(
-            f"--resize {resize} would enlarge pictures of {native[0]}x{native[1]}", fix="Give a smaller edge, or 0."
+@dataclass(frozen=True)
+class Evaluation:
+    """A model, its image set and its scorer, ready to run; everything was checked that can be before sampling."""
+
+    spec: EvaluationSpec
+    source: ImageSource
+    image_set: ImageSet
+    scorer: Scorer
+    identity: dict[str, Any]
+
+    @classmethod
+    def prepare(
+        cls,
+        target: EvaluationTarget,
+        spec: EvaluationSpec,
+        prompts: list[str],
+        *,
+        folder: Path | None = None,
+        device: str = "auto",
+        progress: Progress = no_progress,
+    ) -> Evaluation:
+        """Loads the model and the networks, opens or begins the folder (by default evaluations/NAME-DIGEST)."""
+        source = open_image_source(target, device)
+        identity = identity_of(source.model["digest"], source.size, prompts, spec)
+        size = spec.image_size(source.size)
+        scorer = open_scorer(spec, size=size, device=torch_device(device), progress=progress)
+        image_set = open_image_set(
+            folder or default_folder(source.name, identity),
+            prompts,
+            identity,
+            size=size,
+            shard_size=spec.images_per_shard(len(prompts)),
+            batch_size=spec.batch_size,
+            recipe=target.recipe,
         )
-    return resize, resize
+        return cls(spec, source, image_set, scorer, identity)
+
+    def run(self, split: Sequence[bool] | None, progress: Progress = no_progress) -> dict[str, Any]:
+        """As `evaluate`, with the record of the model and of everything used: what scores.json holds."""
+        result = evaluate(self.image_set, self.source.generate, self.scorer, self.spec, split=split, progress=progress)
+        spec = self.spec
+        return {
+            "folder": str(self.image_set.folder),
+            "model": self.source.model,
+            "identity": self.identity,
+            "prompts": {
+                "files": [str(file) for file in spec.prompt_files],
+                "include": list(spec.include),
+                "exclude": list(spec.exclude),
+                "repeat": spec.repeat,
+            },
+            "weights": self.scorer.record,
+            **result,
+        }
 
 
 def evaluate(
-    pictures: ImageSet,
-    drawing: Drawing,
+    image_set: ImageSet,
+    generate: Generate,
     scorer: Scorer,
+    spec: EvaluationSpec,
     *,
-    seed: int,
-    settings: Settings,
     split: Sequence[bool] | None = None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
-    """Draws what is missing, reads what was not read, and scores; any number of processes may share the folder.
+    """Generates missing images, computes missing network outputs, and scores; many processes may share the folder.
 
-    split: which prompts belong to the half "with". Returns {"scores": {"all", "with"?, "without"?}, "counts",
-    "seconds"}: the seconds are this process's.
+    Args:
+        generate: samples images from prompts and seeds.
+        spec: its seed and sampling settings are used.
+        split: which prompts belong to the part "with"; None scores all together only.
+
+    Returns:
+        {"scores": {"all", "with"?, "without"?}, "counts", "seconds"}; the seconds are this process's.
     """
-    started = time.perf_counter()
-    drawn = pictures.draw(lambda prompts, rows: drawing(prompts, [seed + row for row in rows], settings), progress)
-    after_drawing = time.perf_counter()
-    readings: Readings = {name: pictures.read(network, progress) for name, network in scorer.networks.items()}
+    start = time.perf_counter()
+
+    def generate_rows(prompts: Sequence[str], rows: range) -> Any:
+        return generate(prompts, [spec.seed + row for row in rows], spec.sampling)
+
+    generated = image_set.generate_missing(generate_rows, progress)
+    sampled = time.perf_counter()
+    outputs: Outputs = {name: image_set.outputs_of(net, progress) for name, net in scorer.networks.items()}
     parts: dict[str, list[bool] | None] = {"all": None}
     if split is not None:
-        parts |= {"with": list(split), "without": [not chosen for chosen in split]}
-    n = len(pictures.prompts)
+        parts |= {"with": list(split), "without": [not x for x in split]}
     return {
-        "scores": {part: scorer.scores(readings, pictures.prompts, chosen) for part, chosen in parts.items()},
-        "counts": {part: n if chosen is None else sum(chosen) for part, chosen in parts.items()},
+        "scores": {part: scorer.scores(outputs, image_set.prompts, rows) for part, rows in parts.items()},
+        "counts": split_counts(len(image_set.prompts), split),
         "seconds": {
-            "pictures_drawn": drawn,
-            "drawing": round(after_drawing - started, 3),
-            "reading": round(time.perf_counter() - after_drawing, 3),
+            "pictures_drawn": generated,
+            "drawing": round(sampled - start, 3),
+            "reading": round(time.perf_counter() - sampled, 3),
         },
     }
 
 
-def write_down(pictures: ImageSet, record: dict[str, Any]) -> None:
-    """scores.json, and a grid of the first pictures; they stand in prompts.txt in this order."""
-    write_json(pictures.folder / "scores.json", record)
-    shown = pictures.first(SHOWN) / 255
-    rows = [
-        (f"{start + 1} to {min(start + COLUMNS, len(shown))}", shown[start : start + COLUMNS])
-        for start in range(0, len(shown), COLUMNS)
-    ]
-    captions = [pictures.prompts[i : min(i + COLUMNS, len(shown))] for i in range(0, len(shown), COLUMNS)]
-    grid(rows, (), pictures.folder / "pictures.png", row_captions=captions)
+def write_results(image_set: ImageSet, record: dict[str, Any]) -> None:
+    """scores.json, and pictures.png: a grid of the first images with their prompts."""
+    write_json(image_set.folder / "scores.json", record)
+    images = image_set.first_images(GRID_IMAGES) / 255
+    starts = range(0, len(images), GRID_COLUMNS)
+    rows = [(f"{i + 1} to {min(i + GRID_COLUMNS, len(images))}", images[i : i + GRID_COLUMNS]) for i in starts]
+    captions = [image_set.prompts[i : min(i + GRID_COLUMNS, len(images))] for i in starts]
+    grid(rows, (), image_set.folder / "pictures.png", row_captions=captions)
 
 
-def write_pictures(pictures: ImageSet, folder: Path, progress: Progress = lambda *_: None) -> None:
-    """Every picture as a PNG named {prompt}_{number:06}.png, the names that T2I-CompBench's evaluators read.
+def write_pngs(image_set: ImageSet, folder: Path, progress: Progress = no_progress) -> None:
+    """Every image as a PNG named {prompt}_{number:06}.png, as T2I-CompBench's evaluators expect.
 
-    A prompt's slashes become blanks, and it is cut to LONGEST_NAME bytes: file systems want it so.
+    Slashes in a prompt become spaces, and it is cut to MAX_FILE_NAME_BYTES, for the sake of file systems.
     """
-    done = 0
-    for shard, rows in enumerate(pictures.shards):
-        for row, image in zip(rows, pictures.pictures(shard), strict=True):
-            words = pictures.prompts[row].replace("/", " ").encode()[:LONGEST_NAME].decode(errors="ignore")
-            with replacing(folder / f"{words}_{row:06}.png") as beside:
-                Image.fromarray(image.permute(1, 2, 0).numpy()).save(beside, "PNG")
-            done += 1
-        progress("writing pictures", done, len(pictures.prompts))
+    written = 0
+    for shard, rows in enumerate(image_set.shards):
+        for row, image in zip(rows, image_set.images(shard), strict=True):
+            prompt = image_set.prompts[row].replace("/", " ").encode()[:MAX_FILE_NAME_BYTES].decode(errors="ignore")
+            write_png(image, folder / f"{prompt}_{row:06}.png")
+            written += 1
+        progress("writing images", written, len(image_set.prompts))

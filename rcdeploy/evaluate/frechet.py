@@ -1,4 +1,4 @@
-"""Two figures that compare sets of pictures by what a classifier says of them: Frechet distance, inception score."""
+"""Two metrics of image sets from a classifier's outputs: Frechet distance and inception score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..storage.tensors import load_tensors, save_tensors
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean [d] and covariance [d, d] (fp64) of the features of `count` pictures."""
+    """Mean [d] and covariance [d, d] (fp64) of the features of `count` images."""
 
     mean: Tensor
     covariance: Tensor
@@ -35,20 +35,20 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Raises RcdeployError when the file is no safetensors file with mean, covariance and count."""
+        """Raises RcdeployError when the file lacks mean, covariance or count, or they do not fit."""
         tensors = load_tensors(path)
         try:
-            found = cls(tensors["mean"].double(), tensors["covariance"].double(), int(tensors["count"]))
+            statistics = cls(tensors["mean"].double(), tensors["covariance"].double(), int(tensors["count"]))
         except KeyError as error:
             raise RcdeployError(
-                f"{path} holds no statistics of pictures: it lacks {error}",
-                fix="`rcdeploy evaluate --reference FOLDER` makes them from a folder of pictures.",
+                f"{path} holds no statistics of images: it lacks {error}",
+                fix="`rcdeploy evaluate --reference FOLDER` makes them from a folder of images.",
             ) from None
-        if found.covariance.shape != (len(found.mean), len(found.mean)):
-            raise RcdeployError(
-                f"{path}: its covariance is {tuple(found.covariance.shape)}, its mean {len(found.mean)}"
-            )
-        return found
+        d = len(statistics.mean) if statistics.mean.ndim == 1 else -1
+        if statistics.covariance.shape != (d, d):
+            shapes = f"mean {tuple(statistics.mean.shape)}, covariance {tuple(statistics.covariance.shape)}"
+            raise RcdeployError(f"{path}: {shapes}, but [d] and [d, d] are needed")
+        return statistics
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -65,8 +65,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     values, vectors = torch.linalg.eigh(a.covariance)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     between = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
-    apart = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * between
-    return float(apart.clamp(min=0))
+    squared = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * between
+    return float(squared.clamp(min=0))
 
 
 def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, float]:
@@ -74,11 +74,12 @@ def inception_score(probabilities: Tensor, splits: int = 1) -> tuple[float, floa
 
     probabilities: [n, classes], each row a distribution; n at least `splits`.
     """
-    n, scores = len(probabilities), []
+    n = len(probabilities)
+    scores = []
     for i in range(splits):
         part = probabilities[i * n // splits : (i + 1) * n // splits].double()
         marginal = part.mean(0, keepdim=True)
         divergence = torch.xlogy(part, part) - torch.xlogy(part, marginal)
         scores.append(divergence.sum(1).mean().exp())
-    found = torch.stack(scores)
-    return float(found.mean()), float(found.std(correction=0))
+    stacked = torch.stack(scores)
+    return float(stacked.mean()), float(stacked.std(correction=0))

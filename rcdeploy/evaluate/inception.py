@@ -1,6 +1,6 @@
-"""Inception-v3 as the FID knows it: the graph of December 2015, with what sets it apart from every later Inception.
+"""Inception-v3 of the FID: the graph of December 2015, with its differences from every later Inception.
 
-1,008 logits; average pools that leave padding out of the mean; a maximum in the last block's pool; and pictures brought
+1,008 logits; average pools that leave padding out of the mean; a maximum in the last block's pool; and images resized
 to 299 x 299 as TensorFlow 1 did, from the upper left corner and without smoothing. Published FIDs are of this network
 (Heusel et al. 2017); another one's features are not comparable with them. The graph is read as torch-fidelity reads it;
 pytorch-fid, which BK-SDM's scripts call, has the same weights but resizes as PyTorch does, half a pixel apart: its
@@ -18,17 +18,13 @@ from torch.nn import functional as F
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..recipe_checks import INCEPTION_FEATURES
 from ..storage.tensors import load_tensors
+from .spec import HOW_TO_GET_INCEPTION
 
-EDGE, FEATURES, CLASSES = 299, 2048, 1008
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
-HOW_TO_GET = (
-    f"Its weights are the file {WEIGHTS} of github.com/mseitzer/pytorch-fid (releases, fid_weights). Turn it into "
-    "inception.safetensors once, where you trust it:\n"
-    f"python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{WEIGHTS}', weights_only=True), "
-    "'inception.safetensors')\"\n"
-    "and name that with --inception inception.safetensors, or as evaluate.inception in a recipe."
-)
+RESOLUTION = 299
+FEATURES = INCEPTION_FEATURES
+CLASSES = 1008
 Step = tuple[str, int, str]
 """name, channels, kernel: "3" is 3 x 3, "1x7" is 1 high and 7 wide, "3/2" has stride 2 and no padding"""
 Branch = Sequence[Step | tuple[Step, Step]]
@@ -42,9 +38,9 @@ class Convolution(nn.Module):
         super().__init__()
         size, _, stride = kernel.partition("/")
         high, _, wide = size.partition("x")
-        edges = int(high), int(wide or high)
-        padding = (edges[0] // 2, edges[1] // 2) if padded and not stride else (0, 0)
-        self.conv = nn.Conv2d(c_in, c_out, edges, int(stride or 1), padding, bias=False)
+        kernel_size = int(high), int(wide or high)
+        padding = (kernel_size[0] // 2, kernel_size[1] // 2) if padded and not stride else (0, 0)
+        self.conv = nn.Conv2d(c_in, c_out, kernel_size, int(stride or 1), padding, bias=False)
         self.bn = nn.BatchNorm2d(c_out, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +135,7 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """images uint8 [n, 3, h, w] -> features [n, 2048], logits [n, 1008] without bias (of which the IS is taken)."""
-        x = resized_as_tensorflow_1(images.float(), EDGE)
+        x = resized_as_tensorflow_1(images.float(), RESOLUTION)
         x = (x - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
@@ -154,27 +150,33 @@ class Inception(nn.Module):
     def load(cls, path: Path) -> Inception:
         """From a .safetensors file. Raises RcdeployError that says where the weights come from, or what is wrong."""
         if not path.is_file():
-            raise RcdeployError(f"there are no weights of Inception-v3 at {path}", fix=HOW_TO_GET)
+            raise RcdeployError(f"there are no weights of Inception-v3 at {path}", fix=HOW_TO_GET_INCEPTION)
         if path.suffix != ".safetensors":
-            raise RcdeployError(f"{path} is no .safetensors file: pickled weights are never opened", fix=HOW_TO_GET)
-        network, given = cls(), load_tensors(path)
-        wanted = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
-        wrong = [n for n, t in wanted.items() if n not in given or given[n].shape != t.shape]
+            raise RcdeployError(
+                f"{path} is not a .safetensors file: pickled weights are never loaded", fix=HOW_TO_GET_INCEPTION
+            )
+        network = cls()
+        stored = load_tensors(path)
+        expected = {name: t for name, t in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+        wrong = [n for n, t in expected.items() if n not in stored or stored[n].shape != t.shape]
         if wrong:
-            what = f"{wrong[0]} is {'of another shape' if wrong[0] in given else 'missing'}"
+            what = f"{wrong[0]} {'has another shape' if wrong[0] in stored else 'is missing'}"
             more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
-            raise RcdeployError(f"{path} does not hold the Inception-v3 of the FID: {what}{more}", fix=HOW_TO_GET)
-        network.load_state_dict({name: given[name].float() for name in wanted}, strict=False)
+            raise RcdeployError(
+                f"{path} does not hold the Inception-v3 of the FID: {what}{more}", fix=HOW_TO_GET_INCEPTION
+            )
+        network.load_state_dict({name: stored[name].float() for name in expected}, strict=False)
         return network.requires_grad_(False).eval()
 
 
-def resized_as_tensorflow_1(images: Tensor, edge: int) -> Tensor:
-    """[n, 3, h, w] -> [n, 3, edge, edge], bilinear: pixel i is taken at i x (size / edge), whatever is between."""
+def resized_as_tensorflow_1(images: Tensor, resolution: int) -> Tensor:
+    """[n, 3, h, w] -> [n, 3, resolution, resolution], bilinear: pixel i is sampled at i x (size / resolution)."""
     for dim in (2, 3):
         size = images.shape[dim]
-        at = torch.arange(edge, device=images.device) * (size / edge)
-        low = at.long().clamp(max=size - 1)
-        part = (at - low).view(-1, 1) if dim == 2 else at - low
-        first, second = images.index_select(dim, low), images.index_select(dim, (low + 1).clamp(max=size - 1))
-        images = torch.lerp(first, second, part.to(images.dtype).expand_as(first))
+        position = torch.arange(resolution, device=images.device) * (size / resolution)
+        low = position.long().clamp(max=size - 1)
+        fraction = (position - low).view(-1, 1) if dim == 2 else position - low
+        first = images.index_select(dim, low)
+        second = images.index_select(dim, (low + 1).clamp(max=size - 1))
+        images = torch.lerp(first, second, fraction.to(images.dtype).expand_as(first))
     return images

@@ -1,27 +1,31 @@
-"""A judge: a small classifier that reads from a picture what its prompt asked for.
+"""The judge: a small classifier of the attributes that prompts name, and the scores computed from its outputs.
 
-It stands beside a teacher whose prompts come from a grammar (examples/teachers/fashion/judge) and plays three parts:
-accuracy per attribute, features for a Frechet distance, class probabilities for an inception score.
+It stands beside a teacher whose prompts come from a grammar (examples/teachers/fashion/judge) and serves three metrics:
+accuracy per attribute, a Frechet distance of its features, an inception score of its class probabilities.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .frechet import Statistics, frechet_distance, inception_score
+
 Attributes = dict[str, dict[str, list[str] | str]]
-"""name -> {"labels": the classes, "pattern": a regular expression whose group 1 finds the label in a prompt}"""
+"""name -> {"labels": the classes, "pattern": a regular expression whose group 1 is the label in a prompt}"""
+BATCH_SIZE = 256
 
 
 class Judge(nn.Module):
     """Convolutions down to one feature vector, then one linear head per attribute.
 
-    attributes: what is read from the picture, and how it is read from a prompt.
+    attributes: the classes of each, and how their labels are found in a prompt.
     width: channels of the first stage; features have 4 x width entries.
     """
 
@@ -29,7 +33,7 @@ class Judge(nn.Module):
         super().__init__()
         self.attributes, self.width = attributes, width
         stages: list[nn.Module] = []
-        # (channels in and out, kernel, stride): three times half the edge
+        # (channels in and out, kernel, stride): three times half the resolution
         for c_in, c_out, kernel, stride in (
             (3, width, 5, 2),
             (width, 2 * width, 3, 2),
@@ -52,23 +56,25 @@ class Judge(nn.Module):
         features = self.features(images)
         return {name: head(features) for name, head in self.heads.items()}
 
-    def wanted(self, prompt: str) -> dict[str, int]:
-        """What the prompt asks for: label index per attribute; attributes it does not name are left out."""
-        found = {}
+    def labels(self, prompt: str) -> dict[str, int]:
+        """The label index of every attribute that the prompt names."""
+        indices = {}
         for name, attribute in self.attributes.items():
             match = re.search(str(attribute["pattern"]), prompt)
             if match:
-                found[name] = list(attribute["labels"]).index(match.group(1))
-        return found
+                indices[name] = list(attribute["labels"]).index(match.group(1))
+        return indices
+
+    def label_tensors(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """n prompts -> per attribute n label indices, -1 where the prompt does not name it."""
+        labels = [self.labels(prompt) for prompt in prompts]
+        return {name: torch.tensor([x.get(name, -1) for x in labels]) for name in self.attributes}
 
     @torch.inference_mode()
     def verdicts(self, images: Tensor, prompts: list[str]) -> dict[str, Tensor]:
-        """images [n, 3, h, w] in [0, 1] and their n prompts -> per attribute n booleans: is it what was asked for."""
+        """images [n, 3, h, w] in [0, 1] and their n prompts -> per attribute n booleans: the image shows the label."""
         logits = self(images)
-        wanted = [self.wanted(p) for p in prompts]
-        return {
-            name: logits[name].argmax(1) == torch.tensor([w.get(name, -1) for w in wanted]) for name in self.attributes
-        }
+        return {name: logits[name].argmax(1) == labels for name, labels in self.label_tensors(prompts).items()}
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,3 +90,55 @@ class Judge(nn.Module):
         weights = load_file(folder / "model.safetensors")
         judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
         return judge.eval()
+
+
+@torch.inference_mode()
+def judge_outputs(judge: Judge, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """images [n, 3, h, w] in [0, 1] -> features [n, d] and, per attribute, logits [n, number of labels]; fp32, CPU."""
+    device = next(judge.parameters()).device
+    features = [judge.features(batch.to(device).float()) for batch in images.split(BATCH_SIZE)]
+    logits = {name: torch.cat([head(batch) for batch in features]).cpu() for name, head in judge.heads.items()}
+    return torch.cat(features).cpu(), logits
+
+
+def judge_scores(
+    judge: Judge, images: Tensor, prompts: Sequence[str], reference: Statistics | None = None
+) -> dict[str, float]:
+    """Scores of images [n, 3, h, w] in [0, 1] that were generated for n prompts.
+
+    Per attribute, and for "all" (every attribute that a prompt names is right): the fraction of right images among
+    those whose prompt names it; left out when no prompt does. "inception_score": of the probabilities of "item", or of
+    the first attribute. "frechet_distance": of the judge's features to `reference`; left out without one.
+    """
+    return scores_of_outputs(judge, *judge_outputs(judge, images), prompts, reference)
+
+
+def correctness(judge: Judge, logits: dict[str, Tensor], prompts: Sequence[str]) -> dict[str, Tensor]:
+    """Per attribute, and for "all" that a prompt names: n values, 1 for right, 0 for wrong, NaN where none is named.
+
+    Attributes that no prompt names are left out.
+    """
+    labels = judge.label_tensors(prompts)
+    named = {name: labels[name] >= 0 for name in logits}
+    right = {name: logits[name].argmax(1) == labels[name] for name in logits}
+    values = {name: _where(named[name], right[name]) for name in logits if named[name].any()}
+    if values:
+        all_right = torch.stack([right[name] | ~named[name] for name in logits]).all(0)
+        values["all"] = _where(torch.stack(list(named.values())).any(0), all_right)
+    return values
+
+
+def _where(named: Tensor, right: Tensor) -> Tensor:
+    return torch.where(named, right.double(), torch.nan)
+
+
+def scores_of_outputs(
+    judge: Judge, features: Tensor, logits: dict[str, Tensor], prompts: Sequence[str], reference: Statistics | None
+) -> dict[str, float]:
+    """As judge_scores, from what judge_outputs returned."""
+    scores = {name: values.nanmean().item() for name, values in correctness(judge, logits, prompts).items()}
+    classes = logits["item" if "item" in logits else next(iter(logits))]
+    scores["inception_score"] = inception_score(classes.softmax(1))[0]
+    if reference is not None and len(features) > 1:
+        scores["frechet_distance"] = frechet_distance(Statistics.of(features), reference)
+    return scores

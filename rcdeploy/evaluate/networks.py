@@ -1,4 +1,4 @@
-"""The networks that pictures are shown to, behind one face: uint8 pictures and their prompts in, readings out."""
+"""Feature extractors and scorers with one interface: uint8 images and their prompts in, output tensors out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,68 +13,71 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 
-from .judge import Judge
-from .scores import judge_readings
+from ..judge_files import judge_digest, weights_digest
+from .judge import Judge, judge_outputs
+from .spec import NetworkName
 
-Name = Literal["inception", "clip", "judge", "vqa"]
-READ_AT_ONCE = 32
-"""pictures; always the same, because kernels round by the shape of a batch"""
-PIPELINE = Path("en_core_web_sm")
-"""spaCy's, by which T2I-CompBench finds noun phrases: a package's name here, or a folder"""
+BATCH_SIZE = 32
+"""images; always the same, because kernels round by the shape of a batch"""
+NOUN_PHRASE_PIPELINE = "en_core_web_sm"
+"""the spaCy pipeline by which T2I-CompBench finds noun phrases"""
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that reads pictures.
+    """A network that computes something of images.
 
-    path: where its weights lie. digest: of them (sha256). read: uint8 pictures [n, 3, h, w] and n prompts -> readings,
-    each [n, ...] on the CPU: "features" and "logits" of Inception; "similarity" of CLIP; of a judge "features" and
-    logits under "logits.ATTRIBUTE"; of vqa "yes". asks: what makes questions of prompts, for vqa.
+    Args:
+        name: its kind. path: of its weights. digest: sha256 of them.
+        forward: uint8 images [n, 3, h, w] and n prompts -> outputs, each [n, ...] on the CPU: "features" and "logits"
+            of Inception; "similarity" of CLIP; of a judge "features" and logits under "logits.ATTRIBUTE"; "yes" of vqa.
+        judge: the module, for its attributes.
+        questioner: name and version of what turns prompts into questions, for vqa.
     """
 
-    name: Name
+    name: NetworkName
     path: Path
     digest: str
-    read: Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
+    forward: Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
     judge: Judge | None = None
-    asks: str = ""
+    questioner: str = ""
 
     @property
     def key(self) -> str:
-        """A name for what it has read: another network's readings are never taken for its own."""
-        asks = f"-{hashlib.sha256(self.asks.encode()).hexdigest()[:8]}" if self.asks else ""
-        return f"{self.name}-{self.digest[:8]}{asks}"
+        """A name for its stored outputs: those of another network are never taken for its own."""
+        suffix = f"-{hashlib.sha256(self.questioner.encode()).hexdigest()[:8]}" if self.questioner else ""
+        return f"{self.name}-{self.digest[:8]}{suffix}"
 
     @torch.inference_mode()
-    def read_all(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """As `read`, in batches of READ_AT_ONCE."""
-        starts = range(0, len(images), READ_AT_ONCE)
-        parts = [self.read(images[i : i + READ_AT_ONCE], prompts[i : i + READ_AT_ONCE]) for i in starts]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """As `forward`, in batches of BATCH_SIZE."""
+        starts = range(0, len(images), BATCH_SIZE)
+        batches = [self.forward(images[i : i + BATCH_SIZE], prompts[i : i + BATCH_SIZE]) for i in starts]
+        return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def open_network(
-    name: Name, path: Path, device: torch.device | str = "cpu", *, noun_phrases: Path = PIPELINE
+    name: NetworkName, path: Path, device: torch.device | str = "cpu", *, noun_phrases: Path | None = None
 ) -> Network:
-    """noun_phrases: as PIPELINE, for vqa.
+    """noun_phrases: name or folder of a spaCy pipeline, for vqa; by default NOUN_PHRASE_PIPELINE.
 
-    Raises RcdeployError that says what is missing and where it comes from.
+    Raises RcdeployError that says what is missing and where to get it.
     """
     if name == "vqa":
-        return _vqa(path, torch.device(device), noun_phrases)
+        return _vqa(path, torch.device(device), str(noun_phrases or NOUN_PHRASE_PIPELINE))
     return {"inception": _inception, "clip": _clip, "judge": _judge}[name](path, torch.device(device))
 
 
 def _inception(path: Path, device: torch.device) -> Network:
     from .inception import Inception
 
-    network = Inception.load(path).to(device)
+    inception = Inception.load(path).to(device)
 
-    def read(images: Tensor, _prompts: Sequence[str]) -> dict[str, Tensor]:
-        features, logits = network(images.to(device))
+    def forward(images: Tensor, _prompts: Sequence[str]) -> dict[str, Tensor]:
+        features, logits = inception(images.to(device))
         return {"features": features.cpu(), "logits": logits.cpu()}
 
-    return Network("inception", path, sha256(path), read)
+    return Network("inception", path, sha256(path), forward)
 
 
 def _clip(path: Path, device: torch.device) -> Network:
@@ -83,22 +85,22 @@ def _clip(path: Path, device: torch.device) -> Network:
 
     score = ClipScore(path, device)
 
-    def read(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"similarity": score(images / 255, prompts, len(images)).cpu()}
 
-    return Network("clip", path, _digest(path), read)
+    return Network("clip", path, weights_digest(path), forward)
 
 
-def _vqa(path: Path, device: torch.device, noun_phrases: Path) -> Network:
+def _vqa(path: Path, device: torch.device, pipeline: str) -> Network:
     from .vqa import NounPhrases, VqaScore
 
-    find = NounPhrases(str(noun_phrases))
+    noun_phrases = NounPhrases(pipeline)
     score = VqaScore(path, device)
 
-    def read(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {"yes": score(images, [find(prompt) for prompt in prompts]).cpu()}
+    def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        return {"yes": score(images, [noun_phrases(prompt) for prompt in prompts]).cpu()}
 
-    return Network("vqa", path, _digest(path), read, asks=find.name)
+    return Network("vqa", path, weights_digest(path), forward, questioner=noun_phrases.name)
 
 
 def _judge(path: Path, device: torch.device) -> Network:
@@ -110,14 +112,8 @@ def _judge(path: Path, device: torch.device) -> Network:
         )
     judge = Judge.load(path).to(device)
 
-    def read(images: Tensor, _prompts: Sequence[str]) -> dict[str, Tensor]:
-        features, logits = judge_readings(judge, images.to(device) / 255)
+    def forward(images: Tensor, _prompts: Sequence[str]) -> dict[str, Tensor]:
+        features, logits = judge_outputs(judge, images.to(device) / 255)
         return {"features": features, **{f"logits.{name}": value for name, value in logits.items()}}
 
-    return Network("judge", path, _digest(path), read, judge)
-
-
-def _digest(folder: Path) -> str:
-    """Of a folder's config and weights; what else lies there (a judge's reference) does not change what it reads."""
-    files = [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+    return Network("judge", path, judge_digest(path), forward, judge)

@@ -1,7 +1,7 @@
-"""BLIP-VQA of T2I-CompBench: does BLIP see in a picture every thing that its prompt names?
+"""BLIP-VQA of T2I-CompBench: does an image show everything that its prompt names, by BLIP's answers?
 
 What its evaluator does (BLIPvqa_eval of github.com/Karine-Huang/T2I-CompBench; its colour, shape and texture scores):
-every noun phrase of the prompt becomes a question ("a red shoe?"), and a picture's score is the product of BLIP's
+every noun phrase of the prompt becomes a question ("a red shoe?"), and an image's score is the product of BLIP's
 probabilities of "yes". It rounds each of them to four digits; here they are not rounded.
 """
 
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoTokenizer, BlipForQuestionAnswering
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 
-from .reference import resized
+from .images import normalization, resized_batch
 
-NO_THINGS = ("top", "the side", "the left", "the right")
-"""noun phrases that nobody can see"""
-MOST, MOST_WORDS, MOST_TOKENS = 8, 50, 35
-"""noun phrases of a prompt, words and tokens of a question"""
-UNSPOKEN = str.maketrans("", "", '.!"()*#:;~')
-"""what BLIP's questions are without"""
-EDGE = 480
-"""pixels: BLIP learned to answer at this size, whatever size a folder was converted at"""
-AT_ONCE = 8
-"""pictures; with all their questions some hundred MB on the way"""
+PLACES = ("top", "the side", "the left", "the right")
+"""noun phrases that name no visible object"""
+MAX_PHRASES = 8
+"""per prompt"""
+MAX_QUESTION_WORDS = 50
+MAX_QUESTION_TOKENS = 35
+REMOVED_PUNCTUATION = str.maketrans("", "", '.!"()*#:;~')
+RESOLUTION = 480
+"""pixels: BLIP was trained to answer at this size, whatever size a folder was converted at"""
+BATCH_SIZE = 8
+"""images; with all their questions some hundred MB of activations"""
 
 
 class NounPhrases:
-    """Finds noun phrases by a pipeline of spaCy's that is installed, or lies in a folder."""
+    """Finds noun phrases with a spaCy pipeline that is installed, or in a folder."""
 
     def __init__(self, pipeline: str) -> None:
         """Raises RcdeployError when spaCy or the pipeline is missing, or it does not parse sentences."""
@@ -46,58 +46,55 @@ class NounPhrases:
             ) from None
         try:
             # names and base forms do not change what is a noun phrase
-            self.read = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
-            list(self.read("a red shoe").noun_chunks)
+            self.parse = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+            list(self.parse("a red shoe").noun_chunks)
         except (OSError, ImportError, ValueError, NotImplementedError) as error:
             raise RcdeployError(
-                f"{pipeline} is no pipeline of spaCy's that finds noun phrases: {error}",
+                f"{pipeline} is not a spaCy pipeline that finds noun phrases: {error}",
                 fix="T2I-CompBench's is en_core_web_sm: python -m spacy download en_core_web_sm (or pip install the "
                 "wheel of its release); --noun-phrases names another one, or a folder.",
             ) from error
-        meta = self.read.meta
+        meta = self.parse.meta
         self.name = f"{meta['lang']}_{meta['name']} {meta['version']}, spaCy {spacy.__version__}"
 
     def __call__(self, prompt: str) -> list[str]:
-        return things(self.read(prompt))
+        return visible_phrases(self.parse(prompt))
 
 
-def things(doc: Any) -> list[str]:
-    """The noun phrases of a parsed prompt (a Doc of spaCy's) that are asked for: the first MOST without NO_THINGS."""
-    found = [phrase.text for phrase in doc.noun_chunks]
-    return [phrase for phrase in found if phrase not in NO_THINGS][:MOST]
+def visible_phrases(doc: Any) -> list[str]:
+    """The first MAX_PHRASES noun phrases of a parsed prompt (spaCy's Doc) without PLACES."""
+    phrases = [phrase.text for phrase in doc.noun_chunks]
+    return [phrase for phrase in phrases if phrase not in PLACES][:MAX_PHRASES]
 
 
 def question(phrase: str) -> str:
-    """As BLIP is asked: in small letters, without some punctuation, not longer than MOST_WORDS."""
-    return " ".join(f"{phrase}?".lower().translate(UNSPOKEN).split(" ")[:MOST_WORDS])
+    """The question for a noun phrase: lower case, without some punctuation, at most MAX_QUESTION_WORDS."""
+    return " ".join(f"{phrase}?".lower().translate(REMOVED_PUNCTUATION).split(" ")[:MAX_QUESTION_WORDS])
 
 
 class VqaScore:
-    """A BLIP model that answers questions, from a folder on this machine."""
+    """A BLIP model for question answering, from a folder on this machine."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        """Raises RcdeployError when `folder` holds no such model in .safetensors."""
+        """Raises RcdeployError when `folder` holds no such model in .safetensors. Its own code is never run."""
+        local = {"local_files_only": True, "trust_remote_code": False}
         try:
             config = read_json(folder / "config.json")
             if config.get("model_type") != "blip":
                 raise ValueError(f"its model_type is {config.get('model_type')!r}, not 'blip'")
-            self.model, said = BlipForQuestionAnswering.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            self.model, loading_info = BlipForQuestionAnswering.from_pretrained(
+                folder, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **local
             )
-            if lacking := sorted(said["missing_keys"]):  # BLIP models for captions are of the same type
-                raise ValueError(f"{len(lacking)} of its weights are missing, {lacking[0]} for one")
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            if missing := sorted(loading_info["missing_keys"]):  # BLIP models for captions are of the same type
+                raise ValueError(f"{len(missing)} of its weights are missing, {missing[0]} for one")
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, **local)
             self.bos, self.enc, self.yes, self.no = _ids(self.tokenizer.get_vocab(), self.model.config.text_config)
-        except (OSError, ValueError, KeyError, RcdeployError) as error:
+        except Exception as error:  # tokenizers' Rust side and the many classes raise whatever they like
             raise RcdeployError(
-                f"{folder} holds no BLIP model that answers questions: {error}",
+                f"{folder} holds no BLIP model for question answering: {error}",
                 fix="Give a folder with config.json, model.safetensors and the tokenizer, as transformers writes it.",
             ) from error
-        given = folder / "preprocessor_config.json"
-        pixels = read_json(given) if given.is_file() else {}
-        # BLIP's own, where the folder does not say
-        self.mean = torch.tensor(pixels.get("image_mean", [0.48145466, 0.4578275, 0.40821073])).view(3, 1, 1)
-        self.std = torch.tensor(pixels.get("image_std", [0.26862954, 0.26130258, 0.27577711])).view(3, 1, 1)
+        self.mean, self.std = normalization(folder)
         self.device = torch.device(device)
         self.model.to(self.device).eval()
 
@@ -105,45 +102,45 @@ class VqaScore:
     def __call__(self, images: Tensor, phrases: Sequence[Sequence[str]]) -> Tensor:
         """images uint8 [n, 3, h, w] and the noun phrases of their n prompts -> n products of probabilities.
 
-        A picture whose prompt has no noun phrase scores 1, as in T2I-CompBench: nothing that was asked for is missing.
+        An image whose prompt has no noun phrase scores 1, as in T2I-CompBench: nothing that it names is missing.
         """
         scores = torch.ones(len(images), device=self.device)
-        for start in range(0, len(images), AT_ONCE):
-            seen = self._see(images[start : start + AT_ONCE])  # once a picture, however much is asked of it
-            asked = [(start + i, question(phrase)) for i in range(len(seen)) for phrase in phrases[start + i]]
-            for rows, ids in self._by_length(asked):
-                of = torch.tensor(rows, device=self.device)
-                scores.scatter_reduce_(0, of, self._yes(seen[of - start], ids), "prod")
+        for start in range(0, len(images), BATCH_SIZE):
+            embeds = self._image_embeds(images[start : start + BATCH_SIZE])  # once per image, whatever the questions
+            questions = [(start + i, question(phrase)) for i in range(len(embeds)) for phrase in phrases[start + i]]
+            for rows, ids in self._by_length(questions):
+                index = torch.tensor(rows, device=self.device)
+                scores.scatter_reduce_(0, index, self._probability_of_yes(embeds[index - start], ids), "prod")
         return scores
 
-    def _see(self, images: Tensor) -> Tensor:
-        """uint8 [n, 3, h, w] -> what BLIP sees, [n, tokens, width]."""
-        square = torch.stack([resized(Image.fromarray(i.permute(1, 2, 0).numpy()), (EDGE, EDGE)) for i in images])
+    def _image_embeds(self, images: Tensor) -> Tensor:
+        """uint8 [n, 3, h, w] -> hidden states of the vision model, [n, tokens, width]."""
+        square = resized_batch(images, (RESOLUTION, RESOLUTION))
         pixels = ((square / 255 - self.mean) / self.std).to(self.device)
-        # positions of another size are stretched; those of EDGE stay as they are
+        # positions of another size are stretched; those of RESOLUTION stay as they are
         return self.model.vision_model(pixel_values=pixels, interpolate_pos_encoding=True).last_hidden_state
 
-    def _by_length(self, asked: Sequence[tuple[int, str]]) -> Iterator[tuple[list[int], Tensor]]:
-        """(picture, question) pairs -> the pictures and the tokens [n, length] of n questions of one length, for each.
+    def _by_length(self, questions: Sequence[tuple[int, str]]) -> Iterator[tuple[list[int], Tensor]]:
+        """(image, question) pairs -> for each length, the images and the tokens [n, length] of n questions.
 
-        Nothing is padded, because BLIP's decoder in transformers (5.23) does not heed a mask of what it reads.
+        Nothing is padded, because BLIP's decoder in transformers (5.23) ignores the attention mask of its context.
         """
-        found: dict[int, tuple[list[int], list[list[int]]]] = {}
-        for picture, words in asked:
-            ids = self.tokenizer(words, truncation=True, max_length=MOST_TOKENS).input_ids
-            rows, questions = found.setdefault(len(ids), ([], []))
-            rows.append(picture)
-            # BLIP's questions begin with [ENC] where it learned to answer them; transformers leaves BERT's [CLS]
-            questions.append([self.enc, *ids[1:]])
-        for rows, questions in found.values():
-            yield rows, torch.tensor(questions, device=self.device)
+        by_length: dict[int, tuple[list[int], list[list[int]]]] = {}
+        for image, text in questions:
+            ids = self.tokenizer(text, truncation=True, max_length=MAX_QUESTION_TOKENS).input_ids
+            images, tokens = by_length.setdefault(len(ids), ([], []))
+            images.append(image)
+            # BLIP was trained with questions that begin with [ENC]; transformers leaves BERT's [CLS]
+            tokens.append([self.enc, *ids[1:]])
+        for images, tokens in by_length.values():
+            yield images, torch.tensor(tokens, device=self.device)
 
-    def _yes(self, seen: Tensor, ids: Tensor) -> Tensor:
-        """Of n pictures [n, tokens, width] one question each [n, length] -> n probabilities of "yes" against "no"."""
-        heard = self.model.text_encoder(input_ids=ids, encoder_hidden_states=seen).last_hidden_state
+    def _probability_of_yes(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
+        """n images [n, tokens, width] and a question each [n, length] -> n probabilities of "yes" against "no"."""
+        encoded = self.model.text_encoder(input_ids=ids, encoder_hidden_states=image_embeds).last_hidden_state
         begin = torch.full((len(ids), 1), self.bos, device=self.device)
-        logits = self.model.text_decoder(input_ids=begin, encoder_hidden_states=heard).logits[:, 0]
-        # p(yes) / (p(yes) + p(no)) of a softmax: all other words cancel
+        logits = self.model.text_decoder(input_ids=begin, encoder_hidden_states=encoded).logits[:, 0]
+        # p(yes) / (p(yes) + p(no)) of a softmax: all other tokens cancel
         return torch.sigmoid(logits[:, self.yes] - logits[:, self.no])
 
 

@@ -13,7 +13,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 
 from ..diffusion_model import LatentDiffusionModel
-from ..evaluate.metrics import FIGURES, better
+from ..evaluate.spec import SCORE_KEYS, is_better
 from ..model_description import ModelDescription, describe_model
 from ..model_folder import resolve
 from ..prompts.recipe_pool import find_pool
@@ -48,14 +48,14 @@ class Opened:
         """The line of metrics that was best by what the recipe scores with: validation loss, FID or a judge."""
         found: dict[str, Any] | None = None
         for line in self.metrics:
-            if self.score in line and (found is None or better(self.score, line[self.score], found[self.score])):
+            if self.score in line and (found is None or is_better(self.score, line[self.score], found[self.score])):
                 found = line
         return found
 
     @property
     def score(self) -> str:
         """The figure in the metrics that says which step is best."""
-        return FIGURES[self.evaluate.get("score", "validation")]
+        return SCORE_KEYS[self.evaluate.get("score", "validation")]
 
     @property
     def evaluate(self) -> dict[str, Any]:

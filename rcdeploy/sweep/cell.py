@@ -13,18 +13,19 @@ import torch
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, write_json
-from rcdeploy_runtime.manifest import Manifest
 
 from ..diffusion_model import LatentDiffusionModel
 from ..distill.loop import distill
-from ..evaluate.evaluation import evaluate, identity_of, smaller
-from ..evaluate.image_set import ImageSet, open_set
-from ..evaluate.metrics import Scorer, Weights, choose_metrics, open_scorer, refuse_too_few
-from ..evaluate.prompt_choice import choose_prompts
-from ..evaluate.source import Source, open_source
+from ..evaluate.evaluation import evaluate, identity_of
+from ..evaluate.image_set import ImageSet, open_image_set
+from ..evaluate.image_source import ImageSource, open_image_source
+from ..evaluate.metrics import Scorer, open_scorer
+from ..evaluate.prompt_choice import choose_prompts, matching_prompts
+from ..evaluate.spec import EvaluationSpec
+from ..evaluate.target import EvaluationTarget
 from ..evaluate.vqa import NounPhrases
-from ..progress import Progress
-from ..prompts.patterns import WholeWordPatterns
+from ..model_folder import resolve
+from ..progress import Progress, no_progress
 from ..storage.claims import Claim
 from .plan import READ, Cell, Plan
 
@@ -59,55 +60,59 @@ def make(plan: Plan, cell: Cell, progress: Progress, say: Callable[[str], None])
 
 def read(plan: Plan, cell: Cell, progress: Progress) -> None:
     """Draws one picture a prompt and shows them to the networks, both as far as that was not done."""
-    score, prompts = plan.score, asked(plan)
-    source = _source(cell)
-    settings = {"num_inference_steps": score.num_inference_steps, "guidance_scale": score.guidance_scale}
-    size = smaller(source.size, score.resize)
-    pictures = open_set(
+    spec, prompts, source = evaluation_spec(plan), asked(plan), _source(cell)
+    size = spec.image_size(source.size)
+    pictures = open_image_set(
         plan.pictures(cell),
         prompts,
-        identity_of(source, prompts, score.seed, settings, size),
+        identity_of(source.model["digest"], source.size, prompts, spec),
         size=size,
-        shard_size=score.shard_size,
-        batch_size=score.batch_size,
+        shard_size=spec.images_per_shard(len(prompts)),
+        batch_size=spec.batch_size,
     )
-    scorer = _scorer(plan, size)
-    evaluate(
-        pictures,
-        source.drawing,
-        scorer,
-        seed=score.seed,
-        settings=settings,
-        progress=lambda stage, done, of: progress(stage, done, of, {}),
-    )
+    evaluate(pictures, source.generate, _scorer(plan, size), spec, progress=progress)
     file = pictures.folder / READ
     write_json(file, (read_json(file) if file.is_file() else {}) | plan.read_by())
-    if not score.keep_pictures:
+    if not plan.score.keep_pictures:
         for shard in pictures.folder.glob("pictures-*.safetensors"):
             shard.unlink()
 
 
+def evaluation_spec(plan: Plan) -> EvaluationSpec:
+    """The settings of the score file."""
+    score = plan.score
+    return EvaluationSpec(
+        prompt_files=tuple(map(Path, score.captions)),
+        column=score.column,
+        count=score.count,
+        fewer_is_fine=True,
+        seed=score.seed,
+        num_inference_steps=score.num_inference_steps,
+        guidance_scale=score.guidance_scale,
+        resize=score.resize,
+        metrics=tuple(score.metrics),
+        allow_few=score.allow_few,
+        batch_size=score.batch_size,
+        shard_size=score.shard_size,
+    ).replace(**plan.weights())
+
+
 def asked(plan: Plan) -> list[str]:
     """The prompts that every cell draws: `count` of the captions at random, all of them when there are fewer."""
-    score, captions = plan.score, [Path(c) for c in plan.score.captions]
-    return choose_prompts(captions, column=score.column, count=score.count, at_most=True, seed=score.seed)
+    return choose_prompts(evaluation_spec(plan))
 
 
-def _source(cell: Cell) -> Source:
-    if cell.trained:
-        return open_source(str(cell.folder))
-    teacher = LatentDiffusionModel(
-        cell.recipe.teacher.path, revision=cell.recipe.teacher.revision
-    )  # perhaps from the hub
-    return open_source(str(teacher.folder))
+def _source(cell: Cell) -> ImageSource:
+    folder = cell.folder
+    if not cell.trained:
+        teacher = cell.recipe.teacher  # perhaps from the hub
+        folder = LatentDiffusionModel(teacher.path, revision=teacher.revision).folder
+    return open_image_source(EvaluationTarget.of(resolve(folder)))
 
 
 def _scorer(plan: Plan, size: tuple[int, int]) -> Scorer:
     """Raises RcdeployError for weights that are not named or not there."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    weights = Weights(**plan.weights())
-    metrics = choose_metrics(plan.score.metrics, weights)
-    return open_scorer(metrics, weights, size=size, device=device, allow_few=plan.score.allow_few)
+    return open_scorer(evaluation_spec(plan), size=size, device="cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Scores:
@@ -117,30 +122,25 @@ class Scores:
         """Raises RcdeployError when something that scores is missing, or a part has too few pictures."""
         self.plan, self.prompts = plan, asked(plan)
         self._scorers: dict[tuple[int, int], Scorer] = {}
-        weights = Weights(**plan.weights())
-        if "vqa" in choose_metrics(plan.score.metrics, weights):
-            NounPhrases(str(weights.noun_phrases))
-        self.parts = {name: self._chosen(part.include, part.exclude) for name, part in plan.score.prompts.items()}
+        spec = evaluation_spec(plan)
+        if "vqa" in spec.selected_metrics():
+            NounPhrases("en_core_web_sm")
+        parts = plan.score.prompts.items()
+        self.parts = {name: matching_prompts(self.prompts, part.include, part.exclude) for name, part in parts}
         counts = {name: sum(chosen) for name, chosen in self.parts.items()}
         for name, count in counts.items():
             if count < 2:
                 raise RcdeployError(f"prompts.{name} of the score file: {count} of {len(self.prompts)} prompts fit")
-        refuse_too_few(plan.score.metrics, counts, plan.score.allow_few)
-
-    def _chosen(self, include: list[str], exclude: list[str]) -> list[bool]:
-        included = WholeWordPatterns(include).matches(self.prompts) if include else [True] * len(self.prompts)
-        excluded = WholeWordPatterns(exclude).matches(self.prompts)
-        return [inside and not outside for inside, outside in zip(included, excluded, strict=True)]
+        spec.check_enough_images(counts)
 
     def __call__(self, cell: Cell) -> dict[str, float]:
         folder = self.plan.pictures(cell)
-        facts = Manifest.read(folder, "evaluation").facts
-        size = (int(facts["identity"]["size"][0]), int(facts["identity"]["size"][1]))
-        pictures = ImageSet(folder, self.prompts, int(facts["shard_size"]), int(facts["batch_size"]), size)
+        pictures = ImageSet.open(folder, self.prompts)
+        size = pictures.size
         if size not in self._scorers:
             self._scorers[size] = _scorer(self.plan, size)
         scorer = self._scorers[size]
-        readings = {name: pictures.read(network, lambda *_: None) for name, network in scorer.networks.items()}
+        readings = {name: pictures.outputs_of(network, no_progress) for name, network in scorer.networks.items()}
         found = {}
         for part, chosen in self.parts.items():
             for name, value in scorer.scores(readings, self.prompts, chosen).items():

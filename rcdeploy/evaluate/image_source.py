@@ -1,0 +1,126 @@
+"""Generate the images of an evaluation: with a diffusers folder, a checkpoint of a run, or a package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.package import Package
+
+from .. import checkpoint
+from ..diffusion_model import LatentDiffusionModel
+from ..model_description import ModelDescription
+from ..model_folder import ModelFolder
+from ..recipe import Recipe
+from ..sampling import runtime_noise, sample_images
+from ..student.spec import student_config
+from .target import EvaluationTarget
+
+Generate = Callable[[Sequence[str], Sequence[int], dict[str, Any]], Tensor]
+"""n prompts, n seeds, {num_inference_steps, guidance_scale} -> images uint8 [n, 3, h, w]"""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A loaded model that generates images.
+
+    Attributes:
+        name: for folders.
+        model: {"kind", "path", "digest", ...} as scores.json records it; the digest is that of its weights.
+        size: (height, width) in pixels.
+    """
+
+    name: str
+    model: dict[str, Any]
+    size: tuple[int, int]
+    generate: Generate
+
+
+def open_image_source(target: EvaluationTarget, device: str = "auto") -> ImageSource:
+    """Loads the model. device: auto, cpu, cuda. Raises RcdeployError for weights that cannot be loaded."""
+    if target.checkpoint is not None:
+        return _checkpoint(target.model, target.checkpoint, torch_device(device))
+    assert target.description is not None
+    if target.package is not None:
+        return _package(target.package, target.description, device)
+    return _pipeline(target.model, target.description, torch_device(device))
+
+
+def torch_device(name: str) -> torch.device:
+    """auto: the GPU if there is one. Raises RcdeployError for a device that torch cannot use here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RcdeployError(f"torch has no device {name!r} here: {error}", fix="Give --device cpu.") from None
+    return device
+
+
+def _pipeline(model: ModelFolder, description: ModelDescription, device: torch.device) -> ImageSource:
+    pipeline = LatentDiffusionModel(str(model.require_pipeline()), dtype=_dtype(device)).to(device)
+    pipeline.load("text_encoder", "unet", "vae")
+    record = {"kind": model.kind, "path": model.source, "digest": pipeline.revision}
+    return ImageSource(model.name, record, description.image_size, sampler(pipeline, description.image_size))
+
+
+def _checkpoint(model: ModelFolder, name: str, device: torch.device) -> ImageSource:
+    assert model.path is not None and model.manifest is not None
+    run = model.path
+    recipe = Recipe.model_validate(model.manifest.recipe)
+    step = checkpoint.find(run, name)
+    teacher = LatentDiffusionModel(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device))
+    teacher.to(device)
+    config, _ = student_config(recipe.student.spec, teacher.unet_config)
+    unet = checkpoint.ema_unet(run, step, config).to(device, _dtype(device))
+    digest = hashlib.sha256(f"{checkpoint.ema_digest(run, step)} {teacher.revision}".encode()).hexdigest()[:16]
+    record = {"kind": "checkpoint", "path": model.source, "step": step, "digest": digest}
+    _, height, width = teacher.latent_shape()
+    size = height * teacher.pixels_per_latent, width * teacher.pixels_per_latent
+    return ImageSource(f"{model.name}-step-{step}", record, size, sampler(teacher, size, unet))
+
+
+def _package(package: Package, description: ModelDescription, device: str) -> ImageSource:
+    from rcdeploy_runtime.text_to_image import TextToImage
+
+    runtime = TextToImage(package, device)
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
+        images, _ = runtime.generate(list(prompts), seed=seeds[0], sampler="ddim", **settings)
+        return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+    manifest = json.dumps(asdict(package.manifest), sort_keys=True)  # it holds the sha256 of every file
+    record = {
+        "kind": "package",
+        "path": description.source,
+        "digest": hashlib.sha256(manifest.encode()).hexdigest()[:16],
+        "format": package.format,
+        "precision": description.precision,
+    }
+    return ImageSource(description.name, record, description.image_size, generate)
+
+
+def sampler(pipeline: LatentDiffusionModel, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Generate:
+    """Samples with a pipeline, or with `unet` and its other components; start noise as the runtime draws it by seed."""
+
+    def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
+        noise = runtime_noise(pipeline, seeds, size)
+        images = sample_images(pipeline, prompts, noise, unet=unet, batch_size=len(prompts), **settings)
+        if not images.isfinite().all():
+            raise RcdeployError(f"an image of {prompts[0]!r} or of the {len(prompts) - 1} prompts after it is NaN")
+        return (images * 255).round().to(torch.uint8)
+
+    return generate
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "cpu" else torch.float16

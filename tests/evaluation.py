@@ -1,0 +1,54 @@
+"""What the tests of rcdeploy evaluate share: a judged teacher, the command's JSON, an image set's bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import THINGS
+from typer.testing import CliRunner
+
+from rcdeploy.cli.main import app
+from rcdeploy.evaluate.frechet import Statistics
+from rcdeploy.evaluate.judge import Judge
+
+ATTRIBUTES: dict[str, dict[str, list[str] | str]] = {
+    "item": {"labels": list(THINGS), "pattern": f"({'|'.join(THINGS)})"},
+    "colour": {"labels": ["red", "blue"], "pattern": "(red|blue)"},
+}
+FAST = ["--steps", "2", "--device", "cpu"]
+
+
+def save_judge(folder: Path, attributes: Any = None) -> Path:
+    """A judge of random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Judge(attributes or ATTRIBUTES, width=4).eval().save(folder)
+    return folder
+
+
+def with_judge(teacher: Path, folder: Path) -> Path:
+    """A copy of the teacher with a judge of random weights and reference statistics for it."""
+    shutil.copytree(teacher, folder)
+    save_judge(folder / "judge")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Statistics.of(torch.rand(40, 16)).save(folder / "judge" / "reference.safetensors")
+    return folder
+
+
+def evaluate(*arguments: Any) -> dict[str, Any]:
+    """The JSON of rcdeploy evaluate; its exceptions are raised here."""
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments), *FAST, "--json"])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    record: dict[str, Any] = json.loads(result.stdout)
+    return record
+
+
+def shard_bytes(folder: str | Path, prefix: str = "*") -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(Path(folder).glob(f"{prefix}-*.safetensors"))}
