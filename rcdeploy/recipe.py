@@ -18,12 +18,29 @@ WORDNET = "wordnet"
 MAX_PROMPTS_PER_NOUN = 2000
 """different prompts that templates can make of a noun"""
 
+MAX_SEED = 2**63 - 1
+"""What both numpy's Philox and torch's generators take."""
+MAX_STEPS = 10**9
+MAX_BATCH_SIZE = 2**16
+MAX_SHARD_SIZE = 2**20
+MAX_COUNT = 10**9
+"""Prompts or images."""
+MAX_INFERENCE_STEPS = 1000
+"""Timesteps of the usual noise schedules: a sampler cannot visit more."""
+MAX_RESOLUTION = 8192
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
+BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH_SIZE)]
+InferenceSteps = Annotated[int, Field(gt=0, le=MAX_INFERENCE_STEPS)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    """Strict: an unknown key is an error. Numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class Teacher(Section):
@@ -46,7 +63,7 @@ class Student(Section):
         description="first weights: random, copied from the teacher (block students), or sliced, every n-th of its "
         "channels (channel students; not in the paper). By default teacher for block students, else random (the paper)",
     )
-    seed: int = Field(0, ge=0, description="seed of random first weights and of the projectors")
+    seed: Seed = Field(0, description="seed of random first weights and of the projectors")
 
     @property
     def first_weights(self) -> Literal["random", "teacher", "sliced"]:
@@ -81,7 +98,10 @@ class Prompts(Section):
         None, description="caption column of csv, jsonl and parquet files; detected when it is not given"
     )
     paired_count: int | None = Field(
-        None, gt=0, description="number of paired prompts, sampled with cache.seed; all of them by default"
+        None,
+        gt=0,
+        le=MAX_COUNT,
+        description="number of paired prompts, sampled with cache.seed; all of them by default",
     )
     paired_exclude: list[str] = Field(
         [],
@@ -101,18 +121,21 @@ class Cache(Section):
     )
     images: str | None = Field(None, description="folder of real images with metadata.csv (source = 'real')")
     folder: str | None = Field(None, description="folder of the latent cache; by default caches/NAME-DIGEST")
-    num_inference_steps: int = Field(25, gt=0, description="DDIM steps for each teacher sample (paper, section K)")
+    num_inference_steps: InferenceSteps = Field(25, description="DDIM steps for each teacher sample (paper, section K)")
     guidance_scale: float = Field(
         7.5, ge=0, description="classifier-free guidance scale of the teacher samples (paper, section K)"
     )
     resolution: int | None = Field(
-        None, gt=0, description="height and width of the images in pixels; the teacher's native size by default"
+        None,
+        gt=0,
+        le=MAX_RESOLUTION,
+        description="height and width of the images in pixels; the teacher's native size by default",
     )
-    batch_size: int = Field(
-        16, gt=0, description="images sampled at once; an unfinished cache goes on with the value it was started with"
+    batch_size: BatchSize = Field(
+        16, description="images sampled at once; an unfinished cache goes on with the value it was started with"
     )
-    shard_size: int = Field(1024, gt=0, description="latents per file")
-    seed: int = Field(0, ge=0, description="seed of the choice of paired prompts and of the teacher's start noise")
+    shard_size: int = Field(1024, gt=0, le=MAX_SHARD_SIZE, description="latents per file")
+    seed: Seed = Field(0, description="seed of the choice of paired prompts and of the teacher's start noise")
 
 
 class Conditioning(Section):
@@ -142,22 +165,20 @@ class Loss(Section):
 
 
 class Train(Section):
-    max_steps: int = Field(
+    max_steps: Steps = Field(
         400_000,
-        gt=0,
         description="training steps (paper, section K: 400,000 from random weights, 125,000 from the teacher's)",
     )
-    global_batch_size: int = Field(256, gt=0, description="samples per update, over all processes (paper, section 4.2)")
-    micro_batch_size: int | None = Field(
+    global_batch_size: BatchSize = Field(256, description="samples per update, over all processes (paper, section 4.2)")
+    micro_batch_size: BatchSize | None = Field(
         None,
-        gt=0,
         description="samples per process in one forward pass; the rest is accumulated. All at once by default",
     )
     learning_rate: float = Field(5e-5, gt=0, description="peak learning rate of AdamW (paper, section 4.2)")
     lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = Field(
         "constant", description="learning rate over the run, as diffusers' schedule of that name"
     )
-    warmup_steps: int = Field(0, ge=0, description="updates in which the learning rate rises from 0")
+    warmup_steps: int = Field(0, ge=0, le=MAX_STEPS, description="updates in which the learning rate rises from 0")
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the mean gradient (BK-SDM)")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the mean squared gradient (BK-SDM)")
     adam_eps: float = Field(1e-8, gt=0, description="AdamW's term in the denominator (BK-SDM)")
@@ -175,10 +196,10 @@ class Train(Section):
         lt=1,
         description="decay of the EMA weights, warmed up as min(decay, (1 + s) / (10 + s)) at step s (authors' code)",
     )
-    seed: int = Field(0, ge=0, description="seed of everything that training samples: rows, t, noise, random texts")
-    checkpoint_every: int = Field(1000, gt=0, description="updates between checkpoints")
-    keep_checkpoints: int = Field(2, gt=0, description="number of latest checkpoints to keep, besides the best one")
-    log_every: int = Field(20, gt=0, description="updates between lines of metrics.jsonl and the trackers")
+    seed: Seed = Field(0, description="seed of everything that training samples: rows, t, noise, random texts")
+    checkpoint_every: Steps = Field(1000, description="updates between checkpoints")
+    keep_checkpoints: Steps = Field(2, description="number of latest checkpoints to keep, besides the best one")
+    log_every: Steps = Field(20, description="updates between lines of metrics.jsonl and the trackers")
     text_cache_gb: float = Field(
         2.0, ge=0, description="memory in GB for the paired prompts' embeddings, which are then computed only once"
     )
@@ -189,7 +210,10 @@ class Train(Section):
 
 class Evaluate(Section):
     every: int = Field(
-        25_000, ge=0, description="updates between evaluations and sample grids; 0 for none (paper, section K: 25,000)"
+        25_000,
+        ge=0,
+        le=MAX_STEPS,
+        description="updates between evaluations and sample grids; 0 for none (paper, section K: 25,000)",
     )
     score: Literal["validation", "fid", "judge"] = Field(
         "validation",
@@ -202,25 +226,34 @@ class Evaluate(Section):
         [], description="files of the prompts that are scored; the paired prompts by default"
     )
     count: int = Field(
-        1000, ge=0, description="scored images, of prompts sampled with evaluate.seed; 0 for one image of each prompt"
+        1000,
+        ge=0,
+        le=MAX_COUNT,
+        description="scored images, of prompts sampled with evaluate.seed; 0 for one image of each prompt",
     )
     inception: str | None = Field(None, description="Inception-v3 weights in .safetensors, for FID and IS")
     reference: str | None = Field(None, description="folder of real images, or their statistics, for FID")
     clip: str | None = Field(None, description="folder of a CLIP model, for the CLIP score of `rcdeploy evaluate`")
-    num_inference_steps: int = Field(
-        25, gt=0, description="DDIM steps per image of the grid and of the score (paper, section K)"
+    num_inference_steps: InferenceSteps = Field(
+        25, description="DDIM steps per image of the grid and of the score (paper, section K)"
     )
     guidance_scale: float = Field(
         7.5, ge=0, description="classifier-free guidance scale of the grid and of scored images (paper, section K)"
     )
-    seed: int = Field(0, ge=0, description="seed of the scored prompts, their start noise and the validation set")
-    validation_size: int = Field(
-        64, gt=0, description="noised latents in the validation set, the same ones at every evaluation"
+    seed: Seed = Field(0, description="seed of the scored prompts, their start noise and the validation set")
+    validation_size: BatchSize = Field(
+        64, description="noised latents in the validation set, the same ones at every evaluation"
     )
 
 
 class Recipe(Section):
-    name: str = Field(description="name of the run and of its folder; by default the recipe's file name")
+    name: str = Field(
+        min_length=1,
+        max_length=100,
+        pattern=r"^\w[\w .+-]*$",
+        description="name of the run and of its folder (letters, digits, and _ - . + or blanks inside); by default the "
+        "recipe's file name",
+    )
     teacher: Teacher
     student: Student = Student()
     prompts: Prompts

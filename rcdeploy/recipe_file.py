@@ -8,9 +8,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from .model_config import is_hub_name
 from .recipe import PATHS, SECTIONS, WORDNET, Recipe
@@ -18,6 +18,7 @@ from .recipe_checks import check_sections
 from .toml_files import nearest_name, raise_if_any, read_toml, validation_errors
 
 REQUIRED_SECTIONS = ("teacher", "prompts")
+NAME: TypeAdapter[str] = TypeAdapter(Annotated[str, Recipe.model_fields["name"]])
 
 
 def load_recipe(file: Path, overrides: Sequence[str] = (), *, check_files: bool = True) -> Recipe:
@@ -35,8 +36,13 @@ def load_recipe(file: Path, overrides: Sequence[str] = (), *, check_files: bool 
     errors = [error for override in overrides or () if (error := _apply_override(data, override))]
     sections = _validate_sections(data, errors)
     errors += check_sections(sections, check_files)
+    name = data.get("name", file.stem)
+    try:
+        NAME.validate_python(name)
+    except ValidationError as error:
+        errors.append(f"name: {error.errors()[0]['msg']}, not {name!r}; it becomes the name of a folder")
     raise_if_any(file, errors)
-    return Recipe(name=str(data.get("name", file.stem)), **sections)
+    return Recipe(name=name, **sections)
 
 
 def anchor_paths(data: dict[str, Any], folder: Path) -> None:

@@ -154,3 +154,38 @@ def test_batches_must_divide_over_processes(recipe_file: RecipeFile) -> None:
     assert [accumulation_steps(train, n) for n in (1, 2, 4)] == [4, 2, 1]
     with pytest.raises(RcdeployError, match="not a multiple of micro_batch_size x processes = 2 x 3"):
         accumulation_steps(train, 3)
+
+
+@pytest.mark.parametrize(
+    ("override", "where"),
+    [
+        ("train.learning_rate=inf", "train.learning_rate"),
+        ("train.adam_eps=nan", "train.adam_eps"),
+        ("conditioning.centre=nan", "conditioning.centre"),
+        ("conditioning.rate=inf", "conditioning.rate"),
+        ("loss.feature=inf", "loss.feature"),
+        ("cache.guidance_scale=inf", "cache.guidance_scale"),
+        ("train.global_batch_size=1000000000000", "train.global_batch_size"),
+        (f"train.seed={2**70}", "train.seed"),
+        (f"cache.seed={2**63}", "cache.seed"),
+        ("cache.num_inference_steps=1000000", "cache.num_inference_steps"),
+        ("cache.resolution=1000000000", "cache.resolution"),
+        ("evaluate.validation_size=10000000", "evaluate.validation_size"),
+    ],
+)
+def test_numbers_are_finite_and_bounded(recipe_file: RecipeFile, override: str, where: str) -> None:
+    assert [e.split(":")[0] for e in errors_of(recipe_file(), override)] == [where]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/b", "", "..", "-rf", "x" * 101, "a\nb", 3])
+def test_a_name_is_the_name_of_a_folder(recipe_file: RecipeFile, name: object) -> None:
+    file = recipe_file()
+    file.write_text(f"name = {json.dumps(name)}\n{file.read_text()}")
+    assert [e.split(":")[0] for e in errors_of(file)] == ["name"]
+
+
+@pytest.mark.parametrize("name", ["a", "c_micro", "SD 1.5", "v2.1+lr", "Größe"])
+def test_names_that_are_fine(recipe_file: RecipeFile, name: str) -> None:
+    file = recipe_file()
+    file.write_text(f"name = {json.dumps(name)}\n{file.read_text()}")
+    assert load_recipe(file).name == name
