@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import zipfile
 import zlib
@@ -13,6 +14,9 @@ from .limits import MAX_JSON_BYTES, MAX_PACKAGE_BYTES, MAX_PACKAGE_FILES
 from .manifest import NAME, Manifest
 
 CHUNK_BYTES = 2**20
+MAX_COMPRESSION = 100
+SMALL_ARCHIVE_BYTES = 64 * 2**20
+"""unpack whatever their compression is"""
 COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """others decompress without a bound on memory"""
 DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, LookupError, RuntimeError, OverflowError)
@@ -52,13 +56,27 @@ def _unpack(packed: zipfile.ZipFile, archive: Path, folder: Path) -> None:
     prefix = manifests[0].removesuffix(NAME)
     _extract(packed, manifests[0], folder / NAME, MAX_JSON_BYTES)
     manifest = Manifest.read(folder, "package")
-    if manifest.size_of() > MAX_PACKAGE_BYTES:
-        raise RcdeployError(f"{archive} would unpack to more than {MAX_PACKAGE_BYTES:,} bytes")
+    _check_room(archive, manifest.size_of(), folder)
     members = set(names)
     for name, expected in manifest.files.items():
         if prefix + name not in members:
             raise RcdeployError(f"{archive}: {name} is missing", fix="Copy the archive again.")
         _extract(packed, prefix + name, inside(folder, name), int(expected["size"]))
+
+
+def _check_room(archive: Path, size: int, folder: Path) -> None:
+    if size > MAX_PACKAGE_BYTES:
+        raise RcdeployError(f"{archive} would unpack to more than {MAX_PACKAGE_BYTES:,} bytes")
+    if size > MAX_COMPRESSION * archive.stat().st_size + SMALL_ARCHIVE_BYTES:
+        raise RcdeployError(
+            f"{archive} would unpack to {size:,} bytes, more than {MAX_COMPRESSION} times its own size: weights do not "
+            "compress like that",
+        )
+    if size > (free := shutil.disk_usage(folder).free):
+        raise RcdeployError(
+            f"{archive} needs {size:,} bytes in {folder.parent}, where {free:,} are free",
+            fix="Free some room there, set TMPDIR, or unpack it yourself and load the folder.",
+        )
 
 
 def _extract(packed: zipfile.ZipFile, name: str, path: Path, limit: int) -> None:

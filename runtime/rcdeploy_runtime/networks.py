@@ -64,8 +64,11 @@ class Networks:
         new = [p for p in dict.fromkeys(prompts) if p not in known]
         if new:
             # one by one: a prompt's embedding then does not depend on those beside it, to the last bit
-            encoded = {p: self.text_encoder(input_ids=self.tokenizer([p]))[0] for p in new}
-            _check_finite(np.stack(list(encoded.values())), "text_encoder")
+            encoded = {}
+            for p in new:
+                output = self.text_encoder(input_ids=self.tokenizer([p]))
+                _check_output(output, "text_encoder", (1, self.tokenizer.context, *output.shape[2:3]))
+                encoded[p] = output[0]
             known |= encoded
             with self._lock:
                 self._embeds.update(encoded)
@@ -79,8 +82,9 @@ class Networks:
             if self._vae_encoder is None:
                 self._vae_encoder = self._open("vae_encoder")
         moments = self._vae_encoder(sample=to_network(image, height, width))
-        _check_finite(moments, "vae_encoder")
         latents = self.package.latents
+        pixels = self.package.facts.pixels_per_latent
+        _check_output(moments, "vae_encoder", (1, 2 * latents.shape[0], height // pixels, width // pixels))
         return moments[:, : latents.shape[0]] * np.float32(latents.scaling_factor)
 
     def predict(self, model_input: Array, t: float, embeds: Array, guidance_scale: float | None) -> Array:
@@ -88,7 +92,7 @@ class Networks:
         timestep = np.asarray(round(float(t)), np.int64)  # the graph takes whole ones; linspace alone makes others
         sample = model_input if guidance_scale is None else np.concatenate([model_input, model_input])
         output = self.unet(sample=sample, timestep=timestep, encoder_hidden_states=embeds)
-        _check_finite(output, "unet")
+        _check_output(output, "unet", sample.shape)
         if guidance_scale is None:
             return output
         null, conditional = np.split(output, 2)
@@ -97,17 +101,24 @@ class Networks:
 
     def decode(self, latents: Array) -> list[Image.Image]:
         """One at a time: a decoder needs more memory than all the rest."""
-        _check_finite(latents, "unet")
+        _check_output(latents, "unet", latents.shape)
+        scale = self.package.facts.pixels_per_latent
+        shape = (1, 3, latents.shape[2] * scale, latents.shape[3] * scale)
         images = []
         for x_0 in latents / np.float32(self.package.latents.scaling_factor):
-            pixels = self.vae_decoder(latent_sample=x_0[None])[0].transpose(1, 2, 0)
-            _check_finite(pixels, "vae_decoder")
-            images.append(to_image(pixels / 2 + 0.5))
+            pixels = self.vae_decoder(latent_sample=x_0[None])
+            _check_output(pixels, "vae_decoder", shape)
+            images.append(to_image(pixels[0].transpose(1, 2, 0) / 2 + 0.5))
         return images
 
 
-def _check_finite(array: Array, component: str) -> None:
-    """Raises RcdeployError when a network's output has a NaN or an infinity, which would become a black image."""
+def _check_output(array: Array, component: str, shape: tuple[int, ...]) -> None:
+    """Raises RcdeployError for an output of another shape, or with NaN or infinity, which would be a black image."""
+    if array.shape != shape:
+        raise RcdeployError(
+            f"the {component} gave an array of shape {list(array.shape)} where {list(shape)} was expected",
+            fix="Its network is not what the package's manifest says: export it anew.",
+        )
     if not np.isfinite(array).all():
         raise RcdeployError(
             f"the {component} gave NaN or infinity instead of an image",
