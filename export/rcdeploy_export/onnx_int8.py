@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rcdeploy_runtime.noise_schedule import Array
+from rcdeploy_runtime.onnx_runtime import import_onnxruntime
 
 
 def quantise_onnx(
@@ -26,6 +27,7 @@ def quantise_onnx(
         calibration: inputs of the network; empty where it has no convolutions worth quantising.
         on_sample: called with the number of calibration samples used.
     """
+    import_onnxruntime()  # with its telemetry off
     from onnxruntime import quantization
 
     quantised = file.with_name("quantised.onnx")
