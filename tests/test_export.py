@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,14 @@ from typer.testing import CliRunner
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
+from rcdeploy.evaluate.networks import _digest
 from rcdeploy.progress import no_progress
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
 from rcdeploy_export import package as package_module
+from rcdeploy_export.calibration import packaged_captions
 from rcdeploy_export.components import components
-from rcdeploy_export.export_options import ExportOptions
+from rcdeploy_export.export_options import ExportOptions, current_precision
 from rcdeploy_export.onnx_graph import export_onnx
 from rcdeploy_export.package import export_package, zip_package
 from rcdeploy_export.parity import compare
@@ -178,13 +181,17 @@ def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
         (["export", str(package), "--precision", "bf16"], "no bf16 convolutions"),
         (["export", str(package), "--format", "trt", "--precision", "mixed"], "take int8"),
         (["export", str(package), "--precision", "int8-weights"], "for ONNX take int8-matmul"),
-        (["export", str(package), "--opset", "99"], "allowed are 18 to 23"),
+        (["export", str(package), "--opset", "99"], "allowed for --format onnx --precision fp32 are 18 to 23"),
+        (["export", str(package), "--precision", "int8", "--opset", "23"], "are 18 to 20"),
         (["export", str(package), "--prompts", "gone.txt"], "no such file"),
         (["export", str(package), "--clip", "gone"], "no such file"),
         (["export", str(package), "--format", "trt", "--compute-capability", "new"], "must look like 8.6"),
         (["export", "c-micro"], "name of a student"),
         (["export", str(package), "--format", "openvino", "--check", "trt"], "has none"),
         (["export", str(package), "--compute-capability", "8.6"], "--format trt"),
+        (["export", str(package), "--max-batch", "2"], "for --format trt"),
+        (["export", str(package), "--format", "trt", "--static", "--profile", "8x8,8x8,8x8"], "contradict"),
+        (["export", str(package), "--format", "trt", "--profile", "64x64"], "three sizes"),
         (["export", str(package), "--pictures", "-1"], "must be 0 or more"),
         (["export", str(package), "--size", "64x64"], "is for --static only"),
         (["export", str(package), "--static", "--size", "big"], "HxW"),
@@ -210,3 +217,44 @@ def test_zip_is_read_as_it_is(package: Path, tmp_path: Path) -> None:
     images, _ = TextToImage.load(tmp_path / "p.zip").generate(**prompt)
     expected, _ = TextToImage.load(package).generate(**prompt)
     assert np.array_equal(np.asarray(images[0]), np.asarray(expected[0]))
+
+
+def test_a_package_carries_captions_and_the_name_of_its_judge(
+    copied_graphs: None, small_model: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_model, tmp_path / "model")
+    captions = [f"a red bag, number {i}" for i in range(3000)]
+    (tmp_path / "model/captions.txt").write_text("\n".join(captions) + "\n\n")
+    attributes = {"item": {"labels": ["bag", "coat"], "pattern": r"a \w+ (bag|coat)"}}
+    Judge(attributes, width=4).save(tmp_path / "model/judge")
+    result = run(app, ["export", "model", "-o", "p", "--zip", "--json"])
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["zip"] == "p.zip" and (tmp_path / "p.zip").is_file() and printed["engines"] is None
+    manifest = Manifest.read(tmp_path / "p", "package")
+    assert manifest.facts["captions"] == "captions.txt" and "captions.txt" in manifest.files
+    packaged = (tmp_path / "p/captions.txt").read_text().splitlines()
+    assert len(packaged) == 1000 and set(packaged) <= set(captions) and packaged[0] == captions[0]
+    judge = manifest.facts["judge"]
+    assert judge == {"teacher": "model", "folder": "judge", "digest": _digest(tmp_path / "model/judge")}
+    TextToImage.load(tmp_path / "p.zip")
+
+
+def test_a_package_of_a_run_carries_its_recipes_captions(tmp_path: Path) -> None:
+    """Those of its latent cache, or of its recipe's files where the cache is gone; at most 48 kB."""
+    (tmp_path / "captions.csv").write_text(
+        "id,words\n" + "".join(f"{i},caption {i} {'long ' * 50}\n" for i in range(900))
+    )
+    recipe = {"prompts": {"paired": ["captions.csv"], "column": "words"}, "teacher": {"path": "teacher"}}
+    source = ExportSource("r", tmp_path, tmp_path, Manifest(kind="run", recipe=recipe, facts={"cache_folder": "gone"}))
+    captions = packaged_captions(source)
+    assert captions[0].startswith("caption 0 long") and captions[-1].startswith("caption 89")
+    assert 40_000 < len("\n".join(captions)) <= 48_000
+
+
+def test_the_former_name_of_a_precision_still_works() -> None:
+    remarks: list[str] = []
+    assert current_precision("onnx", "mixed", remarks.append) == "int8-matmul"
+    assert current_precision("openvino", "mixed", remarks.append) == "int8-weights"
+    assert current_precision("onnx", "int8", remarks.append) == "int8"
+    assert len(remarks) == 2 and "now called int8-matmul" in remarks[0]

@@ -17,19 +17,6 @@ from rcdeploy.cli.main import app
 from rcdeploy_export import package as package_module
 from rcdeploy_runtime.errors import RcdeployError
 
-Patch = Callable[..., None]
-
-
-@pytest.fixture
-def traced(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tracing takes seconds and is tested elsewhere: here the graphs of the finished package are copied."""
-
-    def copy_graph(component, file, **_options):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package / component.name / "model.onnx", file)
-
-    monkeypatch.setattr(package_module, "export_onnx", copy_graph)
-
 
 def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
@@ -77,7 +64,7 @@ def press_ctrl_c_in_a_library_that_fails() -> None:
 def test_ctrl_c_leaves_nothing(
     step: str,
     press: Callable[[], None],
-    traced: None,
+    copied_graphs: None,
     small_model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -98,7 +85,7 @@ def test_ctrl_c_leaves_nothing(
 
 
 def test_ctrl_c_leaves_the_former_package(
-    traced: None, package: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied_graphs: None, package: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(package, tmp_path / "p")
     before = listing(tmp_path)
@@ -110,7 +97,7 @@ def test_ctrl_c_leaves_the_former_package(
 
 
 def test_a_full_disk_keeps_nothing_and_does_not_claim_otherwise(
-    traced: None, small_model: Path, tmp_path: Path
+    copied_graphs: None, small_model: Path, tmp_path: Path
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))  # a graph is larger
@@ -126,7 +113,7 @@ def test_a_full_disk_keeps_nothing_and_does_not_claim_otherwise(
 
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "vae"])
 def test_links_that_leave_the_model_are_refused(
-    name: str, traced: None, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, copied_graphs: None, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(small_model, tmp_path / "model")
     (tmp_path / "model" / name).rename(tmp_path / "elsewhere")
@@ -138,7 +125,7 @@ def test_links_that_leave_the_model_are_refused(
     assert listing(tmp_path) == before
 
 
-def test_only_known_files_are_copied(traced: None, package: Path, small_model: Path, tmp_path: Path) -> None:
+def test_only_known_files_are_copied(copied_graphs: None, package: Path, small_model: Path, tmp_path: Path) -> None:
     shutil.copytree(small_model, tmp_path / "model")
     for name in ("scheduler/notes.txt", "unet/weights.bin", "vae/private.key", "secret.txt"):
         (tmp_path / "model" / name).write_text("not for others")

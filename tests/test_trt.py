@@ -15,6 +15,7 @@ from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.package import export_package
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
+from rcdeploy_runtime.engine_options import EngineOptions, parse_profile
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.trt_engines import build_engines, check_graphs
@@ -28,11 +29,13 @@ rtx = pytest.mark.skipif(
 def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
     assert set(check_graphs(package)) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     lines: list[str] = []
-    built = build_engines(package, tmp_path / "e", compute_capabilities=["8.6", "8.9"], max_batch=2, log=lines.append)
+    options = EngineOptions(max_batch=2, sizes=((32, 32), (64, 64), (96, 64)), compute_capabilities=("8.6", "8.9"))
+    built = build_engines(package, tmp_path / "e", options, log=lines.append)
     manifest = Manifest.read(built, "package")
     assert manifest.wrong_files(built) == [] and not list(built.rglob("*.onnx"))
     engines = manifest.facts["engines"]
     assert engines["builder"] == "tensorrt_rtx" and engines["compute_capabilities"] == ["8.6", "8.9"]
+    assert engines["max_batch"] == 2 and engines["sizes"] == [[32, 32], [64, 64], [96, 64]]
     assert all(engines["bytes"][name] == (built / name / "model.engine").stat().st_size for name in engines["bytes"])
     with pytest.raises(RcdeployError, match="cuda-python|GPU"):
         TextToImage.load(built)
@@ -41,7 +44,7 @@ def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
 @rtx
 def test_an_unknown_compute_capability_leaves_nothing(package: Path, tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="SM86"):
-        build_engines(package, tmp_path / "e", compute_capabilities=["3.5"])
+        build_engines(package, tmp_path / "e", EngineOptions(compute_capabilities=("3.5",)))
     with pytest.raises(RcdeployError, match="for which GPUs"):
         build_engines(package, tmp_path / "e")
     assert list(tmp_path.iterdir()) == []
@@ -58,6 +61,39 @@ def test_without_a_builder_the_package_stands_and_the_command_is_said(
     manifest = Manifest.read(tmp_path / "p", "package")
     assert manifest.facts["opset"] == 20 and manifest.facts["target"] == "trt"
     TextToImage.load(tmp_path / "p").generate("a bag", num_inference_steps=1)
+
+
+def test_engines_that_were_asked_for_and_not_built_are_an_error(
+    copied_graphs: None, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ONNX package stays, and the message says how to build from it later."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    arguments = ["export", str(small_model), "--format", "trt", "--out", "p", "--compute-capability", "8.6"]
+    result = CliRunner().invoke(app, arguments)
+    error = result.exception
+    assert isinstance(error, RcdeployError), result.output
+    assert "No engines were built: tensorrt_rtx is not installed" in error.message
+    assert error.fix is not None and "The ONNX package p is complete" in error.fix
+    assert "build-engine p --compute-capability 8.6" in error.fix
+    assert Manifest.read(tmp_path / "p", "package").wrong_files(tmp_path / "p") == []
+
+
+def test_options_of_engines_are_checked() -> None:
+    assert parse_profile("256x256, 512x512,512x768") == ((256, 256), (512, 512), (512, 768))
+    assert parse_profile("") is None
+    for text in ("512", "256x256,512x512", "axb,1x1,2x2"):
+        with pytest.raises(RcdeployError, match="three sizes"):
+            parse_profile(text)
+    for options, message in (
+        ({"workspace_gb": 0}, "more than 0"),
+        ({"max_batch": 0}, "1 or more"),
+        ({"compute_capabilities": ("86",)}, "look like 8.6"),
+        ({"sizes": ((64, 64), (32, 32), (96, 96))}, "must grow"),
+    ):
+        with pytest.raises(RcdeployError, match=message):
+            EngineOptions(**options)
 
 
 @rtx

@@ -27,6 +27,8 @@ OPSETS = {"onnx": 23, "openvino": 20, "trt": 20}
 quantisation and the TensorRT of a Jetson read"""
 MIN_OPSET = 18
 MAX_OPSET = 23
+MAX_OPSET_CONVERTED = 20
+"""of graphs that are quantised, or converted to OpenVINO's"""
 REASONS = {
     ("onnx", "bf16"): "ONNX Runtime has no bf16 convolutions for the CPU: take --format openvino --precision bf16, "
     "where the processor has it; for a GPU take fp16.",
@@ -83,8 +85,10 @@ class ExportOptions:
         _check_choice("--vae-precision", self.vae_precision, ("fp32", "fp16"))
         reason = REASONS.get((self.format, self.precision))
         _check_choice(f"--precision for {self.format}", self.precision, PRECISIONS[self.format], reason)
-        if self.opset is not None and not MIN_OPSET <= self.opset <= MAX_OPSET:
-            raise RcdeployError(f"--opset {self.opset}: allowed are {MIN_OPSET} to {MAX_OPSET}")
+        largest = MAX_OPSET_CONVERTED if self.quantised or self.format == "openvino" else MAX_OPSET
+        if self.opset is not None and not MIN_OPSET <= self.opset <= largest:
+            title = f"--format {self.format} --precision {self.precision}"
+            raise RcdeployError(f"--opset {self.opset}: allowed for {title} are {MIN_OPSET} to {largest}")
         if self.image_size and not self.static:
             raise RcdeployError(
                 "--size is for --static only",

@@ -13,7 +13,6 @@ import torch
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import native_latent_size, size_multiple
 from rcdeploy.progress import Progress
-from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, replacing
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.noise_schedule import Array
@@ -40,6 +39,8 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
     """
     check_target(out)
     options.check_installed()
+    if options.image_size is not None:
+        source.check_size("--size", options.image_size)
     model = source.load_model()
     for completed, name in enumerate(NETWORKS):
         progress("loading", completed, len(NETWORKS))
@@ -77,9 +78,6 @@ def _latent_size(model: LatentDiffusionModel, options: ExportOptions) -> tuple[i
     if options.image_size is None:
         return native_latent_size(model.unet_config)
     height, width = options.image_size
-    multiple = pixels * size_multiple(model.unet_config)
-    if min(height, width) < multiple or height % multiple or width % multiple:
-        raise RcdeployError(f"--size {height}x{width}: both must be multiples of {multiple} pixels")
     return height // pixels, width // pixels
 
 

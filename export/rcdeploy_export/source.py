@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rcdeploy.model_config import pixels_per_latent, read_unet_config, size_multiple
 from rcdeploy.model_folder import resolve
 from rcdeploy.recipe_file import portable
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import sha256
+from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 if TYPE_CHECKING:
@@ -56,6 +57,15 @@ class ExportSource:
         from rcdeploy.diffusion_model import LatentDiffusionModel
 
         return LatentDiffusionModel(str(self.folder))
+
+    def check_size(self, option: str, size: tuple[int, int]) -> None:
+        """Raises RcdeployError when the model cannot generate images of this (height, width), in pixels."""
+        vae_config = read_json(self.folder / "vae" / "config.json")
+        multiple = pixels_per_latent(vae_config) * size_multiple(read_unet_config(self.folder))
+        if min(size) < multiple or size[0] % multiple or size[1] % multiple:
+            raise RcdeployError(
+                f"{option}: {size[0]}x{size[1]} is not possible, both must be multiples of {multiple} pixels"
+            )
 
     @property
     def teacher_folder(self) -> Path:

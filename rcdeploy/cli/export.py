@@ -18,6 +18,7 @@ from .options import JSON, QUIET
 if TYPE_CHECKING:
     from rcdeploy_export.export_options import ExportOptions
     from rcdeploy_export.source import ExportSource
+    from rcdeploy_runtime.engine_options import EngineOptions
 
 
 def export_command(
@@ -35,6 +36,16 @@ def export_command(
     size: str | None = typer.Option(None, metavar="HxW", help="The fixed size in pixels; the model's own by default."),
     external_data: bool = typer.Option(False, help="Weights in files of their own, also below 2 GB."),
     compute_capability: str = typer.Option("", help="For trt: 8.6,8.9 builds engines here with TensorRT-RTX, no GPU."),
+    workspace_gb: float = typer.Option(4.0, help="For trt: most memory that a layer of an engine may use."),
+    max_batch: int = typer.Option(1, help="For trt: images at once."),
+    profile: str = typer.Option(
+        "",
+        metavar="MIN,USUAL,MAX",
+        help="For trt: image sizes, such as 256x256,512x512,768x768; by default half the recipe's size to twice it.",
+    ),
+    hardware_compatible: bool = typer.Option(
+        False, "--hardware-compatible", help="For trt: engines for every GPU from Ampere on, somewhat slower."
+    ),
     check: str | None = typer.Option(None, help="trt: let TensorRT-RTX's parser read every exported graph."),
     prompts: Path | None = typer.Option(
         None, help="Captions to calibrate and to compare images with; by default those of the run."
@@ -60,6 +71,7 @@ def export_command(
     """
     from rcdeploy_export.export_options import ExportOptions, check_target, current_precision
     from rcdeploy_export.source import ExportSource
+    from rcdeploy_runtime.engine_options import EngineOptions, parse_capabilities, parse_profile
 
     quiet = quiet or as_json
     if format == "single-file":
@@ -70,9 +82,15 @@ def export_command(
     options = ExportOptions(
         format, precision, vae_precision, opset, static, image_size, external_data, prompts, image_count, clip
     )
-    capabilities = _compute_capabilities(compute_capability)
-    _check_trt_options(format, check, capabilities)
+    engines = EngineOptions(
+        workspace_gb, max_batch, parse_profile(profile), parse_capabilities(compute_capability), hardware_compatible
+    )
+    _check_trt_options(options, engines, check)
     model = ExportSource.open(source)
+    for option, image_sizes in (("--size", [image_size]), ("--profile", engines.sizes or [])):
+        for requested in image_sizes:
+            if requested is not None:
+                model.check_size(option, requested)
     target = folder or Path("packages") / f"{model.name}-{format}{'' if precision == 'fp32' else '-' + precision}"
     check_target(target)
     options.check_installed()
@@ -84,7 +102,7 @@ def export_command(
         if as_zip:
             result["zip"] = _zip(target)
         if format == "trt":
-            result["engines"] = _build_engines(target, capabilities, quiet)
+            result["engines"] = _build_engines(target, engines, quiet)
     except KeyboardInterrupt:
         err.print(f"Stopped. The package {target} is complete.", soft_wrap=True)
         raise typer.Exit(130) from None
@@ -169,27 +187,21 @@ def _single_file(source: ExportSource, target: Path | None, as_json: bool) -> No
     out.print_json(json.dumps({"file": str(file)})) if as_json else out.print(str(file), soft_wrap=True)
 
 
-def _compute_capabilities(text: str) -> list[str]:
-    """ "8.6,8.9" -> its parts. Raises RcdeployError for anything else."""
-    capabilities = [part.strip() for part in text.split(",") if part.strip()]
-    for capability in capabilities:
-        if not capability.replace(".", "", 1).isdigit() or capability.count(".") != 1:
-            raise RcdeployError(
-                f"--compute-capability {capability!r}: it must look like 8.6", fix="For example 8.6,8.9."
-            )
-    return capabilities
+def _check_trt_options(options: ExportOptions, engines: EngineOptions, check: str | None) -> None:
+    from rcdeploy_runtime.engine_options import EngineOptions
+    from rcdeploy_runtime.trt_engines import load_builder
 
-
-def _check_trt_options(format: str, check: str | None, capabilities: list[str]) -> None:
     if check not in (None, "trt"):
         raise RcdeployError(f"--check {check!r}: the only one is trt")
-    if check and format == "openvino":
+    if check and options.format == "openvino":
         raise RcdeployError("--check trt reads ONNX graphs, and an OpenVINO package has none", fix="Use --format trt.")
-    if capabilities and format != "trt":
-        raise RcdeployError("--compute-capability is for --format trt")
+    if options.format != "trt" and engines != EngineOptions():
+        raise RcdeployError(
+            "--compute-capability, --workspace-gb, --max-batch, --profile, --hardware-compatible: only for --format trt"
+        )
+    if options.static and engines.sizes:
+        raise RcdeployError("--profile and --static contradict each other: static engines have one size")
     if check:
-        from rcdeploy_runtime.trt_engines import load_builder
-
         load_builder(rtx=True)  # fails now rather than after minutes
 
 
@@ -201,7 +213,7 @@ def _check_graphs(package: Path, quiet: bool) -> None:
             err.print(f"TensorRT-RTX reads {name}: {verdict}", style="dim")
 
 
-def _build_engines(package: Path, capabilities: list[str], quiet: bool) -> str | None:
+def _build_engines(package: Path, options: EngineOptions, quiet: bool) -> str | None:
     """Builds engines where they were asked for, or where this machine has TensorRT; returns their folder.
 
     Raises RcdeployError when they cannot be built. The ONNX package stays either way.
@@ -209,7 +221,7 @@ def _build_engines(package: Path, capabilities: list[str], quiet: bool) -> str |
     from rcdeploy_runtime.trt_engines import build_engines, load_builder
 
     command = f"python -m rcdeploy_runtime build-engine {package.name}"
-    if not capabilities:
+    if not options.compute_capabilities:
         try:
             load_builder(rtx=False)
         except RcdeployError:
@@ -219,9 +231,10 @@ def _build_engines(package: Path, capabilities: list[str], quiet: bool) -> str |
             return None
     log = (lambda _text: None) if quiet else (lambda text: err.print(text, style="dim"))
     try:
-        return str(build_engines(package, None, compute_capabilities=capabilities, log=log))
+        return str(build_engines(package, None, options, log=log))
     except RcdeployError as error:
-        option = f" --compute-capability {','.join(capabilities)}" if capabilities else ""
+        requested = ",".join(options.compute_capabilities)
+        option = f" --compute-capability {requested}" if requested else ""
         raise RcdeployError(
             f"No engines were built: {error.message}",
             fix=f"{error.fix or ''}\nThe ONNX package {package} is complete. Build engines from it with: "

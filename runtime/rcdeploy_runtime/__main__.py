@@ -45,6 +45,9 @@ def _arguments() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="default: beside the package, with -engines at the end")
     build.add_argument("--workspace-gb", type=float, default=4.0)
     build.add_argument("--max-batch", type=int, default=1, help="images at once")
+    build.add_argument(
+        "--profile", default="", metavar="MIN,USUAL,MAX", help="image sizes, such as 256x256,512x512,768x768"
+    )
     build.add_argument("--compute-capability", default="", help="8.6,8.9: build ahead of time with TensorRT-RTX")
     build.add_argument("--hardware-compatible", action="store_true", help="engines for every GPU from Ampere on")
     return parser
@@ -86,16 +89,18 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def build_engine(args: argparse.Namespace) -> None:
+    from .engine_options import EngineOptions, parse_capabilities, parse_profile
     from .trt_engines import build_engines
 
-    out = build_engines(
-        args.package,
-        args.out,
+    options = EngineOptions(
         workspace_gb=args.workspace_gb,
         max_batch=args.max_batch,
-        compute_capabilities=[c for c in args.compute_capability.split(",") if c],
+        sizes=parse_profile(args.profile),
+        compute_capabilities=parse_capabilities(args.compute_capability),
         hardware_compatible=args.hardware_compatible,
-        log=lambda message: print(message, file=sys.stderr, flush=True),
+    )
+    out = build_engines(
+        args.package, args.out, options, log=lambda message: print(message, file=sys.stderr, flush=True)
     )
     print(out)
 

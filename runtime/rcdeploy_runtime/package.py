@@ -41,8 +41,9 @@ class PackageFacts:
     format: onnx, openvino or trt. target: the format that it was exported for. precision: by component. parity: one
     entry a component, {"component", "max_abs_error", "relative_error", "shapes"}. pixels_per_latent: a latent's side
     in pixels. size_multiple: height and width are multiples of it. latent_to_rgb: [channels + 1][3], for previews.
-    static_size: (height, width) of a package that generates one size only. The others: what the export measured, and
-    how TensorRT engines were built.
+    static_size: (height, width) of a package that generates one size only. captions: the file of captions that the
+    model is used with. judge: the classifier that evaluates it, {"teacher", "folder", "digest"}, which lies beside the
+    teacher. The others: what the export measured, and how TensorRT engines were built.
     """
 
     format: str
@@ -62,6 +63,8 @@ class PackageFacts:
     verdict: str = ""
     pictures: Mapping[str, Any] = field(default_factory=dict)
     engines: Mapping[str, Any] = field(default_factory=dict)
+    captions: str | None = None
+    judge: Mapping[str, Any] = field(default_factory=dict)
 
     def precision_of(self, component: str) -> str:
         """fp32, fp16, bf16, int8, int8-matmul (ONNX) or int8-weights (OpenVINO)."""

@@ -11,18 +11,19 @@ import dataclasses
 import importlib
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .engine_options import EngineOptions, Size
 from .errors import RcdeployError
 from .files import new_folder, replacing, user_cache
 from .manifest import NAME
 from .package import COMPONENTS, Package
 
 ENGINE = "model.engine"
-MAX_SCALE = 2
-"""engines take heights and widths from half the package's to this many times it (only its own, if exported static)"""
+DEFAULT_SCALES = (0.5, 1.0, 2.0)
+"""smallest, usual and largest image size of an engine, in terms of the package's (only its own, if exported static)"""
 Log = Callable[[str], None]
 
 
@@ -64,11 +65,8 @@ def check_graphs(package: str | Path) -> dict[str, str]:
 def build_engines(
     package: str | Path,
     out: str | Path | None = None,
+    options: EngineOptions | None = None,
     *,
-    workspace_gb: float = 4.0,
-    max_batch: int = 1,
-    compute_capabilities: Sequence[str] = (),
-    hardware_compatible: bool = False,
     log: Log = lambda _message: None,
 ) -> Path:
     """Build an engine for every network of an ONNX package; returns the folder of the new package.
@@ -76,21 +74,20 @@ def build_engines(
     Args:
         package: folder or .zip.
         out: folder of the new package; by default beside the package, with "-engines" at the end of its name.
-        workspace_gb: most memory that a layer may use while it is built and run.
-        max_batch: images at once (the UNet gets two rows for each, for guidance).
-        compute_capabilities: such as 8.6, 8.9: build ahead of time with TensorRT-RTX.
-        hardware_compatible: engines for every GPU from Ampere on, somewhat slower.
+        options: of the builder.
         log: gets remarks for a person.
 
     Raises:
         RcdeployError: no builder is installed, or a network cannot be built; then no folder is left.
     """
+    options = options or EngineOptions()
     source = Package(package)
     if source.format != "onnx":
         raise RcdeployError(f"{package} is a package for {source.format}; engines are built from an ONNX package")
-    trt = load_builder(rtx=True if compute_capabilities else None)
+    sizes = _image_sizes(source, options)
+    trt = load_builder(rtx=True if options.compute_capabilities else None)
     rtx = trt.__name__ == "tensorrt_rtx"
-    if rtx and not compute_capabilities:
+    if rtx and not options.compute_capabilities:
         raise RcdeployError(
             "TensorRT-RTX builds ahead of time and needs to know for which GPUs",
             fix="Give --compute-capability, for example 8.6,8.9; or pip install tensorrt where the GPU is.",
@@ -99,22 +96,23 @@ def build_engines(
     target = Path(out) if out else base.with_name(base.name + "-engines")
     with new_folder(target) as folder:
         _copy_other_files(source, folder)
-        sizes = {}
+        engine_bytes = {}
         for name in _components(source):
             log(f"building {name} with {trt.__name__} {trt.__version__}")
-            blob = _build(trt, source, name, workspace_gb, max_batch, compute_capabilities, hardware_compatible)
+            blob = _build(trt, source, name, options, sizes)
             (folder / name / ENGINE).write_bytes(blob)
-            sizes[name] = len(blob)
+            engine_bytes[name] = len(blob)
             log(f"  {len(blob) / 1e6:.1f} MB")
         manifest = source.manifest
         facts = {**manifest.facts, "format": "trt", "engines": {"builder": trt.__name__, "version": trt.__version__}}
         facts["engines"] |= {
             "gpu": None if rtx else _gpu_name(),
-            "compute_capabilities": list(compute_capabilities),
-            "hardware_compatible": hardware_compatible,
+            "compute_capabilities": list(options.compute_capabilities),
+            "hardware_compatible": options.hardware_compatible,
             "machine": platform.machine(),
-            "bytes": sizes,
-            "max_batch": max_batch,
+            "bytes": engine_bytes,
+            "max_batch": options.max_batch,
+            "sizes": [list(size) for size in sizes],
         }
         manifest = dataclasses.replace(manifest, files={}, onnx={}, facts=facts)
         manifest.add_files(folder)
@@ -163,18 +161,10 @@ def _decompose_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _build(
-    trt: Any,
-    package: Package,
-    name: str,
-    workspace_gb: float,
-    max_batch: int,
-    capabilities: Sequence[str],
-    hardware_compatible: bool,
-) -> bytes:
+def _build(trt: Any, package: Package, name: str, options: EngineOptions, sizes: tuple[Size, Size, Size]) -> bytes:
     builder, network, parser = _parse(trt, package, name)
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(workspace_gb * 2**30))
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(options.workspace_gb * 2**30))
     profile = builder.create_optimization_profile()
     dynamic = False
     for i in range(network.num_inputs):
@@ -182,21 +172,23 @@ def _build(
         shape = tuple(tensor.shape)
         if -1 in shape:
             dynamic = True
-            profile.set_shape(tensor.name, *_profile_shapes(package, name, tensor.name, shape, max_batch))
+            profile.set_shape(
+                tensor.name, *_profile_shapes(package, name, tensor.name, shape, options.max_batch, sizes)
+            )
     if dynamic:
         config.add_optimization_profile(profile)
-    if capabilities:
-        config.num_compute_capabilities = len(capabilities)
-        for i, capability in enumerate(capabilities):
+    if options.compute_capabilities:
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for i, capability in enumerate(options.compute_capabilities):
             level = getattr(trt.ComputeCapability, "SM" + capability.replace(".", ""), None)
             if level is None:
                 known = [c for c in dir(trt.ComputeCapability) if c.startswith("SM")]
                 raise RcdeployError(f"compute capability {capability!r} is none of {', '.join(known)}")
             config.set_compute_capability(level, i)
-    elif hardware_compatible:
+    elif options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     timings = user_cache() / f"timings-{trt.__version__}-{_gpu_name()}".replace(" ", "-")
-    caching = not capabilities and hasattr(config, "create_timing_cache")
+    caching = not options.compute_capabilities and hasattr(config, "create_timing_cache")
     if caching:  # the second build of a like network is many times as fast
         config.set_timing_cache(config.create_timing_cache(timings.read_bytes() if timings.is_file() else b""), False)
     blob = builder.build_serialized_network(network, config)
@@ -212,30 +204,45 @@ def _build(
     return bytes(blob)
 
 
+def _image_sizes(package: Package, options: EngineOptions) -> tuple[Size, Size, Size]:
+    """Smallest, usual and largest image size of the engines. Raises RcdeployError for sizes the model cannot have."""
+    multiple = package.facts.size_multiple
+    if options.sizes:
+        for height, width in options.sizes:
+            if height % multiple or width % multiple:
+                raise RcdeployError(f"--profile: {height}x{width} is not a multiple of {multiple} pixels")
+        return options.sizes
+    usual = package.size
+    cache = package.manifest.recipe.get("cache")
+    resolution = cache.get("resolution") if isinstance(cache, dict) else None
+    if isinstance(resolution, int) and not package.facts.static_size:
+        usual = (resolution, resolution)
+
+    def scaled(scale: float) -> Size:
+        height, width = (max(multiple, int(side * scale) // multiple * multiple) for side in usual)
+        return height, width
+
+    return scaled(DEFAULT_SCALES[0]), scaled(DEFAULT_SCALES[1]), scaled(DEFAULT_SCALES[2])
+
+
 def _profile_shapes(
-    package: Package, component: str, tensor: str, shape: tuple[int, ...], max_batch: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """(smallest, usual, largest) shape of an input: sizes from half the package's to MAX_SCALE times it."""
-    pixels = package.facts.pixels_per_latent
-    _, height, width = package.latents.shape
-    if tensor == "sample" and component == "vae_encoder":
-        height, width = package.size
-    multiple = max(1, package.facts.size_multiple // pixels)
+    package: Package,
+    component: str,
+    tensor: str,
+    shape: tuple[int, ...],
+    max_batch: int,
+    sizes: tuple[Size, Size, Size],
+) -> list[tuple[int, ...]]:
+    """Smallest, usual and largest shape of an input whose dynamic dimensions are -1."""
+    pixels = 1 if component == "vae_encoder" else package.facts.pixels_per_latent
     batch_sizes = (1, 2, 2 * max_batch) if component == "unet" else (1, 1, max_batch)
-    sizes = {2: height, 3: width} if tensor in ("sample", "latent_sample") else {}
-
-    def shape_at(k: int, scale: float) -> tuple[int, ...]:
-        result = []
-        for axis, size in enumerate(shape):
-            if size != -1:
-                result.append(size)
-            elif axis == 0:
-                result.append(batch_sizes[k])
-            else:
-                result.append(max(multiple, int(sizes[axis] * scale) // multiple * multiple))
-        return tuple(result)
-
-    return shape_at(0, 0.5), shape_at(1, 1), shape_at(2, MAX_SCALE)
+    return [
+        tuple(
+            fixed if fixed != -1 else batch_size if axis == 0 else size[axis - 2] // pixels
+            for axis, fixed in enumerate(shape)
+        )
+        for batch_size, size in zip(batch_sizes, sizes, strict=True)
+    ]
 
 
 def _gpu_name() -> str | None:
