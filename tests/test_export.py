@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
-from rcdeploy.evaluate.networks import _digest
+from rcdeploy.judge_files import judge_digest
 from rcdeploy.progress import no_progress
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
@@ -38,7 +38,7 @@ from rcdeploy_runtime.onnx_session import OnnxSession
 run = CliRunner().invoke
 
 
-def test_a_package_says_what_it_is(package: Path) -> None:
+def test_the_manifest_describes_the_package(package: Path) -> None:
     manifest = Manifest.read(package, "package")
     assert manifest.wrong_files(package) == []
     assert {"model_index.json", "unet/model.onnx", "tokenizer/tokenizer.json", "vae_encoder/model.onnx"} <= set(
@@ -64,9 +64,10 @@ def test_the_graphs_are_clean(package: Path) -> None:
         assert b"site-packages" not in text and b".py" not in text  # no traces of where it was made
 
 
-def test_the_package_draws_what_diffusers_draws(package: Path, small_model: Path) -> None:
-    """25 guided steps from the same noise: the pictures agree to one grey level."""
-    prompt, seed = "a red shirt", 5
+def test_the_package_generates_what_diffusers_generates(package: Path, small_model: Path) -> None:
+    """25 guided steps from the same noise: the images agree to one grey level."""
+    prompt = "a red shirt"
+    seed = 5
     images, record = TextToImage.load(package).generate(prompt, seed=seed, guidance_scale=4.0)
     assert record["seeds"] == [seed]
     noise = np.random.Generator(np.random.Philox(key=seed)).standard_normal((1, 4, 8, 8), np.float32)
@@ -111,7 +112,7 @@ def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
-    """Errors, seconds, and pictures of the captions that the user gives."""
+    """Errors, seconds, and images of the captions that the user gives."""
     (tmp_path / "captions.txt").write_text("a red bag\na blue coat\na shoe\n")
     result = run(
         app,
@@ -130,7 +131,7 @@ def test_int8_is_measured(small_model: Path, tmp_path: Path) -> None:
 
 
 def test_images_are_compared_with_torchs_and_judged(package: Path, small_model: Path, tmp_path: Path) -> None:
-    """An fp32 package draws what torch draws, so a judge says the same of both."""
+    """An fp32 package generates what torch generates, so a judge rates both alike."""
     attributes = {"item": {"labels": ["bag", "coat"], "pattern": r"a \w+ (bag|coat)"}}
     torch.manual_seed(0)
     Judge(attributes, width=4).save(tmp_path / "judge")
@@ -203,7 +204,7 @@ def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
     assert listing(tmp_path) == {}
 
 
-def test_export_does_not_replace_what_is_no_package(small_model: Path, tmp_path: Path) -> None:
+def test_export_replaces_packages_only(small_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/diary.txt").write_text("dear diary")
     with pytest.raises(RcdeployError, match="exists and is not a package"):
@@ -236,7 +237,7 @@ def test_a_package_carries_captions_and_the_name_of_its_judge(
     packaged = (tmp_path / "p/captions.txt").read_text().splitlines()
     assert len(packaged) == 1000 and set(packaged) <= set(captions) and packaged[0] == captions[0]
     judge = manifest.facts["judge"]
-    assert judge == {"teacher": "model", "folder": "judge", "digest": _digest(tmp_path / "model/judge")}
+    assert judge == {"teacher": "model", "folder": "judge", "digest": judge_digest(tmp_path / "model/judge")}
     TextToImage.load(tmp_path / "p.zip")
 
 

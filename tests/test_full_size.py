@@ -1,4 +1,4 @@
-"""SD-1.4's shapes, with random weights: memory and seconds a step are printed (pytest -m slow -s)."""
+"""SD-1.4's shapes, with random weights: memory and seconds per step are printed (pytest -m slow -s)."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from rcdeploy_runtime import TextToImage
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def full_size(folder: Path, *words: str) -> list[dict]:
-    command = [sys.executable, str(EXAMPLES / "full_size.py"), "--folder", str(folder), *words]
+def full_size(folder: Path, *arguments: str) -> list[dict]:
+    command = [sys.executable, str(EXAMPLES / "full_size.py"), "--folder", str(folder), *arguments]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     print(done.stdout)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -11,12 +11,13 @@ pytestmark = pytest.mark.interop
 PACKAGE = Path(__file__).parent.parent / "build/interop"
 
 
-def test_optimum_draws_what_we_draw() -> None:
+def test_optimum_generates_the_same_image() -> None:
     from optimum.onnxruntime import ORTStableDiffusionPipeline
 
     from rcdeploy_runtime import TextToImage
 
-    prompt, seed = "a photo of a red boot on a white background", 5
+    prompt = "a photo of a red boot on a white background"
+    seed = 5
     model = TextToImage.load(PACKAGE)
     ours, _ = model.generate(prompt, seed=seed, guidance_scale=4.0, num_inference_steps=10)
     shape = (1, *model.package.manifest.latents["shape"])

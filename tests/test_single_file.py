@@ -1,4 +1,4 @@
-"""The original layout, read back by diffusers, which has the other half of the map."""
+"""The original layout, read back by diffusers, which maps its keys in the other direction."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from rcdeploy.student.spec import student_config
 from rcdeploy_export.single_file import write_single_file
 
 
-def same(found: torch.nn.Module, expected: torch.nn.Module) -> None:
-    a, b = found.state_dict(), expected.state_dict()
+def check_same_weights(loaded: torch.nn.Module, expected: torch.nn.Module) -> None:
+    a = loaded.state_dict()
+    b = expected.state_dict()
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -30,13 +31,15 @@ def test_diffusers_reads_it_back(student: str | None, tmp_path: Path) -> None:
     if student:
         config, _ = student_config(student, dict(LatentDiffusionModel(str(folder)).unet_config))
         build_student(config, 0).save_pretrained(folder / "unet")
-    teacher = LatentDiffusionModel(str(folder))
+    model = LatentDiffusionModel(str(folder))
     file = tmp_path / "model.safetensors"
-    write_single_file(teacher, file)
-    same(UNet2DConditionModel.from_single_file(str(file), config=str(folder), subfolder="unet"), teacher.unet)
-    same(AutoencoderKL.from_single_file(str(file), config=str(folder), subfolder="vae"), teacher.vae)
-    text = {k for k in load_file(file) if k.startswith("cond_stage_model.transformer.text_model.")}
-    assert len(text) == len(load_file(folder / "text_encoder/model.safetensors"))
+    write_single_file(model, file)
+    check_same_weights(
+        UNet2DConditionModel.from_single_file(str(file), config=str(folder), subfolder="unet"), model.unet
+    )
+    check_same_weights(AutoencoderKL.from_single_file(str(file), config=str(folder), subfolder="vae"), model.vae)
+    text_keys = {k for k in load_file(file) if k.startswith("cond_stage_model.transformer.text_model.")}
+    assert len(text_keys) == len(load_file(folder / "text_encoder/model.safetensors"))
 
 
 def test_command(tiny_teacher: Path, tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ rtx = pytest.mark.skipif(
 @rtx
 def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
     assert set(check_graphs(package)) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
-    lines: list[str] = []
+    remarks: list[str] = []
     options = EngineOptions(max_batch=2, sizes=((32, 32), (64, 64), (96, 64)), compute_capabilities=("8.6", "8.9"))
-    built = build_engines(package, tmp_path / "e", options, log=lines.append)
+    built = build_engines(package, tmp_path / "e", options, log=remarks.append)
     manifest = Manifest.read(built, "package")
     assert manifest.wrong_files(built) == [] and not list(built.rglob("*.onnx"))
     engines = manifest.facts["engines"]
@@ -50,7 +50,7 @@ def test_an_unknown_compute_capability_leaves_nothing(package: Path, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_builder_the_package_stands_and_the_command_is_said(
+def test_without_a_builder_the_package_is_written_and_the_command_printed(
     small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.judge_files import judge_digest
 from rcdeploy.model_config import size_multiple, trimmed_model_index
 from rcdeploy.model_files import model_file
 from rcdeploy.sampling import starting_noise
-from rcdeploy_runtime.files import read_json, sha256, write_json
+from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from .calibration import packaged_captions
@@ -97,12 +97,6 @@ def package_manifest(
         made_from=source.made_from(),
         facts=facts,
     )
-
-
-def judge_digest(folder: Path) -> str:
-    """sha256 of a judge's config and weights, as evaluations record it."""
-    files = [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
 def _inputs_and_outputs(file: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rcdeploy.judge_files import judge_of
 from rcdeploy.model_config import pixels_per_latent, read_unet_config, size_multiple
 from rcdeploy.model_folder import resolve
 from rcdeploy.recipe_file import portable
@@ -75,8 +76,7 @@ class ExportSource:
     @property
     def judge(self) -> Path | None:
         """The folder of the judge beside the teacher; None where there is none."""
-        folder = self.teacher_folder / "judge"
-        return folder if (folder / "config.json").is_file() else None
+        return judge_of(self.teacher_folder)
 
     def made_from(self) -> list[dict[str, str]]:
         return [{"kind": "run", "sha256": sha256(self.path / NAME)}] if self.run else []

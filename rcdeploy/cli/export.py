@@ -129,7 +129,7 @@ def _export(source: ExportSource, target: Path, options: ExportOptions, quiet: b
             return export_package(source, target, options, progress)
     except KeyboardInterrupt:
         before = "the package that was there is unchanged" if target.exists() else "no package was written"
-        err.print(f"Stopped: {before}. The same command begins again.", soft_wrap=True)
+        err.print(f"Stopped: {before}. Run the same command to start over.", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
