@@ -144,7 +144,7 @@ def folder_of(recipe: Recipe, teacher: LatentDiffusionModel) -> Path:
     return Path("caches") / f"{Path(teacher.name).name}-{digest(identity(recipe, teacher))[:8]}"
 
 
-def prepare(recipe: Recipe, teacher: LatentDiffusionModel) -> CacheFolder:
+def prepare(recipe: Recipe, teacher: LatentDiffusionModel, log: Log = no_log) -> CacheFolder:
     """Writes the folder with its prompts and manifest unless it exists; checks that it belongs to this recipe.
 
     Raises RcdeployError for a cache of another teacher, resolution or set of prompts.
@@ -159,6 +159,7 @@ def prepare(recipe: Recipe, teacher: LatentDiffusionModel) -> CacheFolder:
         folder / NAME,
         Claim(folder / "prepare"),
         (folder, *folder.parents),
+        log,
     )
     cache = CacheFolder.read(folder)
     _check_identity(cache, expected, teacher)
@@ -248,13 +249,12 @@ def fill(
     null = teacher.encode_prompts([""])
     rank = int(os.environ.get("RANK", 0))
     made_any = False
-    for shard, claim in claim_missing_shards(cache.shard_files, offset=rank):
+    for shard, _claim in claim_missing_shards(cache.shard_files, offset=rank, log=log):
         pending = set(cache.missing())
         completed = sum(len(rows) for i, rows in enumerate(cache.shard_rows) if i not in pending)
         batches = []
         for batch in _batches(cache.shard_rows[shard], cache.facts.batch_size):
             batches.append(_batch_latents(cache, settings, teacher, prompts.take(list(batch)), null, batch))
-            claim.touch()
             completed += len(batch)
             progress("latent cache", completed, cache.facts.count)
         save_tensors(cache.shard_files[shard], {"latents": torch.cat(batches)})
@@ -268,7 +268,7 @@ def make_latent_cache(
     recipe: Recipe, teacher: LatentDiffusionModel, progress: Progress = no_progress, log: Log = no_log
 ) -> LatentCache:
     """`prepare` and `fill`."""
-    return fill(prepare(recipe, teacher), recipe.cache, teacher, progress, log)
+    return fill(prepare(recipe, teacher, log), recipe.cache, teacher, progress, log)
 
 
 def _batches(rows: range, batch_size: int) -> list[range]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .recipe import Recipe
+from .storage.claims import STALE_SECONDS, Claim
 
 METRICS = "metrics.jsonl"
 
@@ -65,6 +69,38 @@ class RunFacts:
             for key in ("finished", "best_step", "best_score", "score", "pipeline_step"):
                 del facts[key]
         return facts
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the claim on a run folder, run.claim in it, so that no other process trains there meanwhile.
+
+    Does nothing on other processes of a distributed run than the first. A folder that is made for the claim and stays
+    empty is removed again. Raises RcdeployError that names the process at work there.
+    """
+    if int(os.environ.get("RANK", 0)) > 0:
+        yield
+        return
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RcdeployError(f"cannot make the run folder {folder}: {error.strerror}") from error
+    claim = Claim(folder / "run")
+    if not claim.take():
+        holder = claim.holder()
+        raise RcdeployError(
+            f"{holder or 'another process'} has been at work on the run {folder}{holder.since_text if holder else ''}",
+            fix="Wait for it, stop it, or give this run a folder of its own with --out. (The claim of a machine that "
+            f"failed, {claim.path}, expires {STALE_SECONDS:.0f} seconds after its last sign of life.)",
+        )
+    try:
+        yield
+    finally:
+        claim.release()
+        for path in new:
+            with suppress(OSError):  # not empty
+                path.rmdir()
 
 
 def check_recipe(folder: Path, recipe: Recipe) -> None:

@@ -8,8 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,6 @@ from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.latent_cache import LatentCache, make_latent_cache
 from rcdeploy.recipe import Recipe
 from rcdeploy.sampling import sample_latents, starting_noise
-from rcdeploy.storage.claims import STALE_SECONDS, Claim
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -237,44 +234,6 @@ def test_the_vae_is_never_loaded(tiny_recipe: RecipeOf, monkeypatch: pytest.Monk
     monkeypatch.setattr(LatentDiffusionModel, "decode", lambda *_a: pytest.fail("decoded"))
     monkeypatch.setattr(LatentDiffusionModel, "vae", property(lambda _self: pytest.fail("the VAE was loaded")))
     filled(tiny_recipe())
-
-
-def _claim(path: Path, host: str, pid: int) -> Path:
-    file = path.with_name(path.name + ".claim")
-    file.write_text(json.dumps({"host": host, "pid": pid}))
-    return file
-
-
-def test_the_claim_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
-    dead = FORK.Process(target=int)
-    dead.start()
-    dead.join()
-    file = _claim(tmp_path / "x", socket.gethostname(), int(dead.pid or 0))
-    claim = Claim(tmp_path / "x")
-    assert claim.take()
-    assert json.loads(file.read_text())["pid"] == os.getpid()
-    claim.release()
-    assert not file.exists()
-
-
-def test_the_claim_of_a_living_process_holds(tmp_path: Path) -> None:
-    _claim(tmp_path / "x", socket.gethostname(), os.getppid())
-    assert not Claim(tmp_path / "x").take()
-    _claim(tmp_path / "x", "another-machine", 1)
-    assert not Claim(tmp_path / "x").take(), "whether it lives cannot be seen from here"
-
-
-@pytest.mark.parametrize("content", ['{"host": "another-machine", "pid": 1}', "", "[]", '{"host": null, "pid": "x"}'])
-def test_a_claim_that_nobody_touches_grows_stale(tmp_path: Path, content: str) -> None:
-    """Also one whose process was killed before it had written its name."""
-    file = tmp_path / "x.claim"
-    file.write_text(content)
-    assert not Claim(tmp_path / "x").take()
-    Claim(tmp_path / "x").touch()
-    assert not Claim(tmp_path / "x").take()
-    old = time.time() - STALE_SECONDS - 1
-    os.utime(file, (old, old))
-    assert Claim(tmp_path / "x").take()
 
 
 def _pictures(folder: Path, captions: list[str]) -> None:

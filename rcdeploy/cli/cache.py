@@ -29,15 +29,15 @@ def cache_command(
 
     quieten_libraries()
     teacher = load_teacher(resolved.teacher, make_accelerator(resolved.train, Path("runs")))
-    cache_folder = latent_cache.prepare(resolved, teacher)
+    log = (lambda _text: None) if quiet or as_json else (lambda text: err.print(text, style="dim"))
+    cache_folder = latent_cache.prepare(resolved, teacher, log)
     folder = cache_folder.folder
     if verify:
         for name in cache_folder.manifest.wrong_files(folder):
             (folder / name).unlink(missing_ok=True)
             err.print(f"{folder / name} differs from its digest: made anew", style="yellow")
-    say = (lambda _text: None) if quiet or as_json else (lambda text: err.print(text, style="dim"))
     with stages(quiet or as_json) as progress:
-        cache = latent_cache.fill(cache_folder, resolved.cache, teacher, progress, say)
+        cache = latent_cache.fill(cache_folder, resolved.cache, teacher, progress, log)
     row = {
         "folder": str(folder),
         "latents": len(cache),

@@ -42,8 +42,13 @@ def _remove(folder: Path) -> None:
         return
     from rcdeploy_runtime.manifest import Manifest
 
-    Manifest.read(folder, "run")  # refuses what is no run of ours
-    shutil.rmtree(folder)
+    from ..run_folder import exclusive
+
+    with exclusive(folder):  # refuses a run that another process is at work on
+        if all(path.suffix == ".claim" for path in folder.iterdir()):
+            return  # killed before it wrote anything else
+        Manifest.read(folder, "run")  # refuses what is not a run
+        shutil.rmtree(folder)
 
 
 def _run(recipe: Recipe, folder: Path, as_json: bool, quiet: bool) -> None:

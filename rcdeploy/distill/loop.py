@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from ..evaluate.spec import SCORE_KEYS
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
-from ..run_folder import MetricsFile
+from ..run_folder import MetricsFile, exclusive
 from .features import FeatureRecorder
 from .pipeline import write_pipeline, write_run_manifest
 from .run import Run, accumulation_steps, build_run, make_batches
@@ -32,9 +32,15 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Train
     """Runs the recipe in `folder`, or continues it there; returns what was reached.
 
     Raises:
-        RcdeployError: for bad input, non-finite values and divergence (the last good checkpoint stays).
+        RcdeployError: for bad input, non-finite values and divergence (the last good checkpoint stays), and when
+            another process is at work in the folder.
         Stopped: on Ctrl-C and SIGTERM.
     """
+    with exclusive(folder):
+        return _distill(recipe, folder, progress, log)
+
+
+def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
     run = build_run(recipe, folder, progress, log)
     state = run.load_checkpoint()
     run.accelerator.wait_for_everyone()

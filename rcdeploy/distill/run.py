@@ -117,7 +117,7 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     # quick work first: sampling the latents may take hours, and errors should show before
     teacher.load("unet", "text_encoder")
     unet, config, notes = make_student(recipe.student, teacher)
-    cache_folder = latent_cache.prepare(recipe, teacher)
+    cache_folder = latent_cache.prepare(recipe, teacher, log)
     pool = open_pool(recipe, log)
     cache = latent_cache.fill(cache_folder, recipe.cache, teacher, progress, log)
     for note in notes:

@@ -81,7 +81,7 @@ def _source(recipe: Recipe, entry: str, count: int | None, log: Log) -> Path:
             counts = [recipe.prompts.per_noun] * len(nouns)
             write_lines(file, balanced(nouns, prompts_of, counts, count, recipe.cache.seed))
 
-    make_once(make, file, _claim(file), (file, file.parent))
+    make_once(make, file, _claim(file), (file, file.parent), log)
     return file
 
 
@@ -110,7 +110,7 @@ def open_pool(recipe: Recipe, log: Log = no_log) -> PromptPool:
         log(f"building the prompt pool {folder}")
         build_pool(files, folder, PoolOptions(column=recipe.prompts.column, exclude=tuple(exclude)))
 
-    make_once(make, folder / NAME, _claim(folder), (folder, folder.parent))
+    make_once(make, folder / NAME, _claim(folder), (folder, folder.parent), log)
     return PromptPool.open(folder)
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from .claims import Claim
+from ..progress import Log, no_log
+from .claims import Claim, Waiting
 from .tensors import is_whole
-
-POLL_SECONDS = 0.5
 
 
 def shard_ranges(count: int, shard_size: int) -> list[range]:
@@ -23,23 +21,29 @@ def missing_shards(files: Sequence[Path]) -> list[int]:
 
 
 def claim_missing_shards(
-    files: Sequence[Path], *, offset: int = 0, waiting: Callable[[list[int]], None] = lambda _missing: None
+    files: Sequence[Path],
+    *,
+    offset: int = 0,
+    waiting: Callable[[list[int]], None] = lambda _missing: None,
+    log: Log = no_log,
 ) -> Iterator[tuple[int, Claim]]:
     """Yields (shard, claim) for every shard to make here, until all files are whole; the caller writes files[shard].
 
     Args:
         offset: rotates the order, so that processes that start together begin at different shards.
         waiting: called with the missing shards before each attempt, for progress.
+        log: receives whom this process waits for, once the remaining shards are all being made by others.
 
     While others hold the claims of the last shards this waits for them; the shard of a process that died is taken over.
     """
+    others = Waiting(log)
     while missing := missing_shards(files):
         waiting(missing)
         start = offset % len(missing)
         claims = {shard: Claim(files[shard]) for shard in missing[start:] + missing[:start]}
         shard = next((shard for shard, claim in claims.items() if claim.take()), None)
         if shard is None:
-            time.sleep(POLL_SECONDS)
+            others.wait(claims[missing[0]], files[missing[0]])
             continue
         try:
             # another process may have finished it between the check and the claim
