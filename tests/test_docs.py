@@ -48,6 +48,30 @@ def test_the_reference_has_every_command_with_its_options():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_commands_in_the_docs_exist_with_their_options(page):
+    reference = (ROOT / "docs/reference/commands.md").read_text("utf-8")
+    sections = {part.split("\n", 1)[0]: part for part in reference.split("\n## ")[1:]}
+    for command in commands(page):
+        words = command.split()
+        names = [" ".join(words[:count]) for count in (3, 2)]
+        name = next((name for name in names if name in sections), None)
+        if name is None:
+            assert any(section.startswith(f"{names[1]} ") for section in sections), f"there is no command `{command}`"
+            continue
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", command):
+            assert option == "--help" or re.search(rf"{option}[`, /]", sections[name]), f"{command}: no {option}"
+
+
+def commands(page):
+    """The rcdeploy commands in the code of a page: fenced, indented or inline."""
+    text = page.read_text("utf-8").replace("\\\n", " ")
+    code = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.S | re.M)
+    code += re.findall(r"^    (.*)$", text, flags=re.M) + re.findall(r"`([^`]+)`", text)
+    lines = [line.partition("#")[0].strip() for block in code for line in re.split(r"[\n;]", block)]
+    return [line for line in lines if re.match(r"rcdeploy [a-z]", line)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
 def test_every_link_leads_to_a_file_and_a_heading(page):
     for path, anchor in links(page):
         target = (page.parent / path).resolve() if path else page
