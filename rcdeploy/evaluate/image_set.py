@@ -82,6 +82,11 @@ class ImageSet:
         """The number of images in whole shards."""
         return self._completed(missing_shards(self.shard_files(IMAGES)))
 
+    def delete_images(self) -> None:
+        """Network outputs stay."""
+        for file in self.shard_files(IMAGES):
+            file.unlink(missing_ok=True)
+
     def generate_missing(self, generate: GenerateRows, progress: Progress) -> int:
         """Generates the images that are absent; returns how many this process made."""
         files = self.shard_files(IMAGES)
