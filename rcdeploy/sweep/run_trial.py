@@ -6,8 +6,6 @@ images.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,8 +26,6 @@ from ..storage.claims import Claim
 from .plan import NETWORKS_FILE, Plan
 from .trial import Trial
 
-TOUCH_SECONDS = 30
-
 
 def run_trial(plan: Plan, trial: Trial, progress: Progress, log: Log) -> bool:
     """Trains and scores the trial, as far as that is not done; the same call resumes. False: another process runs it.
@@ -38,28 +34,19 @@ def run_trial(plan: Plan, trial: Trial, progress: Progress, log: Log) -> bool:
     """
     trial.folder.parent.mkdir(parents=True, exist_ok=True)
     claim = Claim(trial.folder)
-    touched = time.monotonic()
-
-    def keep_claim(stage: str, completed: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        nonlocal touched
-        if time.monotonic() - touched > TOUCH_SECONDS:
-            claim.touch()
-            touched = time.monotonic()
-        progress(stage, completed, total, metrics)
-
     if not claim.take():
         return False
     try:
         if not trial.is_trained():
-            distill(trial.recipe, trial.folder, keep_claim, log)
+            distill(trial.recipe, trial.folder, progress, log)
         if not plan.is_done(trial):
-            score_trial(plan, trial, keep_claim)
+            score_trial(plan, trial, progress, log)
     finally:
         claim.release()
     return True
 
 
-def score_trial(plan: Plan, trial: Trial, progress: Progress) -> None:
+def score_trial(plan: Plan, trial: Trial, progress: Progress, log: Log) -> None:
     """Generates one image for each prompt and computes the networks' outputs, both as far as they are missing."""
     spec = plan.evaluation_spec
     prompts = choose_prompts(spec)
@@ -74,7 +61,7 @@ def score_trial(plan: Plan, trial: Trial, progress: Progress) -> None:
         batch_size=spec.batch_size,
     )
     scorer = open_scorer(spec, size=size, device=scoring_device())
-    evaluate(image_set, source.generate, scorer, spec, progress=progress)
+    evaluate(image_set, source.generate, scorer, spec, progress=progress, log=log)
     file = image_set.folder / NETWORKS_FILE
     write_json(file, (read_json(file) if file.is_file() else {}) | plan.network_digests)
     if not plan.score.keep_pictures:
