@@ -99,6 +99,14 @@ def test_imports_run_downwards(module: str) -> None:
             assert FLOOR[room(target)] < FLOOR[room(module)], f"{module} imports {target}, which is not below it"
 
 
+def test_no_circle_of_files() -> None:
+    graph = {module: own_imports(module) for module in FILES}
+    while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert graph == {}, "these files import each other in a circle, or import one that does"
+
+
 def test_the_runtime_imports_nothing_heavy_and_none_of_ours() -> None:
     allowed = {"numpy", "tokenizers", "PIL", "onnxruntime", "rcdeploy_runtime", *sys.stdlib_module_names}
     extras = {"openvino_session.py": {"openvino"}, "trt_session.py": {"cuda"}, "trt_engines.py": {"cuda"}}
