@@ -34,6 +34,7 @@ FLOORS = [
     # data, and folders of runs
     ["checkpoint", "conditioning", "prompts", "real_images", "run_folder"],
     ["latent_cache"],
+    ["cache_latents"],
     # judging and measuring
     ["bench", "captioned_images", "evaluate"],
     # learning

@@ -24,20 +24,21 @@ def cache_command(
     may run it at once. On several GPUs: accelerate launch -m rcdeploy.cli.main cache RECIPE.
     """
     resolved = load_recipe(recipe, override)
-    from .. import latent_cache
+    from .. import cache_latents
     from ..distill.run import load_teacher, make_accelerator
+    from ..prompts.recipe_pool import paired_sources
 
     quieten_libraries()
     teacher = load_teacher(resolved.teacher, make_accelerator(resolved.train, Path("runs")))
     log = (lambda _text: None) if quiet or as_json else (lambda text: err.print(text, style="dim"))
-    cache_folder = latent_cache.prepare(resolved, teacher, log)
+    cache_folder = cache_latents.prepare(resolved, teacher, paired_sources(resolved, log), log)
     folder = cache_folder.folder
     if verify:
         for name in cache_folder.manifest.wrong_files(folder):
             (folder / name).unlink(missing_ok=True)
             err.print(f"{folder / name} differs from its digest: made anew", style="yellow")
     with stages(quiet or as_json) as progress:
-        cache = latent_cache.fill(cache_folder, resolved.cache, teacher, progress, log)
+        cache = cache_latents.fill(cache_folder, resolved.cache, teacher, progress, log)
     row = {
         "folder": str(folder),
         "latents": len(cache),
