@@ -68,7 +68,7 @@ class ModelFolder:
         )
 
 
-def resolve(argument: str | Path | None, kinds: Collection[Kind] = KINDS, runs: Path = RUNS) -> ModelFolder:
+def resolve(argument: str | Path | None, kinds: Collection[str] = KINDS, runs: Path = RUNS) -> ModelFolder:
     """Find out what an argument names, from its manifest.json, its model_index.json, or the list of students.
 
     Args:

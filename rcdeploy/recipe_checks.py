@@ -11,6 +11,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from .judge_files import judge_of
 from .model_config import is_hub_name, read_unet_config
 from .recipe import Cache, Evaluate, Prompts, Student, Teacher, Train
+from .student.init_check import init_problem
 from .student.spec import STUDENTS, student_config
 from .toml_files import nearest_name
 
@@ -133,4 +134,6 @@ def _teacher_errors(teacher: Teacher, student: Student | None) -> list[str]:
             student_config(student.spec, config)
         except RcdeployError as error:
             return [f"student.{'width' if student.width else 'name'}: {error.message}"]
+        if not _student_errors(student) and (problem := init_problem(student.first_weights, student.spec, config)):
+            return [problem]
     return []

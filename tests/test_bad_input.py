@@ -55,6 +55,16 @@ def test_a_student_that_does_not_fit(recipe_file: RecipeFile, error_of: Callable
     assert "KOALA is for SDXL teachers" in error_of("distill", recipe_file(student={"name": "koala-700m"}))
 
 
+def test_first_weights_that_cannot_fit(
+    recipe_file: RecipeFile, error_of: Callable[..., str], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_teacher, tmp_path / "uneven"))
+    config = json.loads((folder / "unet/config.json").read_text())
+    (folder / "unet/config.json").write_text(json.dumps({**config, "block_out_channels": [8, 8, 16, 32]}))
+    text = error_of("recipes", "check", recipe_file(teacher={"path": "uneven"}, student={"name": "b-tiny"}))
+    assert "student.init: 'teacher' copies whole tensors" in text and "use init = 'random'" in text
+
+
 def test_an_empty_prompt_pool(recipe_file: RecipeFile, error_of: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()  # the folder that the cache would get is there already, and stays empty
     assert "empty" in error_of("distill", recipe_file(prompts={"paired_exclude": ["a"]}))
@@ -97,9 +107,8 @@ def test_a_config_of_the_wrong_type(
 def test_a_full_disk_leaves_nothing_half_done(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rcdeploy.cache_latents import make_latent_cache
     from rcdeploy.diffusion_model import LatentDiffusionModel
-    from rcdeploy.latent_cache import CacheFolder
+    from rcdeploy.latent_cache import CacheFolder, make_latent_cache
     from rcdeploy.recipe_file import load_recipe
     from rcdeploy.storage import tensors
 

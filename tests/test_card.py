@@ -1,4 +1,4 @@
-"""The model card: the hub can read it, its example runs, what it says is so, and a package stays sealed."""
+"""The model card: the hub can parse it, its example runs, its statements are true, and its package stays valid."""
 
 import json
 import re
@@ -13,14 +13,18 @@ from huggingface_hub import ModelCard, constants
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.loop import distill
 from rcdeploy.recipe import Recipe
 from rcdeploy.report import card as card_module
-from rcdeploy.report.card import write_card
+from rcdeploy.report.card import CardOptions, write_card
+from rcdeploy.report.evaluations import package_digests
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.package import Package
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -42,19 +46,19 @@ def with_readme(teacher: Path, front_matter: str, to: Path) -> Path:
 
 
 def run_example(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the card tells a user to type, typed in the folder of the card."""
+    """Run the card's example in the folder of the card."""
     (code,) = re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 6
     monkeypatch.chdir(card.parent)
     exec(code.replace("seed=7", "seed=7, num_inference_steps=2") if "num_inference_steps" not in code else code, {})
-    assert Path("picture.png").is_file()
+    assert Path("image.png").is_file()
 
 
-def test_a_packages_card_parses_lists_itself_and_its_example_draws(
+def test_a_packages_card_parses_is_listed_and_its_example_runs(
     copy: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = with_readme(small_model, "license: mit", tmp_path / "teacher")
-    path = write_card(copy, teacher=teacher)
+    path = write_card(copy, CardOptions(teacher=teacher))
     data = ModelCard.load(path).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "rcdeploy", "text-to-image")
     assert {"text-to-image", "onnx"} <= set(data.tags) and "distillation" not in data.tags
@@ -67,7 +71,7 @@ def test_a_packages_card_parses_lists_itself_and_its_example_draws(
     run_example(path, monkeypatch)
 
 
-def test_a_runs_card_says_what_its_recipe_did_and_its_example_draws(
+def test_a_runs_card_states_its_recipe_and_its_example_runs(
     tiny_recipe: Callable[..., Recipe], tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = with_readme(tiny_teacher, "license: openrail", tmp_path / "taught-by")
@@ -83,17 +87,17 @@ def test_a_runs_card_says_what_its_recipe_did_and_its_example_draws(
     card, text = ModelCard.load(path), path.read_text()
     assert (card.data.license, card.data.library_name) == ("openrail", "diffusers")
     assert {"distillation", "random-conditioning"} <= set(card.data.tags)
-    for said in (
+    for statement in (
         "c-micro",
         "taught-by",
         "sigmoid of steepness 12",
         "12 of `paired.txt`",
-        "pool of 40 texts",
+        "pool of 40 prompts",
         "1 steps",
     ):
-        assert said in text, said
-    assert str(tmp_path) not in text  # folders of the machine are nobody's business
-    assert "no real picture" in text
+        assert statement in text, statement
+    assert str(tmp_path) not in text  # folders of the machine stay private
+    assert "no real image" in text
     assert (path.parent / "samples.png").read_bytes() == (run / "samples" / "latest.png").read_bytes()
     run_example(path, monkeypatch)
 
@@ -109,11 +113,11 @@ def test_parameters_and_macs_are_counted(copy: Path, small_model: Path) -> None:
     ("front_matter", "reason"),
     [(None, "no README.md"), ("tags: [toy]", "states none"), ("license: [", "cannot be read")],
 )
-def test_a_licence_that_is_not_found_is_unknown(
+def test_a_missing_licence_is_unknown(
     copy: Path, small_model: Path, tmp_path: Path, front_matter: str | None, reason: str
 ) -> None:
     teacher = with_readme(small_model, front_matter, tmp_path / "teacher") if front_matter else small_model
-    path = write_card(copy, teacher=teacher)
+    path = write_card(copy, CardOptions(teacher=teacher))
     assert ModelCard.load(path).data.license is None
     licence = path.read_text().split("## Licence")[1].split("##")[0]
     assert "Unknown" in licence and reason in licence and "read the teacher's licence" in licence
@@ -121,7 +125,8 @@ def test_a_licence_that_is_not_found_is_unknown(
 
 def test_a_licence_with_a_name_and_a_link_keeps_them(copy: Path, small_model: Path, tmp_path: Path) -> None:
     stated = "license: other\nlicense_name: house-rules\nlicense_link: https://example.org/rules"
-    data = ModelCard.load(write_card(copy, teacher=with_readme(small_model, stated, tmp_path / "teacher"))).data
+    options = CardOptions(teacher=with_readme(small_model, stated, tmp_path / "teacher"))
+    data = ModelCard.load(write_card(copy, options)).data
     assert (data.license, data.license_name, data.license_link) == (
         "other",
         "house-rules",
@@ -129,19 +134,19 @@ def test_a_licence_with_a_name_and_a_link_keeps_them(copy: Path, small_model: Pa
     )
 
 
-def test_the_users_word_for_the_licence_is_called_that(copy: Path) -> None:
-    path = write_card(copy, licence="apache-2.0")
+def test_a_licence_of_the_user_is_marked_as_such(copy: Path) -> None:
+    path = write_card(copy, CardOptions(licence="apache-2.0"))
     assert ModelCard.load(path).data.license == "apache-2.0"
-    assert "as given by whoever wrote this card" in path.read_text()
+    assert "as stated by the author of this card" in path.read_text()
 
 
-def test_another_model_is_no_teacher(copy: Path, other_teacher: Path) -> None:
+def test_another_model_is_not_the_teacher(copy: Path, other_teacher: Path) -> None:
     with pytest.raises(RcdeployError, match="is not the teacher"):
-        write_card(copy, teacher=other_teacher)
+        write_card(copy, CardOptions(teacher=other_teacher))
     assert not (copy / "README.md").exists()
 
 
-def test_a_teacher_that_was_changed_since_lends_no_licence(
+def test_a_teacher_that_has_changed_gives_no_licence(
     tiny_recipe: Callable[..., Recipe], tiny_teacher: Path, tmp_path: Path
 ) -> None:
     teacher = with_readme(tiny_teacher, "license: mit", tmp_path / "teacher")
@@ -181,10 +186,10 @@ def test_a_package_is_whole_when_writing_its_card_fails(copy: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(card_module, "replacing", full)
         with pytest.raises(RcdeployError, match="full"):
-            write_card(copy, licence="mit")
+            write_card(copy, CardOptions(licence="mit"))
     assert (copy / "README.md").read_text() == first
     Package(copy)
-    write_card(copy, licence="mit")
+    write_card(copy, CardOptions(licence="mit"))
     assert "README.md" in Package(copy).manifest.files
 
 
@@ -201,11 +206,12 @@ def bench_result(source: Path) -> dict[str, Any]:
             "threads": 2,
             "device": "cpu",
         },
+        "warnings": ["This machine was busy"],
         "subjects": [{"name": "x", "kind": "package", "source": str(source), "backends": {"onnxruntime": backend}}],
     }
 
 
-def test_figures_of_the_bench_stand_in_the_card(copy: Path, tmp_path: Path) -> None:
+def test_timings_of_bench_are_in_the_card(copy: Path, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(bench_result(copy)))
     result = CliRunner().invoke(app, ["card", str(copy), "--bench", str(file), "--repo-id", "me/toy", "--json"])
@@ -213,20 +219,68 @@ def test_figures_of_the_bench_stand_in_the_card(copy: Path, tmp_path: Path) -> N
     assert json.loads(result.output) == {"card": str(copy / "README.md"), "license": None}
     text = (copy / "README.md").read_text()
     assert "| onnxruntime | 1.234 | 1.111 to 1.456 | 0.50 | 2.50 | 321 |" in text
+    assert "**This machine was busy**" in text
     assert "A Processor" in text and "onnxruntime 1.2.3" in text and "64 x 64 pixels, 25 steps" in text
     assert 'snapshot_download("me/toy"' in text and "# toy" in text
-    with pytest.raises(RcdeployError, match="has no figures of"):
-        write_card(copy, bench=bench_result(tmp_path / "another"))
+    with pytest.raises(RcdeployError, match="does not measure"):
+        write_card(copy, CardOptions(bench=bench_result(tmp_path / "another")))
 
 
-def test_a_folder_that_is_neither_run_nor_package_is_refused(tmp_path: Path, tiny_teacher: Path) -> None:
-    for folder in (tmp_path, tiny_teacher, tmp_path / "nowhere"):
-        with pytest.raises(RcdeployError, match="neither a run nor a package"):
+def test_other_folders_have_no_card(tmp_path: Path, tiny_teacher: Path) -> None:
+    for folder, message in (
+        (tmp_path, "neither a run, nor a package"),
+        (tiny_teacher, "is a diffusers folder"),
+        (tmp_path / "nowhere", "no file or folder"),
+    ):
+        with pytest.raises(RcdeployError, match=message):
             write_card(folder)
     Manifest(kind="latent_cache").write(tmp_path)
-    with pytest.raises(RcdeployError, match="but a latent_cache"):
+    with pytest.raises(RcdeployError, match="is a latent_cache"):
         write_card(tmp_path)
     Manifest(kind="run").write(tmp_path)
     with pytest.raises(RcdeployError, match="has not ended"):
         write_card(tmp_path)
     assert read_json(tmp_path / "manifest.json")["files"] == {}
+
+
+def write_scores(folder: Path, model: str, **scores: float) -> None:
+    """scores.json as `rcdeploy evaluate` writes it."""
+    identity = {"model": model, "count": 96, "seed": 3, "num_inference_steps": 25, "guidance_scale": 7.5}
+    record = {
+        "identity": identity,
+        "prompts": {"files": ["/home/user/captions.txt"], "include": [], "exclude": ["dog"], "repeat": 1},
+        "weights": {"judge": {"path": "/home/user/judge", "sha256": "0"}},
+        "scores": {"all": scores},
+        "counts": {"all": 96},
+    }
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps(record))
+
+
+def test_scores_of_evaluate_are_in_the_card(
+    tiny_recipe: Callable[..., Recipe], copy: Path, tmp_path: Path, tiny_teacher: Path
+) -> None:
+    (digest,) = package_digests(Manifest.read(copy, "package"))
+    write_scores(tmp_path / "evaluations" / "another", "0" * 16, fid=1.0)
+    assert "no measure of image quality" in write_card(copy).read_text()  # that is another model's
+    write_scores(tmp_path / "evaluations" / "copy-1", digest, **{"judge.all": 0.451, "fid": 12.345})
+    run = finished_run(tiny_recipe(train={"max_steps": 1}))
+    write_scores(tmp_path / "evaluations" / "run", LatentDiffusionModel(str(run / "pipeline")).revision, clip=0.3)
+    text = write_card(copy).read_text()
+    assert "| metric | 96 images |" in text and "| judge: all | 0.4510 |" in text and "| FID | 12.35 |" in text
+    assert "CLIP" not in text.replace("CLIP score)", "")
+    command = "rcdeploy evaluate copy --prompts captions.txt --exclude dog --count 96 --seed 3 --steps 25"
+    assert command in text and "/home/user" not in text and "Computed with judge: judge." in text
+    assert "no measure of image quality" not in text
+    assert write_card(copy).read_text() == text  # the card is in the manifest now, and the scores are still found
+    assert "| CLIP score | 0.3000 |" in write_card(run).read_text()
+
+
+def test_evaluate_identifies_a_package_as_the_card_does(copy: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red boot\na blue bag\n")
+    judge = ROOT / "examples/teachers/fashion/judge"
+    arguments = ["evaluate", str(copy), "--prompts", str(captions), "--judge", str(judge), "--steps", "1", "--quiet"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "| metric | 2 images |" in write_card(copy).read_text()

@@ -150,9 +150,9 @@ def test_thop_counts_the_same_of_a_text_encoder() -> None:
     thop = pytest.importorskip("thop")
     model, on_meta = CLIPTextModel(CLIPTextConfig(**TEXT)).eval(), text_encoder_on_meta(TEXT)
     macs, _ = thop.profile(model, inputs=(torch.zeros(1, 12, dtype=torch.long),), verbose=False)
-    found = text_encoder_macs(on_meta, 12)
-    assert found.thop == macs
-    assert found.attention == 3 * 2 * 12 * 12 * 16
+    result = text_encoder_macs(on_meta, 12)
+    assert result.thop == macs
+    assert result.attention == 3 * 2 * 12 * 12 * 16
     assert parameters(on_meta) == parameters(CLIPTextModel(CLIPTextConfig(**TEXT)))
 
 
@@ -162,10 +162,10 @@ def test_thop_counts_the_same_of_a_vae_decoder(changes: dict) -> None:
     decoder, on_meta = VaeDecoder(AutoencoderKL(**VAE, **changes).eval()), vae_decoder_on_meta(VAE | changes)
     assert parameters(decoder) == parameters(on_meta)
     macs, _ = thop.profile(decoder, inputs=(torch.zeros(1, 4, 6, 10),), verbose=False)
-    found = vae_decoder_macs(on_meta, (6, 10))
-    assert found.thop == macs
+    result = vae_decoder_macs(on_meta, (6, 10))
+    assert result.thop == macs
     # one attention of 16 channels over the 6 x 10 latents
-    assert found.attention == (0 if changes.get("mid_block_add_attention") is False else 2 * 60 * 60 * 16)
+    assert result.attention == (0 if changes.get("mid_block_add_attention") is False else 2 * 60 * 60 * 16)
 
 
 def test_configs_that_nothing_can_be_built_from_are_refused() -> None:

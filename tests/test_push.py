@@ -1,8 +1,8 @@
-"""rcdeploy push, with the real client against a stand-in of the hub that keeps the bytes it is sent.
+"""rcdeploy push, with the real client against a local imitation of the hub that stores what it is sent.
 
-The stand-in speaks what huggingface_hub asks of a hub (create, branch, preupload, LFS, commit), as far as we know it:
-that the files come through whole is shown here, that the hub itself takes them is not. Its newer storage (Xet) is not
-spoken: large files go the LFS way, with HF_HUB_DISABLE_XET=1.
+The imitation implements what huggingface_hub requests of a hub (create, branch, preupload, LFS, commit), as far as we
+know it: the tests show that files arrive intact, not that the hub itself accepts them. Its newer storage (Xet) is not
+implemented: large files are sent by LFS, with HF_HUB_DISABLE_XET=1.
 """
 
 import base64
@@ -31,11 +31,11 @@ TOKEN = "hf_stand_in"
 
 
 class StandIn(ThreadingHTTPServer):
-    """made: the bodies of create_repo. files: (repository, branch) -> path -> bytes. large: LFS objects by sha256."""
+    """created: bodies of create_repo. files: (repository, branch) -> path -> bytes. large: LFS objects by sha256."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.made: list[dict[str, Any]] = []
+        self.created: list[dict[str, Any]] = []
         self.files: dict[tuple[str, str], dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}
         self.takes_large_files = True
@@ -70,9 +70,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer(401, {"error": "this token may not write"})
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            self.server.made.append(asked)
-            return self.answer(200, {"url": f"{self.server.url}/{asked['organization']}/{asked['name']}"})
+            request = json.loads(body)
+            self.server.created.append(request)
+            return self.answer(200, {"url": f"{self.server.url}/{request['organization']}/{request['name']}"})
         if path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if path.endswith("/info/lfs/objects/batch"):
@@ -108,16 +108,16 @@ def hub() -> Iterator[StandIn]:
 
 def push(*arguments: str, endpoint: str, token: str | None = TOKEN, **more: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: the client reads its settings when it is imported."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and not k.lower().endswith("_proxy")}
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(Path("hf-home").resolve()), "COLUMNS": "200", **more}
     command = [sys.executable, "-m", "rcdeploy.cli.main", "push", *arguments]
-    environment = {**kept, **settings, **({"HF_TOKEN": token} if token else {})}
+    environment = {**inherited, **settings, **({"HF_TOKEN": token} if token else {})}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture
-def carded(package: Path, tmp_path: Path) -> Path:
-    """A package with a card, and a file in it that is none of it."""
+def package_with_card(package: Path, tmp_path: Path) -> Path:
+    """A package with a card, and a file in its folder that the manifest does not list."""
     folder = Path(shutil.copytree(package, tmp_path / "toy"))
     write_card(folder)
     (folder / "notes.txt").write_text("for myself")
@@ -125,23 +125,25 @@ def carded(package: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("large", [True, False])
-def test_every_byte_of_a_package_arrives_and_nothing_else(
-    hub: StandIn, carded: Path, tmp_path: Path, large: bool
+def test_the_package_arrives_byte_by_byte_and_nothing_else(
+    hub: StandIn, package_with_card: Path, tmp_path: Path, large: bool
 ) -> None:
     hub.takes_large_files = large
     more = {"HF_HUB_DISABLE_XET": "1"} if large else {}
     options = ["--private", "--revision", "trial"] if large else []
-    done = push(str(carded), "house/toy", "--json", *options, endpoint=hub.url, **more)
+    done = push(str(package_with_card), "house/toy", "--json", *options, endpoint=hub.url, **more)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said["url"] == f"{hub.url}/house/toy"
-    assert [m.get("visibility") for m in hub.made] == (["private"] if large else [None])
+    result = json.loads(done.stdout)
+    assert result["url"] == f"{hub.url}/house/toy"
+    assert [m.get("visibility") for m in hub.created] == (["private"] if large else [None])
     arrived = hub.files["house/toy", "trial" if large else "main"]
     assert (
-        set(arrived) == {*Manifest.read(carded, "package").files, "manifest.json"} == {f["file"] for f in said["files"]}
+        set(arrived)
+        == {*Manifest.read(package_with_card, "package").files, "manifest.json"}
+        == {f["file"] for f in result["files"]}
     )
     assert "README.md" in arrived and "notes.txt" not in arrived
-    assert all((carded / name).read_bytes() == content for name, content in arrived.items())
+    assert all((package_with_card / name).read_bytes() == content for name, content in arrived.items())
     assert bool(hub.large) == large
     for name, content in arrived.items():
         (tmp_path / "there" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -149,14 +151,14 @@ def test_every_byte_of_a_package_arrives_and_nothing_else(
     Package(tmp_path / "there")
 
 
-def test_dry_run_lists_and_sends_nothing(carded: Path) -> None:
-    result = CliRunner().invoke(app, ["push", str(carded), "house/toy", "--dry-run", "--json"])
+def test_dry_run_lists_files_and_sends_nothing(package_with_card: Path) -> None:
+    result = CliRunner().invoke(app, ["push", str(package_with_card), "house/toy", "--dry-run", "--json"])
     files = {f["file"]: f["bytes"] for f in json.loads(result.output)["files"]}
-    assert files["unet/model.onnx"] == (carded / "unet/model.onnx").stat().st_size
+    assert files["unet/model.onnx"] == (package_with_card / "unet/model.onnx").stat().st_size
     assert "notes.txt" not in files and json.loads(result.output)["url"] is None
 
 
-def test_of_a_run_its_pipeline_goes_up(tmp_path: Path, tiny_teacher: Path) -> None:
+def test_the_pipeline_of_a_run_is_uploaded(tmp_path: Path, tiny_teacher: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(tiny_teacher, run / "pipeline")
     manifest = Manifest(kind="run")
@@ -175,28 +177,45 @@ def test_remarks_on_a_missing_card_and_on_folders_that_would_become_public(packa
     manifest = Manifest.read(folder, "package")
     manifest.recipe = {"teacher": {"path": "/home/somebody/teacher"}}
     manifest.write(folder)
-    said = CliRunner().invoke(app, ["push", str(folder), "house/toy", "--dry-run"]).stderr
-    assert "no model card" in said and "/home/somebody" in said
+    remarks = CliRunner().invoke(app, ["push", str(folder), "house/toy", "--dry-run"]).stderr
+    assert "no model card" in remarks and "/home/somebody" in remarks
 
 
-def test_a_changed_file_does_not_go_up(carded: Path) -> None:
-    (carded / "unet" / "config.json").write_text("{}")
-    with pytest.raises(RcdeployError, match="unet/config.json"):
-        CliRunner().invoke(app, ["push", str(carded), "house/toy", "--dry-run"], catch_exceptions=False)
+def test_a_changed_file_is_not_uploaded(package_with_card: Path) -> None:
+    (package_with_card / "unet" / "config.json").write_text("{}")
+    with pytest.raises(RcdeployError, match="has changed") as caught:
+        CliRunner().invoke(app, ["push", str(package_with_card), "house/toy", "--dry-run"], catch_exceptions=False)
+    assert caught.value.errors == ("unet/config.json",)
 
 
-def test_what_can_go_wrong_is_said_in_a_panel(hub: StandIn, carded: Path, tmp_path: Path) -> None:
-    target = [str(carded), "house/toy", "-q"]
+@pytest.mark.parametrize("repo_id", ["toy", "/toy", "house/", "a/b/c", "-a/b", "house/to y"])
+def test_a_name_without_owner_is_an_error_before_anything_else(repo_id: str) -> None:
+    with pytest.raises(RcdeployError, match="is no name on the hub"):
+        CliRunner().invoke(app, ["push", "nowhere", "--", repo_id], catch_exceptions=False)
+
+
+def test_links_that_leave_the_folder_are_not_uploaded(package_with_card: Path, tmp_path: Path) -> None:
+    """The target has the digest of the manifest, so that only its place is wrong."""
+    config = package_with_card / "unet" / "config.json"
+    config.rename(tmp_path / "secret.json")
+    config.symlink_to(tmp_path / "secret.json")
+    with pytest.raises(RcdeployError, match="points outside"):
+        CliRunner().invoke(app, ["push", str(package_with_card), "house/toy", "--dry-run"], catch_exceptions=False)
+
+
+def test_every_failure_is_one_panel(hub: StandIn, package_with_card: Path, tmp_path: Path) -> None:
+    target = [str(package_with_card), "house/toy", "-q"]
     with StandIn() as closed:
         nobody = closed.url
-    for done, words in (
+    for done, message in (
         (push(*target, endpoint=hub.url, token=None), "not logged in"),
         (push(*target, endpoint=hub.url, token="hf_wrong"), "this token may not write"),
         (push(*target, endpoint=nobody), "cannot be reached"),
         (push(*target, endpoint=hub.url, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE"),
-        (push(str(tmp_path), "house/toy", endpoint=hub.url), "neither a run nor a package"),
-        (push(str(carded), "no such name", endpoint=hub.url), "no name on the hub"),
+        (push(str(tmp_path), "house/toy", endpoint=hub.url), "neither a run, nor a package"),
+        (push(str(package_with_card), "no such name", endpoint=hub.url), "no name on the hub"),
     ):
         assert done.returncode == 2, done.stderr
-        assert words in done.stderr and "Traceback" not in done.stderr, done.stderr
+        text = " ".join(done.stderr.replace("│", " ").split())
+        assert message in text and "Traceback" not in done.stderr, done.stderr
     assert not hub.files

@@ -1,28 +1,24 @@
-"""The three ways to a student's first weights: random, from the teacher, sliced (on toy UNets)."""
+"""A student's first weights, copied from the teacher or sliced out of it (on toy UNets)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from toy_unets import TOY, TOY_XL, run_unet, same_weights, student_of
+from toy_unets import TOY, TOY_XL, run_unet, student_of
 
-from rcdeploy.student.build import build_student
+from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.init import initialise, slice_channels
-from rcdeploy.student.spec import StudentSpec, student_config
+from rcdeploy.student.init_check import init_problem
+from rcdeploy.student.spec import STUDENTS, StudentSpec, student_config
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
 
 
-# --- first weights: random, teacher -----------------------------------------------------------------------------------
-
-
-def test_random_is_the_built_student() -> None:
-    teacher, student = build_student(TOY, seed=0), build_student(student_of("b-tiny"), seed=1)
-    initialise(student, teacher, "random", seed=5)
-    assert same_weights(student, build_student(student_of("b-tiny"), seed=5))
-    assert not same_weights(student, build_student(student_of("b-tiny"), seed=1))
+# --- copied from the teacher -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +62,7 @@ def test_teacher_weights_land_where_the_map_says(
     teacher: UNet2DConditionModel, name: str, renamed: dict[str, str]
 ) -> None:
     student = build_student(student_of(name), seed=1)
-    initialise(student, teacher, "teacher", seed=0)
+    initialise(student, teacher, "teacher")
     _assert_mapped(student, teacher, renamed)
     assert run_unet(student).isfinite().all()
 
@@ -74,7 +70,7 @@ def test_teacher_weights_land_where_the_map_says(
 @pytest.mark.parametrize("name", ["koala-700m", "koala-1b"])
 def test_koala_weights_land_where_the_map_says(teacher_xl: UNet2DConditionModel, name: str) -> None:
     student = build_student(student_config(name, TOY_XL)[0], seed=1)
-    initialise(student, teacher_xl, "teacher", seed=0)
+    initialise(student, teacher_xl, "teacher")
     _assert_mapped(student, teacher_xl, LAST_LAYER)
     names = student.state_dict()
     assert "up_blocks.0.attentions.1.transformer_blocks.4.attn1.to_q.weight" in names
@@ -94,22 +90,20 @@ def _assert_mapped(student: UNet2DConditionModel, teacher: UNet2DConditionModel,
 def test_teacher_weights_that_do_not_fit_are_named(
     teacher: UNet2DConditionModel, teacher_xl: UNet2DConditionModel
 ) -> None:
-    with pytest.raises(RcdeployError, match="random.*sliced"):
-        initialise(build_student(student_of("c-tiny"), seed=0), teacher, "teacher", seed=0)
+    with pytest.raises(RcdeployError, match="cannot copy the weights"):
+        initialise(build_student(student_of("c-tiny"), seed=0), teacher, "teacher")
     tiny = build_student(student_config("b-tiny", TOY_XL)[0], seed=0)
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     with pytest.raises(RcdeployError, match=r"up_blocks\.0\.resnets\.0\.norm1\.weight"):
-        initialise(tiny, teacher_xl, "teacher", seed=0)
+        initialise(tiny, teacher_xl, "teacher")
     assert all(torch.equal(tensor, before[name]) for name, tensor in tiny.state_dict().items())
     # a student with something that its teacher lacks
     bare = build_student(TOY | {"mid_block_type": None}, seed=0)
     with pytest.raises(RcdeployError, match="mid_block.*the teacher has no"):
-        initialise(build_student(student_of("b-base"), seed=0), bare, "teacher", seed=0)
-    with pytest.raises(RcdeployError, match="no initialisation 'copied'"):
-        initialise(tiny, teacher_xl, "copied", seed=0)  # type: ignore[arg-type]
+        initialise(build_student(student_of("b-base"), seed=0), bare, "teacher")
 
 
-# --- first weights: sliced --------------------------------------------------------------------------------------------
+# --- sliced ----------------------------------------------------------------------------------------------------------
 #
 # A teacher is made by repeating every channel of a small UNet, dividing what reads them so that all sums stay as they
 # were. It computes what the small UNet does only if the repetition keeps heads, norm groups, gates and skips together,
@@ -121,12 +115,12 @@ EVEN, UNEVEN = [16, 24, 32, 32], [16, 36, 48, 48]
 
 def _skip_stages(name: str) -> tuple[int, int] | None:
     """Stages that [hidden; skip] of an up-block resnet with three layers come from; None for other tensors."""
-    words = name.split(".")
-    if words[0] != "up_blocks" or words[2] != "resnets":
+    parts = name.split(".")
+    if parts[0] != "up_blocks" or parts[2] != "resnets":
         return None
-    if words[4] != "norm1" and words[4:] not in (["conv1", "weight"], ["conv_shortcut", "weight"]):
+    if parts[4] != "norm1" and parts[4:] not in (["conv1", "weight"], ["conv_shortcut", "weight"]):
         return None
-    stage, layer = 3 - int(words[1]), int(words[3])
+    stage, layer = 3 - int(parts[1]), int(parts[3])
     return min(stage + 1, 3) if layer == 0 else stage, max(stage - 1, 0) if layer == 2 else stage
 
 
@@ -155,7 +149,7 @@ def _spread(name: str, tensor: torch.Tensor, shape: torch.Size, widths: list[int
         elif stages and dim == (0 if "norm1" in name else 1):
             small = [SMALL["block_out_channels"][stage] for stage in stages]
             pieces = zip(tensor.split(small, dim), stages, small, strict=True)
-            tensor = torch.cat([p.repeat_interleave(widths[stage] // had, dim) for p, stage, had in pieces], dim)
+            tensor = torch.cat([p.repeat_interleave(widths[stage] // size, dim) for p, stage, size in pieces], dim)
         else:
             tensor = tensor.repeat_interleave(size // tensor.shape[dim], dim)
     return tensor
@@ -175,7 +169,7 @@ def _repeated(widths: list[int]) -> tuple[UNet2DConditionModel, UNet2DConditionM
 def test_slicing_undoes_repetition(widths: list[int]) -> None:
     small, teacher, divided = _repeated(widths)
     student = build_student(SMALL, seed=1)
-    initialise(student, teacher, "sliced", seed=0)
+    initialise(student, teacher, "sliced")
     for name, tensor in student.state_dict().items():
         assert torch.equal(tensor, divided[name]), name
     if widths == EVEN:  # else norm groups over [hidden; skip] weigh the two parts otherwise
@@ -184,23 +178,23 @@ def test_slicing_undoes_repetition(widths: list[int]) -> None:
 
 def test_a_slice_starts_closer_to_its_teacher_than_chance() -> None:
     _, teacher, _ = _repeated(EVEN)
-    wanted = run_unet(teacher)
+    expected = run_unet(teacher)
     student = build_student(SMALL, seed=1)
-    initialise(student, teacher, "sliced", seed=0)
-    sliced = (run_unet(student) - wanted).square().mean()
+    initialise(student, teacher, "sliced")
+    sliced = (run_unet(student) - expected).square().mean()
     for seed in range(3):
-        initialise(student, teacher, "random", seed)
-        assert sliced < 0.2 * (run_unet(student) - wanted).square().mean()
+        random = build_student(SMALL, seed)
+        assert sliced < 0.2 * (run_unet(random) - expected).square().mean()
 
 
 @pytest.mark.parametrize("width", [320, 640, 1280, 40, 80])
 @pytest.mark.parametrize("factor", [0.8, 0.7, 0.6, 0.5])
 def test_slices_stay_inside_their_head_group_and_half(width: int, factor: float) -> None:
     size = round(width * factor)
-    kept = slice_channels(torch.arange(width), 0, size)
-    assert kept.unique().numel() == size
+    channels = slice_channels(torch.arange(width), 0, size)
+    assert channels.unique().numel() == size
     for parts in (2, 4, *((8, 32) if width >= 320 else ())):
-        by_part = kept.reshape(parts, -1)
+        by_part = channels.reshape(parts, -1)
         start = torch.arange(parts)[:, None] * (width // parts)
         # every part is the first one, moved: a gate is the gate of its value, and a head looks like every other
         assert torch.equal(by_part, by_part[:1] + start)
@@ -213,7 +207,7 @@ def test_sliced_students_of_every_width(teacher: UNet2DConditionModel, name: str
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.fill_(float("nan"))
-    initialise(student, teacher, "sliced", seed=0)
+    initialise(student, teacher, "sliced")
     assert run_unet(student).isfinite().all()
     theirs = {float(value) for value in teacher.conv_in.weight.detach().flatten()}
     assert {float(value) for value in student.conv_in.weight.detach().flatten()} <= theirs
@@ -221,12 +215,48 @@ def test_sliced_students_of_every_width(teacher: UNet2DConditionModel, name: str
 
 def test_slicing_is_for_channel_students(teacher: UNet2DConditionModel) -> None:
     with pytest.raises(RcdeployError, match="not the same layers"):
-        initialise(build_student(student_of("b-base"), seed=0), teacher, "sliced", seed=0)
+        initialise(build_student(student_of("b-base"), seed=0), teacher, "sliced")
     # rounded so far that two stages have one width, and the shortcut between them is gone
     merged = build_student(student_config(StudentSpec(width=0.01), TOY)[0], seed=0)
     with pytest.raises(RcdeployError, match="conv_shortcut"):
-        initialise(merged, teacher, "sliced", seed=0)
+        initialise(merged, teacher, "sliced")
     with pytest.raises(RcdeployError, match="attention_head_dim is 2, the teacher's 4"):
-        initialise(build_student(student_of("c-tiny") | {"attention_head_dim": 2}, seed=0), teacher, "sliced", seed=0)
+        initialise(build_student(student_of("c-tiny") | {"attention_head_dim": 2}, seed=0), teacher, "sliced")
     with pytest.raises(RcdeployError, match="conv_in.weight.*cannot be sliced"):
-        initialise(build_student(TOY, seed=0), build_student(student_of("c-tiny"), seed=0), "sliced", seed=0)
+        initialise(build_student(TOY, seed=0), build_student(student_of("c-tiny"), seed=0), "sliced")
+
+
+# --- the check of a recipe -------------------------------------------------------------------------------------------
+
+TEACHERS = {
+    "toy": TOY,
+    "toy-xl": TOY_XL,
+    "innermost stages of two widths": TOY | {"block_out_channels": [8, 16, 16, 24]},
+    "all stages of one width": TOY | {"block_out_channels": [16, 16, 16, 16]},
+    "three layers": TOY | {"layers_per_block": 3},
+    "no mid block": TOY | {"mid_block_type": None},
+}
+
+
+@pytest.mark.parametrize("teacher_config", TEACHERS.values(), ids=TEACHERS)
+def test_the_check_of_configs_agrees_with_the_tensors(teacher_config: dict[str, Any]) -> None:
+    specs = {**STUDENTS, "0.3": StudentSpec(width=0.3), "0.01": StudentSpec(width=0.01)}
+    teacher = build_on_meta(teacher_config)
+    problems = 0
+    for name, spec in specs.items():
+        try:
+            config, _ = student_config(spec, teacher_config)
+        except RcdeployError:
+            continue
+        for method in ("teacher", "sliced"):
+            problem = init_problem(method, spec, teacher_config)
+            problems += problem is not None
+            assert problem is None or problem.startswith(f"student.init: '{method}'")
+            try:
+                initialise(build_on_meta(config), teacher, method)
+            except RcdeployError as error:
+                assert problem, f"{name}, {method}: {error}"
+            else:
+                assert problem is None, f"{name}, {method}"
+    assert problems > 3
+    assert init_problem("random", STUDENTS["b-tiny"], teacher_config) is None

@@ -76,10 +76,10 @@ def test_channel_students_of_a_toy_need_no_rounding(name: str, widths: list[int]
     assert config["attention_head_dim"] == 4 and config["norm_num_groups"] == 4
 
 
-def test_rounding_is_to_groups_and_heads_and_is_said() -> None:
+def test_rounding_is_to_groups_and_heads_and_is_noted() -> None:
     config, notes = student_config(StudentSpec(width=0.55), TOY)
     assert config["block_out_channels"] == [24, 24, 44, 44]
-    assert notes[0] == "block 0: 22 rounded to 24: must divide by 4 groups and 4 heads"
+    assert notes[0] == "block 0: 22 rounded to 24: must be divisible by 4 groups and 4 heads"
     assert len(notes) == 2  # 0.55 x 80 is 44 as it stands
 
 
@@ -87,7 +87,7 @@ def test_heads_differ_by_stage_and_count_only_where_there_is_attention() -> None
     sd2 = SD14_UNET_CONFIG | {"attention_head_dim": [5, 10, 20, 20]}
     config, notes = student_config("c-small", sd2)
     assert config["block_out_channels"] == [160, 480, 960, 960]
-    assert notes[1] == "block 1: 448 rounded to 480: must divide by 32 groups and 10 heads"
+    assert notes[1] == "block 1: 448 rounded to 480: must be divisible by 32 groups and 10 heads"
     without = sd2 | {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4}
     config, notes = student_config("c-small", without)
     assert config["block_out_channels"] == [224, 448, 896, 960]  # the mid block still has 20 heads
@@ -109,13 +109,13 @@ def test_koala_shortens_transformers() -> None:
     )
 
 
-def test_b_tiny_says_when_the_teachers_weights_will_not_fit() -> None:
+def test_b_tiny_notes_that_the_teachers_weights_do_not_fit() -> None:
     _, notes = student_config("b-tiny", TOY_XL)
     assert "differ in width (16 and 32)" in notes[0]
 
 
 @pytest.mark.parametrize(
-    "name, changes, words",
+    "name, changes, message",
     [
         ("b-base", {"layers_per_block": 1}, "one layer each already"),
         ("b-small", {"mid_block_type": None}, "no mid block"),
@@ -133,8 +133,8 @@ def test_b_tiny_says_when_the_teachers_weights_will_not_fit() -> None:
         ("b-base", {"block_out_channels": [40, 40]}, "config is broken"),
     ],
 )
-def test_a_rule_that_does_not_fit_says_why_and_which_do(name: str, changes: Config, words: str) -> None:
-    with pytest.raises(RcdeployError, match=words) as caught:
+def test_a_rule_that_does_not_fit_says_why_and_which_do(name: str, changes: Config, message: str) -> None:
+    with pytest.raises(RcdeployError, match=message) as caught:
         student_config(name, TOY | changes)
     assert name in caught.value.message
     fits = fitting_students(TOY | changes)
@@ -142,7 +142,7 @@ def test_a_rule_that_does_not_fit_says_why_and_which_do(name: str, changes: Conf
     assert all(other in (caught.value.fix or "") for other in fits)
 
 
-def test_koala_wants_long_enough_transformers() -> None:
+def test_koala_needs_long_enough_transformers() -> None:
     with pytest.raises(RcdeployError, match="1/2/4 transformer layers"):
         student_config("koala-700m", TOY_XL | {"transformer_layers_per_block": [1, 2, 4]})
     with pytest.raises(RcdeployError, match="for each stage"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import typer
 
-from .console import out, quieten_libraries
+from rcdeploy_runtime.files import read_json
+
+from .console import print_json, print_line, print_next, print_warning, quieten_libraries, short_path
 from .options import MODEL_FOLDER
 
 
@@ -19,28 +20,31 @@ def card_command(
     licence: str | None = typer.Option(
         None, "--license", help="The licence (mit, creativeml-openrail-m, ...), where the teacher's folder states none."
     ),
-    bench: Path | None = typer.Option(None, "--bench", help="What `rcdeploy bench --json` printed, in a file."),
+    bench: Path | None = typer.Option(None, "--bench", help="A file with what `rcdeploy bench --json` printed."),
     repo_id: str | None = typer.Option(None, "--repo-id", help="OWNER/NAME on the hub, for the example in the card."),
-    as_json: bool = typer.Option(False, "--json", help="Say where the card is, and its licence, as JSON."),
+    as_json: bool = typer.Option(False, "--json", help="Print the card's path and licence as JSON."),
 ) -> None:
-    """Write the model card: README.md with what the hub wants to know, how to use the model, figures and provenance.
+    """Write the model card: a README.md with usage, costs, scores and provenance for a model hub.
 
-    It goes into the package (its manifest lists it then), or into the run's pipeline/. The licence is the teacher's, as
-    the README.md in the teacher's folder states it; where none is stated the card says so. `rcdeploy push` is next.
+    It is written into the package (whose manifest then lists it) or into the run's pipeline/. The licence is the
+    teacher's, as the README.md in the teacher's folder states it; otherwise the card says that it is unknown. Scores
+    are those that `rcdeploy evaluate` has written for this model.
     """
+    from ..report.publication import Publication
+
+    Publication.resolve(folder)
+    bench_result = read_json(bench) if bench else None
+    quieten_libraries()
     from huggingface_hub import ModelCard
 
-    from rcdeploy_runtime.files import read_json
+    from ..report.card import CardOptions, write_card
 
-    from ..report.card import write_card
-
-    quieten_libraries()
-    figures = read_json(bench) if bench else None
-    path = write_card(folder, teacher=teacher, licence=licence, bench=figures, repo_id=repo_id)
-    found = ModelCard.load(path).data.license
+    path = write_card(folder, CardOptions(teacher, licence, bench_result, repo_id))
+    stated = ModelCard.load(path).data.license
     if as_json:
-        out.print_json(json.dumps({"card": str(path), "license": found}))
+        print_json({"card": str(path), "license": stated})
         return
-    out.print(str(path), soft_wrap=True)
-    if found is None:
-        out.print("The teacher's licence was not found: give --teacher or --license.", style="yellow", soft_wrap=True)
+    print_line(f"written: {short_path(path)}")
+    if stated is None:
+        print_warning("The teacher's licence was not found: give --teacher or --license.")
+    print_next(f"next: rcdeploy push {folder} {repo_id or 'OWNER/NAME'}")

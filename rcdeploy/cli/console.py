@@ -25,7 +25,8 @@ from ..progress import Log, no_log, no_progress
 out = Console()
 err = Console(stderr=True)
 EXIT_INTERRUPTED = 130
-MAX_PANEL_WIDTH = 100
+MIN_PANEL_WIDTH = 40
+WIDTH_FOR_ALL_METRICS = 120
 _UNSHOWN_METRICS = ("grad_norm", "seconds_per_step")
 
 
@@ -34,18 +35,18 @@ def show_error(error: RcdeployError) -> None:
 
     Lines break between words only, and the fix has no frame, so that paths and commands can be copied.
     """
-    width = min(err.width, MAX_PANEL_WIDTH)
-    _print_plain(f"╭─ rcdeploy {'─' * (width - 12)}", "red")
-    for line in _wrap(error.message, width - 2):
-        _print_framed(line)
+    width = err.width
+    lines = _wrap(error.message, width - 2)
     for problem in error.errors:
         first, *rest = _wrap(problem, width - 6) or [""]
-        _print_framed(f"  • {first}")
-        for line in rest:
-            _print_framed(f"    {line}")
-    _print_plain(f"╰{'─' * (width - 1)}", "red")
+        lines += [f"  • {first}", *(f"    {line}" for line in rest)]
+    frame = min(width, max(MIN_PANEL_WIDTH, *(len(line) + 2 for line in lines)))
+    _print_styled(f"╭─ rcdeploy {'─' * (frame - 12)}", "red")
+    for line in lines:
+        err.print(Text.assemble(("│ ", "red"), line), soft_wrap=True)
+    _print_styled(f"╰{'─' * (frame - 1)}", "red")
     for line in _wrap(error.fix or "", width):
-        _print_plain(line, "green")
+        _print_styled(line, "green")
 
 
 def _wrap(text: str, width: int) -> list[str]:
@@ -64,11 +65,7 @@ def _wrap(text: str, width: int) -> list[str]:
     return lines
 
 
-def _print_framed(line: str) -> None:
-    err.print(Text.assemble(("│ ", "red"), line), soft_wrap=True)
-
-
-def _print_plain(line: str, style: str) -> None:
+def _print_styled(line: str, style: str) -> None:
     err.print(Text(line, style), soft_wrap=True)
 
 
@@ -128,11 +125,11 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]
 
 def print_unbroken(table: Table) -> None:
     """Print a table at the terminal's width, or wider if a word (such as a path) would be broken otherwise."""
+    unlimited = out.options.update(width=10_000)
     for column in table.columns:
-        column.min_width = max(
-            Measurement.get(out, out.options, text).minimum for text in (column.header, *column.cells)
-        )
-    needed = Measurement.get(out, out.options.update(width=10_000), table).minimum
+        texts = (column.header, *column.cells)
+        column.min_width = max(Measurement.get(out, unlimited, text).minimum for text in texts)
+    needed = Measurement.get(out, unlimited, table).minimum
     if needed > out.width:
         table.width = needed
     out.print(table, crop=False)
@@ -179,6 +176,8 @@ class Stages:
 
     def __call__(self, stage: str, completed: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         texts = [f"{name} {value:.4g}" for name, value in (metrics or {}).items() if name not in _UNSHOWN_METRICS]
+        if err.width < WIDTH_FOR_ALL_METRICS:  # more would squeeze the names of the stages
+            texts = texts[:1]
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, completed=completed, metrics="")
         self._progress.update(self._tasks[stage], completed=completed, total=total, metrics="  ".join(texts))

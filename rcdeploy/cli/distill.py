@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import NAME, Manifest
 
 from ..recipe import Recipe
 from ..recipe_file import load_recipe
-from .console import err, out, quieten_libraries, stages
+from .console import (
+    EXIT_INTERRUPTED,
+    err,
+    make_log,
+    print_json,
+    print_line,
+    print_next,
+    quieten_libraries,
+    resumable,
+    short_path,
+    stages,
+)
 from .options import QUIET, RECIPE, SET
+
+KEPT_ON_INTERRUPT = "Finished shards of latents and written checkpoints are kept: run the same command to resume."
 
 
 def distill_command(
     recipe: Path = RECIPE,
-    folder: Path | None = typer.Option(None, "--out", "-o", help="The run folder; by default runs/NAME."),
+    folder: Path | None = typer.Option(None, "--out", "-o", help="The run folder.", show_default="runs/NAME"),
     override: list[str] = SET,
-    restart: bool = typer.Option(False, "--restart", help="Remove a run that is there, and begin anew."),
-    as_json: bool = typer.Option(False, "--json", help="Say the outcome as JSON."),
+    restart: bool = typer.Option(False, "--restart", help="Remove the run in that folder and start over."),
+    as_json: bool = typer.Option(False, "--json", help="Print the result as JSON: run, pipeline, steps, last metrics."),
     quiet: bool = QUIET,
 ) -> None:
-    """Distil a student from a teacher, from a recipe to a folder with its pipeline in it.
+    """Distil a student from a teacher: from a recipe to a folder with the student's pipeline.
 
-    The same command goes on with a run that was stopped or killed. Missing latents are sampled first
-    (see `rcdeploy cache`). On several GPUs: accelerate launch -m rcdeploy.cli.main distill RECIPE.
+    The same command resumes a run that was stopped or killed; a finished run is left as it is. Missing latents are
+    sampled first (see `rcdeploy cache`). On several GPUs: accelerate launch -m rcdeploy.cli.main distill RECIPE.
     """
     resolved = load_recipe(recipe, override)
     run_folder = folder or Path("runs") / resolved.name
+    if run_folder.exists() and not run_folder.is_dir():
+        raise RcdeployError(f"{run_folder} is a file; the run needs a folder of that name")
     if restart:
         _remove(run_folder)
-    _run(resolved, run_folder, as_json, quiet)
+    quiet = quiet or as_json
+    steps = _finished_steps(resolved, run_folder)
+    metrics: dict[str, Any] = {}
+    if steps is None:
+        steps, metrics = _run(resolved, run_folder, quiet)
+    elif int(os.environ.get("RANK", 0)) == 0:
+        from ..run_folder import read_metrics
+
+        metrics = _last_logged(read_metrics(run_folder))
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
+    if as_json:
+        paths = {"run": str(run_folder), "pipeline": str(run_folder / "pipeline")}
+        print_json({**paths, "steps": steps, **metrics})
+    elif not quiet:
+        _show(run_folder, steps)
 
 
 def _remove(folder: Path) -> None:
     if not folder.exists() or int(os.environ.get("RANK", 0)) > 0:
         return
-    from rcdeploy_runtime.manifest import Manifest
-
     from ..run_folder import exclusive
 
     with exclusive(folder):  # refuses a run that another process is at work on
@@ -51,25 +80,59 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _run(recipe: Recipe, folder: Path, as_json: bool, quiet: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise RcdeployError(f"{folder} is a file; the run needs a folder of that name")
+def _finished_steps(recipe: Recipe, folder: Path) -> int | None:
+    """Steps of a run that has finished with this very recipe; None if there is something left to do.
+
+    A larger train.max_steps continues a finished run, and another evaluate.score or evaluate.keep may choose the
+    weights of another step for its pipeline.
+    """
+    if not (folder / NAME).is_file():
+        return None
+    from ..model_folder import MODEL_INDEX
+    from ..run_folder import RunFacts, check_recipe
+
+    check_recipe(folder, recipe)
+    manifest = Manifest.read(folder, "run")
+    facts = manifest.facts_as(RunFacts)
+    recorded = manifest.recipe.get("evaluate", {})
+    is_finished = (
+        facts.finished
+        and facts.steps >= recipe.train.max_steps
+        and (folder / "pipeline" / MODEL_INDEX).is_file()
+        and all(recorded.get(key) == getattr(recipe.evaluate, key) for key in ("score", "keep"))
+    )
+    return facts.steps if is_finished else None
+
+
+def _last_logged(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The losses, learning rate and pace of the last logged step, as a run reports them at its end."""
+    entry: dict[str, Any] = next((entry for entry in reversed(entries) if "loss" in entry), {})
+    return {name: value for name, value in entry.items() if name != "step"}
+
+
+def _run(recipe: Recipe, folder: Path, quiet: bool) -> tuple[int, dict[str, Any]]:
+    """-> (steps done, metrics of the last ones)"""
     from ..distill.loop import Stopped, distill
 
     quieten_libraries()
-    quiet = quiet or as_json
-    say = (lambda _text: None) if quiet else (lambda text: err.print(text, style="dim"))
     try:
-        with stages(quiet) as progress:
-            state = distill(recipe, folder, progress, say)
+        with resumable(KEPT_ON_INTERRUPT), stages(quiet) as progress:
+            state = distill(recipe, folder, progress, make_log(quiet))
     except Stopped as stopped:
-        err.print(str(stopped))
-        raise typer.Exit(130) from None
-    if int(os.environ.get("RANK", 0)) > 0:
-        return
-    if as_json:
-        out.print_json(json.dumps({"run": str(folder), "steps": state.step, **state.metrics}))
-    elif not quiet:
-        grid = folder / "samples" / "latest.png"
-        pictures = f"\n  pictures  {grid}\n  losses    {folder / 'loss.png'}" if grid.is_file() else ""
-        out.print(f"student after {state.step:,} steps:\n  pipeline  {folder / 'pipeline'}{pictures}", highlight=False)
+        err.print(str(stopped), highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    return state.step, dict(state.metrics)
+
+
+def _show(folder: Path, steps: int) -> None:
+    run = short_path(folder)
+    print_line(f"finished: {steps:,} steps", "bold")
+    print_line(f"  pipeline  {run}/pipeline")
+    if (folder / "samples" / "latest.png").is_file():
+        print_line(f"  images    {run}/samples/latest.png")
+    if (folder / "loss.png").is_file():
+        print_line(f"  losses    {run}/loss.png")
+    print_line("next:")
+    print_next(f"rcdeploy export {run}")
+    print_next(f"rcdeploy report {run}")
+    print_next(f"rcdeploy evaluate {run}")

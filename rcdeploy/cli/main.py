@@ -28,6 +28,7 @@ from . import (
 )
 from .console import show_error
 from .options import CONTEXT
+from .privacy import disable_telemetry
 
 app = typer.Typer(
     name="rcdeploy",
@@ -97,6 +98,7 @@ def _options(
 
 def main() -> None:
     """Exit codes: 0 done, 1 a bug in rcdeploy, 2 an error that the user can fix, 130 stopped by Ctrl-C."""
+    disable_telemetry()
     try:
         app()
     except RcdeployError as error:

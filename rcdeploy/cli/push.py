@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,99 +13,127 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .console import err, out, show_table
+from .console import print_json, print_line, print_warning, resumable, show_table
 from .options import MODEL_FOLDER, QUIET
 
 if TYPE_CHECKING:
     from ..report.publication import Publication
 
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+RETRY = "Run the same command again: files that are there already are not sent twice."
+
 
 def push_command(
     folder: Path = MODEL_FOLDER,
-    repo_id: str = typer.Argument(help="OWNER/NAME on the hub; made when it is not there.", show_default=False),
-    private: bool = typer.Option(False, "--private", help="A repository that is made is private."),
-    revision: str | None = typer.Option(
-        None, "--revision", help="The branch, made when it is not there; main by default."
+    repo_id: str = typer.Argument(
+        help="The repository on the hub; created if it does not exist.", metavar="OWNER/NAME", show_default=False
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="List what would go up, and send nothing."),
-    as_json: bool = typer.Option(False, "--json", help="Say what went (or would go) up as JSON."),
+    private: bool = typer.Option(False, "--private", help="Create the repository as a private one."),
+    revision: str | None = typer.Option(
+        None, "--revision", help="The branch; created if it does not exist.", show_default="main"
+    ),
+    dry_run: bool = typer.Option(False, "--dry-run", help="List what would be uploaded, and send nothing."),
+    as_json: bool = typer.Option(False, "--json", help="Print what was (or would be) uploaded as JSON."),
     quiet: bool = QUIET,
 ) -> None:
-    """Put a package, or a run's pipeline, on the model hub.
+    """Upload a package, or a run's pipeline, to the model hub.
 
-    Only what the manifest lists goes up, after every file was compared with its digest, and the model card: write it
-    first with `rcdeploy card`. The token is the one of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names another hub.
+    Only the files that the manifest lists are uploaded, after every one was compared with its digest, and the model
+    card: write it first with `rcdeploy card`. The token is that of `hf auth login`, or HF_TOKEN; HF_ENDPOINT names
+    another hub.
 
-    A run goes up as StableDiffusionPipeline.from_pretrained("OWNER/NAME") reads it, a package as
-    TextToImage.load(snapshot_download("OWNER/NAME", local_dir="model")) does.
+    Others load a run as StableDiffusionPipeline.from_pretrained("OWNER/NAME"), and a package as
+    TextToImage.load(snapshot_download("OWNER/NAME", local_dir="model")).
     """
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import disable_progress_bars, validate_repo_id  # type: ignore[attr-defined]
-
+    _check_repo_id(repo_id)
     from ..report.publication import Publication
 
-    found = Publication.find(folder)
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise RcdeployError(f"{repo_id!r} is no name on the hub: {error}", fix="For example: you/my-student") from None
-    names = _names(found)
-    sizes = {name: (found.root / name).stat().st_size for name in names}
+    publication = Publication.resolve(folder)
+    names = _file_names(publication)
+    sizes = {name: (publication.root / name).stat().st_size for name in names}
     rows: list[dict[str, Any]] = [{"file": name, "bytes": size} for name, size in sizes.items()]
     quiet = quiet or as_json
     if not quiet:
-        for remark in _remarks(found, names):
-            err.print(remark, style="yellow", soft_wrap=True)
+        for remark in _remarks(publication, names):
+            print_warning(remark)
         megabytes = sum(sizes.values()) / 1e6
-        title = f"{'would go' if dry_run else 'goes'} to {repo_id}: {len(rows)} files, {megabytes:,.1f} MB"
-        show_table(title, ["file", "bytes"], rows, as_json=False)
-    said: dict[str, Any] = {"repo_id": repo_id, "revision": revision or "main", "files": rows, "url": None}
+        verb = "would be uploaded" if dry_run else "uploading"
+        show_table(f"{repo_id}: {verb}: {len(rows)} files, {megabytes:,.1f} MB", ["file", "bytes"], rows, as_json=False)
+    url = None
     if not dry_run:
-        if quiet:
-            disable_progress_bars()
-        said["url"] = _upload(found, repo_id, names, private, revision)
+        with resumable(f"The repository is unchanged until every file has arrived. {RETRY}"):
+            url = _upload(publication, repo_id, names, private=private, revision=revision, quiet=quiet)
     if as_json:
-        out.print_json(json.dumps(said))
-    elif not dry_run:
-        out.print(said["url"], soft_wrap=True)
+        print_json({"repo_id": repo_id, "revision": revision or "main", "files": rows, "url": url})
+    elif url:
+        print_line(url)
 
 
-def _names(found: Publication) -> list[str]:
-    """What goes up, relative to found.root. Raises RcdeployError when a file is not what its manifest says."""
+def _check_repo_id(repo_id: str) -> None:
+    """Raises RcdeployError for what is not OWNER/NAME."""
+    example = "For example: you/my-student"
+    if not REPO_ID.fullmatch(repo_id):
+        raise RcdeployError(f"{repo_id!r} is no name on the hub: it must be OWNER/NAME", fix=example)
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RcdeployError(f"{repo_id!r} is no name on the hub: {error}", fix=example) from None
+
+
+def _file_names(publication: Publication) -> list[str]:
+    """The files to upload, relative to publication.root.
+
+    Raises RcdeployError when a file is not as its manifest states, is no regular file, or lies outside the folder.
+    """
+    from rcdeploy_runtime.files import inside
     from rcdeploy_runtime.manifest import NAME
 
-    from ..report.publication import CARD, PICTURE
+    from ..report.publication import CARD, SAMPLES
 
-    if wrong := found.manifest.wrong_files(found.folder):
+    if wrong := publication.manifest.wrong_files(publication.folder):
         raise RcdeployError(
-            f"{found.folder} is not as it was written: {', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''} "
-            "differ from the manifest",
-            fix="Make it anew (a package: rcdeploy export; a changed card: rcdeploy card).",
+            f"{publication.folder} has changed since it was written: {len(wrong)} files differ from the manifest",
+            fix="Make it again (a package: rcdeploy export; a changed card: rcdeploy card).",
+            errors=wrong,
         )
-    # a run's manifest tells of a folder that does not go up; its card does not stand in it
-    further = [NAME] if found.is_package else [n for n in (CARD, PICTURE) if (found.root / n).is_file()]
-    return sorted({*found.files, *further})
+    # a run's manifest describes a folder that is not uploaded; its card is not listed in it
+    further = [NAME] if publication.is_package else [n for n in (CARD, SAMPLES) if (publication.root / n).exists()]
+    names = sorted({*publication.files, *further})
+    for name in names:
+        if not inside(publication.root, name).is_file():
+            raise RcdeployError(f"{publication.root / name} is no regular file", fix="Remove it, or write it again.")
+    return names
 
 
-def _remarks(found: Publication, names: list[str]) -> list[str]:
+def _remarks(publication: Publication, names: list[str]) -> list[str]:
     from ..report.publication import CARD
 
-    remarks = [] if CARD in names else [f"There is no model card in it; write one with: rcdeploy card {found.folder}"]
-    recipe = found.manifest.recipe if found.is_package else {}
-    teacher, prompts = recipe.get("teacher", {}), recipe.get("prompts", {})
+    remarks = []
+    if CARD not in names:
+        remarks.append(f"It has no model card; write one with: rcdeploy card {publication.folder}")
+    recipe = publication.manifest.recipe if publication.is_package else {}
+    teacher = recipe.get("teacher", {})
+    prompts = recipe.get("prompts", {})
     paths = [teacher.get("path", ""), *prompts.get("paired", []), *prompts.get("pool", [])]
-    local = sorted({str(Path(p).parent) for p in paths if Path(p).is_absolute()})
-    if local:
+    if local := sorted({str(Path(path).parent) for path in paths if Path(path).is_absolute()}):
         remarks.append(f"manifest.json names folders of this machine: {', '.join(local)}")
     return remarks
 
 
-def _upload(found: Publication, repo_id: str, names: list[str], private: bool, revision: str | None) -> str:
+def _upload(
+    publication: Publication, repo_id: str, names: list[str], *, private: bool, revision: str | None, quiet: bool
+) -> str:
     """-> the address of the repository."""
     from huggingface_hub import HfApi, get_token
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     if get_token() is None:
         raise RcdeployError("you are not logged in to the hub", fix="Run `hf auth login`, or set HF_TOKEN.")
+    if quiet:
+        disable_progress_bars()
     api = HfApi()
     with _hub_errors(api.endpoint, repo_id):
         repo = api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -113,20 +141,19 @@ def _upload(found: Publication, repo_id: str, names: list[str], private: bool, r
             api.create_branch(repo.repo_id, branch=revision, exist_ok=True)
         api.upload_folder(
             repo_id=repo.repo_id,
-            folder_path=found.root,
+            folder_path=publication.root,
             revision=revision,
             allow_patterns=[glob.escape(name) for name in names],
-            commit_message=f"{found.manifest.kind} {found.folder.resolve().name}, by rcdeploy",
+            commit_message=f"{publication.manifest.kind} {publication.folder.resolve().name}, by rcdeploy",
         )
     return str(repo)
 
 
 @contextmanager
 def _hub_errors(endpoint: str, repo_id: str) -> Iterator[None]:
-    """What the hub, the network or the card can be blamed for, as RcdeployError."""
+    """Errors of the hub, of the network or of the card, as RcdeployError."""
     from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled  # type: ignore[attr-defined]
 
-    again = "Run the same command again: what is there already is not sent twice."
     try:
         yield
     except OfflineModeIsEnabled:
@@ -138,8 +165,8 @@ def _hub_errors(endpoint: str, repo_id: str) -> Iterator[None]:
                 f"{endpoint} refuses {repo_id}: {error.server_message or f'status {status}'}",
                 fix="Log in with a token that may write there: hf auth login, or HF_TOKEN.",
             ) from error
-        raise RcdeployError(f"{endpoint} says of {repo_id}: {error}", fix=again) from error
-    except ValueError as error:  # an answer that is none of a hub's, or what it has against the card
-        raise RcdeployError(f"{endpoint} says of {repo_id}: {error}", fix=f"Is it a model hub? {again}") from error
+        raise RcdeployError(f"{endpoint}, {repo_id}: {error}", fix=RETRY) from error
+    except ValueError as error:  # a reply that is none of a hub's, or its objections to the card
+        raise RcdeployError(f"{endpoint}, {repo_id}: {error}", fix=f"Is it a model hub? {RETRY}") from error
     except (HTTPError, OSError, RuntimeError) as error:
-        raise RcdeployError(f"{endpoint} cannot be reached: {error}", fix=f"Look at the network. {again}") from error
+        raise RcdeployError(f"{endpoint} cannot be reached: {error}", fix=f"Check the network. {RETRY}") from error

@@ -2,60 +2,82 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from ..recipe import Recipe
 from ..recipe_file import load_recipe, shipped_recipes
-from .console import out, show_table
+from .console import print_json, print_line, print_next, short_path, show_table
 from .options import JSON, RECIPE, SET
 
-app = typer.Typer(help="List, check and draw recipes.", invoke_without_command=True)
+app = typer.Typer(help="List, check and plot recipes.", invoke_without_command=True)
 
 
 @app.callback()
 def list_command(context: typer.Context, as_json: bool = JSON) -> None:
-    """List the shipped recipes, with the first line of each."""
+    """List the shipped recipes with the first line of each; check or plot a recipe."""
     if context.invoked_subcommand:
         return
     rows = []
     for file in shipped_recipes():
-        first = file.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
-        rows.append({"recipe": str(file), "student": data["student"]["name"], "what for": first})
-    show_table("shipped recipes", ["recipe", "student", "what for"], rows, as_json=as_json)
+        text = file.read_text(encoding="utf-8")
+        rows.append(
+            {
+                "recipe": str(file) if as_json else short_path(file),
+                "student": tomllib.loads(text)["student"]["name"],
+                "what for": text.splitlines()[0].removeprefix("#").strip(),
+            }
+        )
+    show_table("Shipped recipes", ["recipe", "student", "what for"], rows, as_json=as_json)
 
 
 @app.command("check")
 def check_command(
     recipe: Path = RECIPE,
     override: list[str] = SET,
-    files: bool = typer.Option(True, help="Teacher and prompt files must be there."),
+    files: bool = typer.Option(True, "--files/--no-files", help="Check that teacher and prompt files exist."),
+    as_json: bool = typer.Option(False, "--json", help="Print the recipe as JSON, with every default filled in."),
 ) -> None:
-    """Say everything that is wrong with a recipe at once, or print it with every default filled in."""
-    out.print_json(json.dumps(load_recipe(recipe, override, check_files=files).resolved()))
+    """Check a recipe, and report everything that is wrong with it at once."""
+    resolved = load_recipe(recipe, override, check_files=files)
+    if as_json:
+        print_json(resolved.resolved())
+        return
+    print_line(f"ok: {_summary(resolved)}")
+    print_next(f"next: rcdeploy estimate {recipe}")
+
+
+def _summary(recipe: Recipe) -> str:
+    train = recipe.train
+    conditioning = recipe.conditioning
+    student = recipe.student.name if recipe.student.width is None else f"of width {recipe.student.width:g}"
+    random = "no random conditioning" if conditioning.probability == "none" else f"p(t) {conditioning.probability}"
+    teacher = short_path(Path(recipe.teacher.path))
+    return (
+        f"student {student} of {teacher}, initial weights {recipe.student.first_weights}, "
+        f"{train.max_steps:,} steps of {train.global_batch_size}, {random}"
+    )
 
 
 @app.command("plot")
 def plot_command(
-    recipe: Path | None = typer.Argument(None, help="Draw this recipe's p(t); without one, all of Table C."),
+    recipe: Path | None = typer.Argument(None, help="A recipe, for its p(t).", show_default="all of Table C"),
     override: list[str] = SET,
-    picture: Path = typer.Option(Path("conditioning.png"), "--out", "-o", help="The picture (.png, .svg or .pdf)."),
+    file: Path = typer.Option(Path("conditioning.png"), "--out", "-o", help="The plot (.png, .svg or .pdf)."),
 ) -> None:
-    """Draw p(t), the probability that a pair's text is replaced, over the timesteps (the paper's Fig. A)."""
+    """Plot p(t), the probability that a pair's prompt is replaced, over the timesteps (the paper's Fig. A)."""
     from ..conditioning import probability, recipe_probability
     from ..plots import probability_curves
 
     if recipe:
-        c = load_recipe(recipe, override, check_files=False).conditioning
-        p = recipe_probability(c)
-        curves: dict[str, Any] = {c.probability: p}
+        section = load_recipe(recipe, override, check_files=False).conditioning
+        curves: dict[str, Any] = {section.probability: recipe_probability(section)}
     else:
         names = ("exponential", "mirrored-exponential", "linear", "sigmoid", "constant")
         curves = {name: probability(name) for name in names}
         curves["constant 1"] = probability("constant", p=1.0)
-    probability_curves(curves, picture)
-    out.print(f"drawn: {picture}")
+    probability_curves(curves, file)
+    print_line(f"written: {file}")

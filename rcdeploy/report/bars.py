@@ -1,4 +1,4 @@
-"""Costs as bars beside the teacher's, in words and shares."""
+"""Costs as bars beside the teacher's."""
 
 from __future__ import annotations
 
@@ -14,35 +14,76 @@ Bars = dict[str, Any]
 """{"key", "title", "rows": [{"name", "text", "share", "bar", "note"}]}; share: of the teacher's (None where there is no
 teacher, or no difference); bar: of the longest row"""
 
+TIMED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("first_image_seconds", "First image, once loaded", seconds_text),
+    ("load_seconds", "Loading", seconds_text),
+    ("peak_memory_bytes", "Peak memory", bytes_text),
+)
+"""of a bench's result, beside the time of an image: key, title, format"""
+
 
 def cost_bars(
-    subjects: Mapping[str, ModelDescription], size: tuple[int, int], num_inference_steps: int, guidance_scale: float
+    models: Mapping[str, ModelDescription],
+    image_size: tuple[int, int],
+    num_inference_steps: int,
+    guidance_scale: float,
 ) -> list[Bars]:
-    """What is the same on every machine: of teacher and student (its package computes the same), and all bytes.
+    """Costs that are the same on every machine.
 
-    subjects: under "teacher", "student" and "package", those there are. size: of a picture, (height, width) in pixels.
+    Args:
+        models: "teacher", "student" and "package", those that there are. MACs are of the first two only: the package
+            computes the same as the student.
+        image_size: (height, width) in pixels.
+        num_inference_steps, guidance_scale: of an image.
     """
-    costs = {name: component_costs(subject, size) for name, subject in subjects.items()}
-    nets = {name: parts for name, parts in costs.items() if name != "package"}
-    image = {name: image_macs(parts, num_inference_steps, guidance_scale) for name, parts in nets.items()}
-    weights = {n: sum(p["bytes"] for p in parts.values()) for n, parts in costs.items() if subjects[n].weight_bytes}
-    figures = (
-        ("parameters", "UNet parameters", {n: p["unet"]["parameters"] for n, p in nets.items()}, count_text),
-        (
-            "macs_thop",
-            "UNet MACs a step, as THOP counts",
-            {n: p["unet"]["macs_thop"] for n, p in nets.items()},
-            count_text,
-        ),
-        ("macs", "UNet MACs a step, attention included", {n: p["unet"]["macs"] for n, p in nets.items()}, count_text),
-        ("image", "MACs of a picture, all networks", {n: m["macs"] for n, m in image.items()}, count_text),
-        ("bytes", "Weights of the networks that draw", weights, bytes_text),
-    )
-    return [_bars(k, title, {n: (v, unit(v)) for n, v in rows.items()}) for k, title, rows, unit in figures if rows]
+    costs = {name: component_costs(model, image_size) for name, model in models.items()}
+    networks = {name: components for name, components in costs.items() if name != "package"}
+    unets = {name: components["unet"] for name, components in networks.items()}
+    images = {name: image_macs(c, num_inference_steps, guidance_scale) for name, c in networks.items()}
+    weights = {n: sum(c["bytes"] for c in costs[n].values()) for n, model in models.items() if model.weight_bytes}
+    groups: list[tuple[str, str, dict[str, float], Callable[[float], str]]] = [
+        ("parameters", "UNet parameters", {n: unet["parameters"] for n, unet in unets.items()}, count_text),
+        ("macs_thop", "UNet MACs per step, as THOP counts", {n: u["macs_thop"] for n, u in unets.items()}, count_text),
+        ("macs", "UNet MACs per step, attention included", {n: u["macs"] for n, u in unets.items()}, count_text),
+        ("image", "MACs of an image, all networks", {n: macs["macs"] for n, macs in images.items()}, count_text),
+        ("bytes", "Weights of the networks that make an image", weights, bytes_text),
+    ]
+    return [
+        _bars(key, title, {n: (value, text(value)) for n, value in values.items()})
+        for key, title, values, text in groups
+        if values
+    ]
+
+
+def bench_bars(bench: Mapping[str, Any]) -> list[Bars]:
+    """Timings, a row for each model and backend, beside the teacher's (the first model that is a pipeline)."""
+    measurements = {
+        f"{model['name']}, {backend}": measurement
+        for model in bench["subjects"]
+        for backend, measurement in model["backends"].items()
+    }
+    pipelines = [model["name"] for model in bench["subjects"] if model["kind"] == "pipeline"]
+    base = next((name for name in measurements if pipelines and name.startswith(f"{pipelines[0]}, ")), None)
+    times = {name: measurement["timings"]["image"] for name, measurement in measurements.items()}
+    if not times:
+        return []
+    image = _bars("time", "One image", {n: (t["median"], seconds_text(t["median"])) for n, t in times.items()}, base)
+    for row in image["rows"]:
+        timing = times[row["name"]]
+        row["note"] = f"{seconds_text(timing['p10'])} to {seconds_text(timing['p90'])}"
+        if base and row["name"] != base:
+            row["share"] = ratio(timing, times[base])
+            row["note"] += ", the same within the spread" if row["share"] is None else ""
+    others = []
+    for key, title, text in TIMED:
+        values = {name: m[key] for name, m in measurements.items() if m[key] is not None}
+        if values:
+            others.append(_bars(key, title, {name: (value, text(value)) for name, value in values.items()}, base))
+    return [image, *others]
 
 
 def _bars(key: str, title: str, rows: Mapping[str, tuple[float, str]], base: str | None = "teacher") -> Bars:
-    """rows: value and words by name. base: the row that shares are of."""
+    """rows: name -> (value, text). base: the row that shares are of."""
     whole = rows[base][0] if base and base in rows else None
     longest = max(value for value, _ in rows.values())
     return {
@@ -53,38 +94,3 @@ def _bars(key: str, title: str, rows: Mapping[str, tuple[float, str]], base: str
             for name, (value, text) in rows.items()
         ],
     }
-
-
-def bench_bars(bench: Mapping[str, Any]) -> list[Bars]:
-    """What was timed, a row for each subject and backend, beside the teacher (the first subject that is a pipeline)."""
-    found = {
-        f"{subject['name']}, {backend}": measured
-        for subject in bench["subjects"]
-        for backend, measured in subject["backends"].items()
-    }
-    pipelines = [s["name"] for s in bench["subjects"] if s["kind"] == "pipeline"]
-    base = next((name for name in found if pipelines and name.startswith(f"{pipelines[0]}, ")), None)
-    times = {name: measured["timings"]["image"] for name, measured in found.items()}
-    if not times:
-        return []
-    image = _bars("time", "One picture", {n: (t["median"], seconds_text(t["median"])) for n, t in times.items()}, base)
-    for row in image["rows"]:
-        timing = times[row["name"]]
-        row["note"] = f"{seconds_text(timing['p10'])} to {seconds_text(timing['p90'])}"
-        if base and row["name"] != base:
-            row["share"] = ratio(timing, times[base])
-            row["note"] += ", the same within the spread" if row["share"] is None else ""
-    others = [
-        _bars(key, title, {n: (m[key], unit(m[key])) for n, m in found.items() if m[key] is not None}, base)
-        for key, title, unit in TIMED
-        if any(m[key] is not None for m in found.values())
-    ]
-    return [image, *others]
-
-
-TIMED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("first_image_seconds", "First picture, once loaded", seconds_text),
-    ("load_seconds", "Loading", seconds_text),
-    ("peak_memory_bytes", "Memory at its peak", bytes_text),
-)
-"""of a bench's result, beside the time of a picture: key, title, how it is said"""

@@ -1,12 +1,13 @@
-"""The model card: README.md of what goes to a model hub, from the manifest, the recipe and the teacher's folder.
+"""The model card: README.md for a model hub, from the manifest, the recipe, evaluations and the teacher's folder.
 
-Nothing is said that was not read there: what cannot be found is left out, and an unknown licence is called unknown.
+It states only what was read there: what cannot be found is left out, and an unknown licence is called unknown.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,145 +15,161 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
 
+from ..model_config import pixels_per_latent
 from ..units import giga_text
+from .evaluations import EvaluationScores, find_scores, package_digests
+from .licence import Licence, find_licence
 from .provenance import provenance, random_conditioning, student_name
-from .publication import CARD, PICTURE, Licence, Publication, find_licence, on_hub, run_of, teacher_folder
+from .publication import CARD, SAMPLES, Publication, is_on_hub, local_teacher
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
+FORMAT_TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR", "trt": "TensorRT engines"}
+TARGET_TAGS = {"trt": "tensorrt"}
 
 
-def write_card(
-    folder: Path,
-    *,
-    teacher: Path | None = None,
-    licence: str | None = None,
-    bench: dict[str, Any] | None = None,
-    repo_id: str | None = None,
-) -> Path:
-    """Writes README.md into a package (whose manifest then lists it) or into a run's pipeline/; returns its path.
+@dataclass(frozen=True)
+class CardOptions:
+    """What a user adds to a card.
 
-    teacher: its diffusers folder, where the recipe does not lead to it. licence: the user's word for it. bench: what
-    `rcdeploy bench --json` wrote. repo_id: the name on the hub, for the example. Raises RcdeployError as `card` does.
+    Attributes:
+        teacher: its diffusers folder, where the recipe does not lead to it.
+        licence: stated by the user, where the teacher's folder states none.
+        bench: what `rcdeploy bench --json` printed.
+        repo_id: the name on the hub, for the example.
     """
-    found = Publication.find(folder)
-    text = card(found, teacher=teacher, licence=licence, bench=bench, repo_id=repo_id)
-    # the package opens at every moment: its manifest forgets the old card before the new one lies there. A run's
+
+    teacher: Path | None = None
+    licence: str | None = None
+    bench: dict[str, Any] | None = None
+    repo_id: str | None = None
+
+
+def write_card(folder: Path, options: CardOptions | None = None) -> Path:
+    """Write README.md into a package (whose manifest then lists it) or into a run's pipeline/, and return its path.
+
+    Raises:
+        RcdeployError: the folder is neither a run nor a package; options.teacher is another model; options.bench does
+            not measure this folder.
+    """
+    publication = Publication.resolve(folder)
+    text = card_text(publication, options or CardOptions())
+    # the package opens at every moment: its manifest loses the old card before the new one is there. A run's
     # manifest is left alone, because packages name their run by its digest
-    if found.is_package and found.manifest.files.pop(CARD, {}):
-        found.manifest.write(folder)
-    with replacing(found.root / CARD) as beside:
+    if publication.is_package and publication.manifest.files.pop(CARD, {}):
+        publication.manifest.write(folder)
+    with replacing(publication.root / CARD) as beside:
         beside.write_text(text, encoding="utf-8")
-    if found.is_package:
-        found.manifest.add_file(folder, CARD)
-        found.manifest.write(folder)
-    elif grid := _grid(found):
-        with replacing(found.root / PICTURE) as beside:
-            shutil.copyfile(grid, beside)
-    return found.root / CARD
+    if publication.is_package:
+        publication.manifest.add_file(folder, CARD)
+        publication.manifest.write(folder)
+    elif samples := _samples(publication):
+        with replacing(publication.root / SAMPLES) as beside:
+            shutil.copyfile(samples, beside)
+    return publication.root / CARD
 
 
-def card(
-    found: Publication,
-    *,
-    teacher: Path | None = None,
-    licence: str | None = None,
-    bench: dict[str, Any] | None = None,
-    repo_id: str | None = None,
-) -> str:
-    """The text, front matter included; arguments as write_card's.
-
-    Raises RcdeployError for a `teacher` that is not this model's, and for a `bench` that does not name this folder.
-    """
+def card_text(publication: Publication, options: CardOptions) -> str:
+    """The card with its front matter. Raises RcdeployError as write_card does."""
     import jinja2
 
-    manifest, evaluate = found.manifest, found.manifest.recipe.get("evaluate", {})
-    folder, reason = teacher_folder(run_of(found) or manifest, teacher)
-    rights = find_licence(manifest, folder, reason, licence)
-    drawn_with = {k: evaluate[k] for k in ("num_inference_steps", "guidance_scale") if k in evaluate}
+    manifest = publication.manifest
+    evaluate = manifest.recipe.get("evaluate", {})
+    teacher, reason = local_teacher(publication.run or manifest, options.teacher)
+    licence = find_licence(manifest, teacher, reason, options.licence)
+    settings = {key: evaluate[key] for key in ("num_inference_steps", "guidance_scale") if key in evaluate}
+    evaluations = _evaluations(publication)
     values = {
-        "front_matter": _front_matter(found, rights),
-        "title": repo_id.split("/")[-1] if repo_id else found.folder.resolve().name,
-        "summary": _summary(found),
-        "picture": PICTURE if _grid(found) else None,
-        "package": found.is_package,
-        "repo_id": repo_id,
-        "prompt": json.dumps((evaluate.get("prompts") or ["a text of your own"])[0], ensure_ascii=False),
-        "settings": "".join(f", {name}={value}" for name, value in drawn_with.items()),
-        "unets": _unets(found, folder),
+        "front_matter": _front_matter(publication, licence),
+        "title": options.repo_id.split("/")[-1] if options.repo_id else publication.folder.resolve().name,
+        "summary": _summary(publication),
+        "samples": SAMPLES if _samples(publication) else None,
+        "package": publication.is_package,
+        "repo_id": options.repo_id,
+        "prompt": json.dumps((evaluate.get("prompts") or ["a prompt of your own"])[0], ensure_ascii=False),
+        "settings": "".join(f", {name}={value}" for name, value in settings.items()),
+        "unets": _unets(publication, teacher),
         "components": _components(manifest),
         "verdict": manifest.facts.get("verdict", "").replace("this machine", "the machine that made the package"),
-        "bench": _bench(found, bench) if bench else None,
-        "origin": {"what": "Teacher" if manifest.recipe else "Model", **manifest.teacher},
-        "provenance": provenance(found),
-        "licence": rights.sentence,
-        "limitations": _limitations(found),
+        "evaluations": evaluations,
+        "bench": _bench(publication, options.bench) if options.bench else None,
+        "origin": {"title": "Teacher" if manifest.recipe else "Model", **manifest.teacher},
+        "provenance": provenance(publication),
+        "licence": licence.sentence,
+        "limitations": _limitations(publication, evaluations),
     }
-    options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, **options)
+    jinja_options: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, **jinja_options)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
 
 
-def _grid(found: Publication) -> Path | None:
-    file = found.folder / "samples" / "latest.png"
-    return file if not found.is_package and file.is_file() else None
+def _samples(publication: Publication) -> Path | None:
+    """The last grid of a run's images."""
+    file = publication.folder / "samples" / "latest.png"
+    return file if not publication.is_package and file.is_file() else None
 
 
-def _front_matter(found: Publication, licence: Licence) -> str:
+def _front_matter(publication: Publication, licence: Licence) -> str:
     from huggingface_hub import ModelCardData
 
-    manifest, tags = found.manifest, ["text-to-image", "latent-diffusion", "rcdeploy"]
+    manifest = publication.manifest
+    tags = ["text-to-image", "latent-diffusion", "rcdeploy"]
     if manifest.recipe:
         tags += ["distillation", "random-conditioning"] if random_conditioning(manifest) else ["distillation"]
-    if found.is_package:
+    if publication.is_package:
         target = str(manifest.facts.get("target", manifest.facts["format"]))
-        tags.append({"trt": "tensorrt"}.get(target, target))
-    more: dict[str, Any] = dict(licence.more)
+        tags.append(TARGET_TAGS.get(target, target))
+    details: dict[str, Any] = dict(licence.details)
     data = ModelCardData(
-        base_model=manifest.teacher["id"] if on_hub(manifest) else None,
-        library_name="rcdeploy" if found.is_package else "diffusers",
+        base_model=manifest.teacher["id"] if is_on_hub(manifest) else None,
+        library_name="rcdeploy" if publication.is_package else "diffusers",
         license=licence.id,
         pipeline_tag="text-to-image",
         tags=tags,
-        **more,
+        **details,
     )
     return str(data.to_yaml()).strip()
 
 
-def _summary(found: Publication) -> str:
-    manifest, facts = found.manifest, found.manifest.facts
+def _summary(publication: Publication) -> str:
+    manifest = publication.manifest
     teacher = manifest.teacher.get("id", "an unnamed model")
     if manifest.recipe:
         how = " with random conditioning (Kim et al., CVPR 2025)" if random_conditioning(manifest) else ""
         student = student_name(manifest)
-        what = f"A small text-to-image model: the student {student} of {teacher}, distilled{how} by rcdeploy."
+        model = f"A small text-to-image model: the student {student} of {teacher}, distilled{how} by rcdeploy."
     else:
-        what = f"The text-to-image model {teacher}, packed by rcdeploy as it was: nothing was distilled."
-    if not found.is_package:
-        return f"{what} This folder is a diffusers pipeline; its UNet has the EMA weights."
-    kinds = {"onnx": "ONNX", "openvino": "OpenVINO IR", "trt": "TensorRT engines"}
-    return f"{what} This folder is a package of {kinds[facts['format']]}, which draws without torch."
+        model = f"The text-to-image model {teacher}, packaged by rcdeploy without any distillation."
+    if not publication.is_package:
+        return f"{model} This folder is a diffusers pipeline; its UNet has the EMA weights."
+    return f"{model} This folder is a package of {FORMAT_TITLES[manifest.facts['format']]}, which runs without torch."
 
 
-def _unets(found: Publication, teacher: Path | None) -> list[dict[str, Any]]:
-    """This one, and the teacher's where it is another and can be looked at. Counted from their configs."""
+def _unets(publication: Publication, teacher: Path | None) -> list[dict[str, Any]]:
+    """Parameters and MACs of this UNet, and of the teacher's where it is another and on this machine."""
     from ..bench.macs import parameters, unet_macs
     from ..student.build import build_on_meta
 
-    configs = {"this one": found.root / "unet" / "config.json"}
-    if teacher and found.manifest.recipe:
+    configs = {"this one": publication.root / "unet" / "config.json"}
+    if teacher and publication.manifest.recipe:
         configs["the teacher's"] = teacher / "unet" / "config.json"
-    text = read_json(found.root / "text_encoder" / "config.json")
+    text_length = int(read_json(publication.root / "text_encoder" / "config.json").get("max_position_embeddings", 77))
     rows = []
     for name, file in configs.items():
         unet = build_on_meta(read_json(file))
-        macs = unet_macs(unet, None, int(text.get("max_position_embeddings", 77)))
-        row = {"name": name, "parameters": f"{parameters(unet):,}"}
-        rows.append(row | {"macs_thop": giga_text(macs.thop), "macs": giga_text(macs.total)})
+        macs = unet_macs(unet, None, text_length)
+        rows.append(
+            {
+                "name": name,
+                "parameters": f"{parameters(unet):,}",
+                "macs_thop": giga_text(macs.thop),
+                "macs": giga_text(macs.total),
+            }
+        )
     return rows
 
 
 def _components(manifest: Manifest) -> list[dict[str, str]]:
-    """A package's networks: precision, size, and how far from torch."""
+    """A package's networks: precision, size, and errors against torch."""
     return [
         {
             "name": parity["component"],
@@ -165,61 +182,80 @@ def _components(manifest: Manifest) -> list[dict[str, str]]:
     ]
 
 
-def _bench(found: Publication, bench: dict[str, Any]) -> dict[str, Any]:
-    """The rows of this folder in what `rcdeploy bench --json` wrote."""
-    here = {found.folder.resolve(), found.root.resolve()}
-    subjects = [s for s in bench.get("subjects", []) if s.get("source") and Path(s["source"]).resolve() in here]
-    if not subjects:
+def _evaluations(publication: Publication) -> list[EvaluationScores]:
+    """Evaluations of this very model, in the current folder or beside its own."""
+    from ..diffusion_model import LatentDiffusionModel
+
+    if publication.is_package:
+        digests = package_digests(publication.manifest)
+    else:
+        digests = {LatentDiffusionModel(str(publication.root)).revision}
+    folder = publication.folder.resolve()
+    places = [Path.cwd(), folder, folder.parent, folder.parent.parent]
+    return find_scores(digests, folder.name, places)
+
+
+def _bench(publication: Publication, bench: dict[str, Any]) -> dict[str, Any]:
+    """The rows of this folder in what `rcdeploy bench --json` printed."""
+    folders = {publication.folder.resolve(), publication.root.resolve()}
+    rows = [s for s in bench.get("subjects", []) if s.get("source") and Path(s["source"]).resolve() in folders]
+    if not rows:
         others = ", ".join(str(s.get("source")) for s in bench.get("subjects", []))
         raise RcdeployError(
-            f"the bench file has no figures of {found.folder}, but of: {others or 'nothing'}",
-            fix=f"Make them with: rcdeploy bench {found.folder} --json",
+            f"the bench file does not measure {publication.folder}, but: {others or 'nothing'}",
+            fix=f"Measure it with: rcdeploy bench {publication.folder} --json",
         )
-    rows = []
-    for name, figures in subjects[0]["backends"].items():
-        image = figures["timings"]["image"]
-        rows.append(
-            {
-                "name": name,
-                "median": f"{image['median']:.3f}",
-                "spread": f"{image['min']:.3f} to {image['max']:.3f}",
-                "load": f"{figures['load_seconds']:.2f}",
-                "first": f"{figures['first_image_seconds']:.2f}",
-                "memory": f"{figures['peak_memory_bytes'] / 1e6:,.0f}",
-            }
-        )
-    s, machine = bench["settings"], bench["machine"]
-    settings = (
-        f"{s['height']} x {s['width']} pixels, {s['num_inference_steps']} steps, guidance {s['guidance_scale']}, "
-        f"{s['threads']} threads, {s['device']}"
-    )
+    settings = bench["settings"]
+    machine = bench["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     return {
-        "rows": rows,
-        "settings": settings,
+        "rows": [_bench_row(name, measurement) for name, measurement in rows[0]["backends"].items()],
+        "settings": f"{settings['height']} x {settings['width']} pixels, {settings['num_inference_steps']} steps, "
+        f"guidance {settings['guidance_scale']}, {settings['threads']} threads, {settings['device']}",
         "machine": f"{machine['processor']}, {machine['memory_gb']} GB, {versions}",
+        "warnings": bench.get("warnings", []),
     }
 
 
-def _limitations(found: Publication) -> list[str]:
-    manifest, facts, recipe = found.manifest, found.manifest.facts, found.manifest.recipe
-    _, height, width = manifest.latents["shape"]
-    lines = ["It has the biases, gaps and errors of the model it was made from, and its own."]
-    if recipe and random_conditioning(manifest):
-        lines.append("Most texts of the pool were learnt from as texts only, without a picture or a latent of theirs.")
-    lines.append("There is no safety checker in it: look at what it draws before others do.")
-    lines.append(
-        "This card has no measure of picture quality (FID, IS, CLIP score): look at pictures of your own texts."
-    )
-    vae = read_json(found.root / ("vae_decoder" if found.is_package else "vae") / "config.json")
-    unit = 2 ** (len(vae["block_out_channels"]) - 1)  # pixels a latent
-    made_for = f"Made for {height * unit} x {width * unit} pixels"
-    if "static_size" in facts:
-        lines.append(f"It draws pictures of {facts['static_size'][0]} x {facts['static_size'][1]} pixels only.")
+def _bench_row(backend: str, measurement: dict[str, Any]) -> dict[str, str]:
+    image = measurement["timings"]["image"]
+    return {
+        "backend": backend,
+        "median": f"{image['median']:.3f}",
+        "spread": f"{image['min']:.3f} to {image['max']:.3f}",
+        "load": f"{measurement['load_seconds']:.2f}",
+        "first": f"{measurement['first_image_seconds']:.2f}",
+        "memory": f"{measurement['peak_memory_bytes'] / 1e6:,.0f}",
+    }
+
+
+def _limitations(publication: Publication, evaluations: list[EvaluationScores]) -> list[str]:
+    manifest = publication.manifest
+    facts = manifest.facts
+    sentences = ["It has the biases, gaps and errors of the model it was made from, and its own."]
+    if manifest.recipe and random_conditioning(manifest):
+        sentences.append("Most prompts of the pool were used as text only, without an image or a latent of their own.")
+    sentences.append("It has no safety checker: review its images before you show them to others.")
+    if evaluations:
+        sentences.append("The scores above are of those prompts only: review images of your own prompts.")
     else:
-        multiple = f" (multiples of {facts['size_multiple']})" if "size_multiple" in facts else ""
-        lines.append(f"{made_for}. How well it draws other sizes{multiple} was not measured.")
-    low = [f"{c} {p}" for c, p in facts.get("precision", {}).items() if p != "fp32"]
+        sentences.append(
+            "This card has no measure of image quality (FID, IS, CLIP score): review images of your own prompts."
+        )
+    sentences.append(_size_limitation(publication))
+    low = [f"{component} {p}" for component, p in facts.get("precision", {}).items() if p != "fp32"]
     if low:
-        lines.append(f"Below fp32: {', '.join(low)}; the table above says how far from torch that is.")
-    return lines
+        sentences.append(f"Below fp32: {', '.join(low)}; the table above has their errors against torch.")
+    return sentences
+
+
+def _size_limitation(publication: Publication) -> str:
+    manifest = publication.manifest
+    if "static_size" in manifest.facts:
+        height, width = manifest.facts["static_size"]
+        return f"It generates images of {height} x {width} pixels only."
+    _, height, width = manifest.latents["shape"]
+    vae = "vae_decoder" if publication.is_package else "vae"
+    pixels = pixels_per_latent(read_json(publication.root / vae / "config.json"))
+    multiple = f" (multiples of {manifest.facts['size_multiple']})" if "size_multiple" in manifest.facts else ""
+    return f"Made for {height * pixels} x {width * pixels} pixels. Other sizes{multiple} were not evaluated."

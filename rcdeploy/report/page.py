@@ -1,10 +1,11 @@
-"""One HTML file about a run and its package: what it draws, what it costs, how it came about. It needs nothing else."""
+"""One HTML file about a run and its package: its images, costs, scores and origin. The page needs no other file."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -23,43 +24,54 @@ from ..conditioning import recipe_probability
 from ..diffusion_model import LatentDiffusionModel
 from ..machine import describe
 from ..plots import loss_svg, probability_svg
-from ..progress import Progress
+from ..progress import Progress, no_progress
 from ..recipe import Conditioning, Student
 from ..recipe_file import portable
 from ..student.spec import describe_removed
 from ..units import bytes_text, seconds_text
 from .bars import bench_bars, cost_bars
-from .opened import PROMPTS, Opened, open_run, own_prompts
-from .side_by_side import frames, side_by_side
+from .run_data import MAX_PROMPTS, RunData, read_run
+from .side_by_side import side_by_side, training_frames
+from .tiles import tiles
 from .unet_diagram import diagram
 
 
-def write_report(
-    run: Path,
-    out: Path,
-    *,
-    package: Path | None = None,
-    bench: Path | None = None,
-    prompts: Sequence[str] = (),
-    draw: bool = True,
-    progress: Progress = lambda *_: None,
-) -> dict[str, Any]:
-    """Writes the page `out`; returns its key figures and its notes.
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a page is made of.
 
-    bench: a file that `rcdeploy bench --json` wrote. prompts: of the pictures, instead of the run's own. draw: False
-    leaves out the pictures that networks would have to draw. Raises RcdeployError when `run` is no run, `package` no
-    package, or `bench` no such file.
+    Attributes:
+        package: made from the run.
+        bench: a file with what `rcdeploy bench --json` printed.
+        prompts: of the images, instead of the run's own.
+        images: False leaves out those that networks would have to generate.
     """
-    if out.is_dir():
-        raise RcdeployError(f"{out} is a folder; the report is a file", fix=f"Try --out {out / 'report.html'}")
-    measured = read_bench(bench) if bench else None
-    opened = open_run(run, package)
-    pictures = _pictures(opened, prompts, progress) if draw else None
-    facts = _facts(opened, measured, pictures)
-    with replacing(out) as beside:
-        beside.write_text(_template().render(facts), encoding="utf-8")
-    figures = {tile["label"]: ", ".join(filter(None, (tile["value"], tile["detail"]))) for tile in facts["tiles"]}
-    return {"report": str(out), "bytes": out.stat().st_size, "figures": figures, "notes": opened.notes}
+
+    package: Path | None = None
+    bench: Path | None = None
+    prompts: Sequence[str] = ()
+    images: bool = True
+
+
+def write_report(
+    run: Path, file: Path, options: ReportOptions | None = None, progress: Progress = no_progress
+) -> dict[str, Any]:
+    """Write the page, and return its path, size, key figures and notes.
+
+    Raises:
+        RcdeployError: `run` is no run, options.package no package, options.bench no result of bench.
+    """
+    options = options or ReportOptions()
+    if file.is_dir():
+        raise RcdeployError(f"{file} is a folder; the report is a file", fix=f"Try --out {file / 'report.html'}")
+    bench = read_bench(options.bench) if options.bench else None
+    data = read_run(run, options.package)
+    comparison = _compare(data, options.prompts, progress) if options.images else None
+    values = _values(data, bench, comparison)
+    with replacing(file) as beside:
+        beside.write_text(_template().render(values), encoding="utf-8")
+    figures = {tile["label"]: ", ".join(filter(None, (tile["value"], tile["detail"]))) for tile in values["tiles"]}
+    return {"report": str(file), "bytes": file.stat().st_size, "figures": figures, "notes": data.notes}
 
 
 def _template() -> jinja2.Template:
@@ -75,107 +87,93 @@ def _template() -> jinja2.Template:
 
 
 def read_bench(file: Path) -> dict[str, Any]:
-    """What the page shows of a file that `rcdeploy bench --json` wrote. Raises RcdeployError for any other file."""
-    data = read_json(file)
+    """What the page has of a file with the output of `rcdeploy bench --json`. Raises RcdeployError for other files."""
+    result = read_json(file)
     try:
-        about = {key: data["machine"][key] for key in ("processor", "cores")}
+        machine = {key: result["machine"][key] for key in ("processor", "cores")}
         keys = ("height", "width", "num_inference_steps", "guidance_scale", "threads", "device")
-        return {**about, **{key: data["settings"][key] for key in keys}, "bars": bench_bars(data)}
+        settings = {key: result["settings"][key] for key in keys}
+        return {**machine, **settings, "bars": bench_bars(result), "warnings": list(result.get("warnings", []))}
     except (KeyError, TypeError, AttributeError):
         fix = f"Make one: rcdeploy bench --json > {file}"
         raise RcdeployError(f"{file} is no result of rcdeploy bench", fix=fix) from None
 
 
-def _facts(opened: Opened, bench: dict[str, Any] | None, pictures: dict[str, Any] | None) -> dict[str, Any]:
-    """Everything that the template shows."""
-    manifest, best, evaluate = opened.manifest, opened.best, opened.evaluate
-    package = opened.package.manifest if opened.package else None
-    facts = package.facts if package else {}
-    recipe, c = manifest.recipe, manifest.recipe["conditioning"]
-    p = recipe_probability(Conditioning(**c))
-    bars = cost_bars(opened.costed(), opened.size, evaluate["num_inference_steps"], evaluate["guidance_scale"])
-    teacher, student = opened.teacher.unet_config if opened.teacher else None, opened.student_config
+def _values(data: RunData, bench: dict[str, Any] | None, comparison: dict[str, Any] | None) -> dict[str, Any]:
+    """Everything that the template uses."""
+    manifest = data.manifest
+    recipe = manifest.recipe
+    student = Student(**recipe["student"])
+    p = recipe_probability(Conditioning(**recipe["conditioning"]))
+    evaluate = data.evaluate
+    bars = cost_bars(data.descriptions(), data.image_size, evaluate["num_inference_steps"], evaluate["guidance_scale"])
+    evaluations = data.evaluations()
+    teacher_config = data.teacher.unet_config if data.teacher else None
+    best = data.best
     return {
         "name": recipe["name"],
-        "student": f"width × {w:g}" if (w := recipe["student"]["width"]) else recipe["student"]["name"],
+        "student": f"width × {student.width:g}" if student.width else student.name,
         "teacher": manifest.teacher.get("id", "a teacher"),
         "today": date.today().isoformat(),
-        "step": opened.step,
-        "notes": opened.notes,
-        "tiles": _tiles(opened, bars),
-        "pictures": pictures,
-        "frames": frames(opened.folder / "samples"),
-        "grid_prompts": own_prompts(opened),
-        "losses": Markup(loss_svg(opened.metrics, best["step"] if best else None)) if opened.metrics else None,
-        "validation": [(f"{m['step']:,}", f"{m['validation']:#.4g}") for m in opened.metrics if "validation" in m],
+        "step": data.step,
+        "notes": data.notes,
+        "tiles": tiles(data, bars, evaluations),
+        "evaluations": evaluations,
+        "comparison": comparison,
+        "frames": training_frames(data.folder / "samples"),
+        "grid_prompts": data.prompts(),
+        "losses": Markup(loss_svg(data.metrics, best["step"] if best else None)) if data.metrics else None,
+        "validation": [(f"{m['step']:,}", f"{m['validation']:#.4g}") for m in data.metrics if "validation" in m],
         "best": best,
-        "conditioning": c,
+        "conditioning": recipe["conditioning"],
         "replaced": float(np.mean(p(np.arange(1000) / 1000))),
         "p": Markup(probability_svg(p)),
         "bars": bars,
-        "image": {"size": opened.size, **evaluate},
+        "image": {"size": data.image_size, **evaluate},
         "bench": bench,
+        "removed": describe_removed(student.spec, teacher_config) if teacher_config else None,
+        "diagram": _diagram(teacher_config, data.student_config),
+        **_package_values(data),
+        "recipe": recipe_text(recipe),
+        "machines": _machines(manifest.facts.get("machine")),
+        "version": __version__,
+        "provenance": _provenance(data),
+    }
+
+
+def _diagram(teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> Markup | None:
+    return None if teacher is None or student is None else Markup(diagram(teacher, student))
+
+
+def _package_values(data: RunData) -> dict[str, Any]:
+    package = data.package.manifest if data.package else None
+    facts = package.facts if package else {}
+    return {
         "package": package,
-        "sizes": {c: package.size_of(c) for c in package.facts["precision"]} if package else {},
+        "sizes": {name: package.size_of(name) for name in facts["precision"]} if package else {},
         "seconds_per_step": [(k, seconds_text(v)) for k, v in (facts.get("seconds_per_step") or {}).items()],
         "error_by_timestep": [
             (f"{e['timestep']:.0f}", f"{e['relative_error']:#.2g}") for e in facts.get("unet_error_by_timestep") or []
         ],
-        "removed": describe_removed(Student(**recipe["student"]).spec, teacher) if teacher else None,
-        "diagram": Markup(diagram(teacher, student)) if teacher and student else None,
-        "recipe": recipe_text(recipe),
-        "machines": _machines(manifest.facts.get("machine")),
-        "version": __version__,
-        "provenance": _provenance(opened),
     }
 
 
-def _machines(trained_on: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
-    """What to call a machine, and its facts; one where training and page were made on the same."""
-    here = describe()
-    if trained_on == here:
-        return [("The machine that trained it and made this page", here)]
-    return [
-        *([("The machine that trained it", trained_on)] if trained_on else []),
-        ("The machine that made this page", here),
-    ]
+def _machines(training_machine: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:
+    """(title, facts) of the machines; a single one where training and page were made on the same."""
+    this_machine = describe()
+    if training_machine == this_machine:
+        return [("The machine that trained it and made this page", this_machine)]
+    trained = [("The machine that trained it", training_machine)] if training_machine else []
+    return [*trained, ("The machine that made this page", this_machine)]
 
 
-SCORES = {"validation": "Validation loss", "fid": "FID", "judge.all": "Judged right, of 1"}
-"""what to call the figure that says which step is best"""
-
-
-def _tiles(opened: Opened, bars: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """The key figures: the student's share of each cost, its training, the package's size and error."""
-    tiles = []
-    for group in bars:
-        found = {row["name"]: row for row in group["rows"]}
-        if group["key"] in ("parameters", "macs") and (row := found.get("student")):
-            share = f"{100 * row['share']:.1f} % of the teacher's" if row["share"] is not None else ""
-            tiles.append({"label": group["title"].partition(",")[0], "value": row["text"], "detail": share})
-    timed = [m["seconds_per_step"] for m in opened.metrics if "seconds_per_step" in m]
-    pace = f"{np.median(timed):.3g} s each" if timed else ""
-    tiles.append({"label": "Training steps", "value": f"{opened.step:,}", "detail": pace})
-    if best := opened.best:
-        detail = f"at step {best['step']:,}, the best one"
-        tiles.append({"label": SCORES[opened.score], "value": f"{best[opened.score]:#.4g}", "detail": detail})
-    if opened.package:
-        manifest = opened.package.manifest
-        facts = manifest.facts
-        size, precision = bytes_text(manifest.size_of()), facts["precision"]["unet"]
-        tiles.append({"label": "Package", "value": size, "detail": f"{facts['target']}, UNet in {precision}"})
-        worst = max(p["relative_error"] for p in facts["parity"])
-        tiles.append({"label": "Largest error", "value": f"{worst:.1e}", "detail": "relative, package against torch"})
-    return tiles
-
-
-def _provenance(opened: Opened) -> list[tuple[str, str]]:
-    manifest = opened.manifest
-    rows = [("manifest of the run", sha256(opened.folder / NAME)), ("teacher", manifest.teacher.get("revision", ""))]
-    rows += [(m["kind"].replace("_", " "), m["sha256"]) for m in manifest.made_from]
-    if opened.package:
-        rows.append(("manifest of the package", sha256(opened.package.folder / NAME)))
-        rows += [(f"its {m['kind']}", m["sha256"]) for m in opened.package.manifest.made_from]
+def _provenance(data: RunData) -> list[tuple[str, str]]:
+    manifest = data.manifest
+    rows = [("manifest of the run", sha256(data.folder / NAME)), ("teacher", manifest.teacher.get("revision", ""))]
+    rows += [(origin["kind"].replace("_", " "), origin["sha256"]) for origin in manifest.made_from]
+    if data.package:
+        rows.append(("manifest of the package", sha256(data.package.folder / NAME)))
+        rows += [(f"its {origin['kind']}", origin["sha256"]) for origin in data.package.manifest.made_from]
     return rows
 
 
@@ -186,33 +184,28 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
         if isinstance(keys, dict):
             lines += ["", f"[{section}]"]
             for key, value in keys.items():
-                unset = "# " if value is None else ""
-                lines.append(f"{unset}{key} = {'...' if unset else json.dumps(value, ensure_ascii=False)}")
+                unset = value is None
+                lines.append(f"# {key} = ..." if unset else f"{key} = {json.dumps(value, ensure_ascii=False)}")
     return "\n".join(lines)
 
 
-def _pictures(opened: Opened, given: Sequence[str], progress: Progress) -> dict[str, Any] | None:
-    """Teacher, student and package side by side, or a note on why not."""
-    prompts = list(given or own_prompts(opened))[:PROMPTS]
+def _compare(data: RunData, prompts: Sequence[str], progress: Progress) -> dict[str, Any] | None:
+    """Teacher, student and package side by side; None, and a note, where there are no prompts."""
+    prompts = list(prompts or data.prompts())[:MAX_PROMPTS]
     if not prompts:
-        opened.notes.append("The run's prompts are not on this machine: give --prompt for pictures side by side.")
+        data.notes.append("The run's prompts are not on this machine: give --prompt for images side by side.")
         return None
-    models: dict[str, LatentDiffusionModel | TextToImage | None] = {
-        "teacher": opened.teacher,
-        "student": opened.student,
+    candidates: dict[str, LatentDiffusionModel | TextToImage | None] = {
+        "teacher": data.teacher,
+        "student": data.student,
+        "package": TextToImage(data.package) if data.package else None,
     }
-    models["package"] = TextToImage(opened.package) if opened.package else None
-    here = {name: model for name, model in models.items() if model is not None}
-    if not here:
+    models = {name: model for name, model in candidates.items() if model is not None}
+    if not models:
         return None
-    settings = {key: opened.evaluate[key] for key in ("num_inference_steps", "guidance_scale")}
-    seed = int(opened.evaluate["seed"])
-
-    def drawn(done: int, of: int) -> None:
-        progress("pictures", done, of, {})
-
-    with warnings.catch_warnings(record=True) as remarks:  # prompts that were cut
+    settings = {key: data.evaluate[key] for key in ("num_inference_steps", "guidance_scale")}
+    with warnings.catch_warnings(record=True) as remarks:  # prompts that are too long
         warnings.simplefilter("always", UserWarning)
-        pictures = side_by_side(here, prompts, seed, opened.size, settings, drawn)
-    opened.notes += dict.fromkeys(str(r.message) for r in remarks if r.category is UserWarning)
-    return pictures
+        comparison = side_by_side(models, prompts, int(data.evaluate["seed"]), data.image_size, settings, progress)
+    data.notes += dict.fromkeys(str(r.message) for r in remarks if r.category is UserWarning)
+    return comparison

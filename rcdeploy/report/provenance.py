@@ -7,7 +7,8 @@ from typing import Any
 
 from rcdeploy_runtime.manifest import Manifest
 
-from .publication import Publication, run_of
+from ..recipe import Student
+from .publication import Publication
 
 
 def student_name(manifest: Manifest) -> str:
@@ -16,66 +17,82 @@ def student_name(manifest: Manifest) -> str:
 
 
 def random_conditioning(manifest: Manifest) -> str:
-    """p(t) in words; empty without random conditioning."""
-    c = manifest.recipe["conditioning"]
-    shape = {
-        "sigmoid": f"a sigmoid of steepness {c['steepness']:g} around t/T = {c['centre']:g}",
-        "exponential": f"exponential, lambda {c['rate']:g}",
-        "mirrored-exponential": f"mirrored exponential, lambda {c['rate']:g}",
-        "constant": f"{c['constant']:g}",
+    """p(t) as a short text; empty without random conditioning."""
+    section = manifest.recipe["conditioning"]
+    texts = {
+        "sigmoid": f"a sigmoid of steepness {section['steepness']:g} around t/T = {section['centre']:g}",
+        "exponential": f"exponential, lambda {section['rate']:g}",
+        "mirrored-exponential": f"mirrored exponential, lambda {section['rate']:g}",
+        "constant": f"{section['constant']:g}",
         "linear": "t/T",
         "none": "",
     }
-    return shape[c["probability"]]
+    return texts[section["probability"]]
 
 
-def provenance(found: Publication) -> list[str]:
-    """Sentences on recipe, data and prompts. Files by their names alone: their folders are nobody's business."""
-    manifest, recipe = found.manifest, found.manifest.recipe
+def provenance(publication: Publication) -> list[str]:
+    """Sentences on recipe, data and prompts. Files by their names alone: the folders of this machine stay private."""
+    recipe = publication.manifest.recipe
     if not recipe:
-        return ["No distillation: the networks are the ones of that model, exported."]
-    student, train, cache, prompts = (recipe[k] for k in ("student", "train", "cache", "prompts"))
-    run = run_of(found)
-    steps = run.facts.get("steps") if run else train["max_steps"]
-    loss = ", ".join(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight)
-    p = random_conditioning(manifest)
-    pool = _pool_size(run)
-    further = ", ".join(f"`{Path(f).name}`" for f in prompts["pool"])
-    paired = f"{prompts['paired_count']:,}" if prompts.get("paired_count") else "all"
-    excluded = f", without those that hold {', '.join(prompts['paired_exclude'])}" if prompts["paired_exclude"] else ""
-    sampled = f"{cache['num_inference_steps']} DDIM steps, guidance {cache['guidance_scale']:g}"
-    made = (
-        f"no real picture was used in the distillation; the latents are the teacher's own ({sampled})"
-        if cache["source"] == "teacher"
-        else 'real pictures were used for the latents (`cache.source = "real"`)'
-    )
+        return ["No distillation: the networks are those of that model, exported."]
     return [
-        f"Recipe: `{recipe['name']}`; student {student_name(manifest)}, first weights {_first_weights(student)}, "
-        f"{steps:,} steps of {train['global_batch_size']} samples, learning rate {train['learning_rate']:g} "
-        f"({train['lr_schedule']}), EMA {train['ema_decay']:g}, seed {train['seed']}; loss weights: {loss}.",
-        (f"Random conditioning: p(t) is {p}" if p else "Random conditioning: none")
-        + f"; the null condition with probability {recipe['conditioning']['null_probability']:g}"
-        + (f"; prompt pool of {pool:,} texts." if pool else "."),
-        f"Data: {made}. What the teacher was trained on is for the teacher's card to say.",
-        f"Prompts with a latent: {paired} of {', '.join(f'`{Path(f).name}`' for f in prompts['paired'])}{excluded}. "
-        f"Further texts: {further or 'none'}.",
+        _recipe_sentence(publication),
+        _conditioning_sentence(publication),
+        f"Data: {_latents_text(recipe['cache'])}. For the teacher's own training data see the teacher's card.",
+        _prompts_sentence(recipe["prompts"]),
     ]
 
 
-def _first_weights(student: dict[str, Any]) -> str:
-    from ..recipe import Student
+def _recipe_sentence(publication: Publication) -> str:
+    recipe = publication.manifest.recipe
+    train = recipe["train"]
+    run = publication.run
+    steps = run.facts.get("steps") if run else train["max_steps"]
+    loss_weights = ", ".join(f"{name} {weight:g}" for name, weight in recipe["loss"].items() if weight)
+    initial_weights = Student(**recipe["student"]).first_weights
+    return (
+        f"Recipe: `{recipe['name']}`; student {student_name(publication.manifest)}, initial weights {initial_weights}, "
+        f"{steps:,} steps of {train['global_batch_size']} samples, learning rate {train['learning_rate']:g} "
+        f"({train['lr_schedule']}), EMA {train['ema_decay']:g}, seed {train['seed']}; loss weights: {loss_weights}."
+    )
 
-    return Student(**student).first_weights
+
+def _conditioning_sentence(publication: Publication) -> str:
+    p = random_conditioning(publication.manifest)
+    pool_size = _pool_size(publication.run)
+    null_probability = publication.manifest.recipe["conditioning"]["null_probability"]
+    return (
+        (f"Random conditioning: p(t) is {p}" if p else "Random conditioning: none")
+        + f"; the null condition with probability {null_probability:g}"
+        + (f"; prompt pool of {pool_size:,} prompts." if pool_size else ".")
+    )
+
+
+def _latents_text(cache: dict[str, Any]) -> str:
+    if cache["source"] != "teacher":
+        return 'real images were used for the latents (`cache.source = "real"`)'
+    sampling = f"{cache['num_inference_steps']} DDIM steps, guidance {cache['guidance_scale']:g}"
+    return f"no real image was used in the distillation; the latents are the teacher's own ({sampling})"
+
+
+def _prompts_sentence(prompts: dict[str, Any]) -> str:
+    paired = f"{prompts['paired_count']:,}" if prompts.get("paired_count") else "all"
+    excluded = f", without those that match {', '.join(prompts['paired_exclude'])}" if prompts["paired_exclude"] else ""
+    pool = ", ".join(f"`{Path(file).name}`" for file in prompts["pool"])
+    return (
+        f"Prompts with a latent: {paired} of {', '.join(f'`{Path(file).name}`' for file in prompts['paired'])}"
+        f"{excluded}. Further prompts: {pool or 'none'}."
+    )
 
 
 def _pool_size(run: Manifest | None) -> int | None:
-    """Prompts in the pool that the run drew from, if the pool is still where it was."""
+    """Prompts in the pool of the run, if the pool is still where it was."""
     from ..prompts.recipe_pool import find_pool
 
     if run is None:
         return None
-    wanted = {m["kind"]: m["sha256"] for m in run.made_from}.get("prompt_pool")
-    pool = find_pool(wanted, run.recipe["prompts"]["pool"], [Path()])
+    digest = {origin["kind"]: origin["sha256"] for origin in run.made_from}.get("prompt_pool")
+    pool = find_pool(digest, run.recipe["prompts"]["pool"], [Path()])
     if pool is None:
         return None
     with pool:

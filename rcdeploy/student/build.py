@@ -1,4 +1,4 @@
-"""From a UNet config to a UNet: with weights drawn from a seed, or on the meta device with none at all."""
+"""Build a UNet from its config: with random weights of a seed, or on the meta device with none at all."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def build_student(config: Mapping[str, Any], seed: int) -> UNet2DConditionModel:
 
 
 def build_on_meta(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """The UNet with shapes and no storage, for counting; takes a tenth of a second whatever the size."""
+    """The UNet with shapes and no storage, for counting; takes a tenth of a second at any size."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         return _from_config(config).eval()
 
 
 def _from_config(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    # keys with an underscore say where a config came from (class, version, folder), not what to build
-    plain = {key: value for key, value in config.items() if not key.startswith("_")}
+    # keys with an underscore state where a config came from (class, version, folder), not what to build
+    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
-        return UNet2DConditionModel.from_config(plain)
+        return UNet2DConditionModel.from_config(arguments)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RcdeployError(
             f"diffusers cannot build a UNet from this config: {error}",

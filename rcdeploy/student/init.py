@@ -1,7 +1,8 @@
-"""The student's first weights: drawn, copied from the teacher, or sliced out of it (paper section 4; KOALA: section H).
+"""The student's first weights, copied from the teacher or sliced out of it (paper section 4; KOALA: section H).
 
-'teacher' is the paper's choice for block and KOALA students, 'random' its choice for channel students, and 'sliced' is
-this project's alternative for the latter. Which teacher tensor goes where is a rule on parameter names.
+Besides random weights (build.build_student), which the paper takes for channel students, there are 'teacher', its
+choice for block and KOALA students, and 'sliced', this project's alternative for channel students. Which teacher
+tensor goes where is a rule on parameter names.
 
 Why slicing keeps channels aligned
 ----------------------------------
@@ -30,9 +31,7 @@ from diffusers import UNet2DConditionModel
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from .build import build_student
-
-InitMethod = Literal["random", "teacher", "sliced"]
+InitMethod = Literal["teacher", "sliced"]
 
 _UP_LAYER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<kind>resnets|attentions)\.(?P<layer>\d+)\.(?P<rest>.+)")
 _UP_OTHER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<rest>.+)")
@@ -40,24 +39,28 @@ _UP_OTHER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<rest>.+)")
 _READS_SKIP = {"norm1.weight": 0, "norm1.bias": 0, "conv1.weight": 1, "conv_shortcut.weight": 1}
 
 
-def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, method: InitMethod, seed: int) -> None:
+def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, method: InitMethod) -> None:
     """Set every weight of the student, in place.
 
-    'random': a function of the student's config and `seed` alone. 'teacher': copies (block and KOALA students), see
-    teacher_name. 'sliced': every (teacher width / student width)-th channel (channel students), see this file's head.
-    The last two do not use the seed. Raises RcdeployError if the method is not for this student, and naming the tensor
-    if one has no teacher tensor, or one of another shape: no weight is ever left as it was.
+    Args:
+        student: of any device and precision.
+        teacher: the UNet that the student was made for.
+        method: 'teacher' copies (block and KOALA students), see teacher_name; 'sliced' takes every (teacher width /
+            student width)-th channel (channel students), see this file's head.
+
+    Raises:
+        RcdeployError: the method is not for this student, or a tensor has no teacher tensor of a shape that fits; then
+            no weight is changed.
     """
-    if method == "random":
-        student.load_state_dict(build_student(student.config, seed).state_dict())
-    elif method == "teacher":
+    if method == "teacher":
         _require_equal_widths(student, teacher)
-        _copy(student, dict(_copied(student, teacher)))
-    elif method == "sliced":
-        _require_equal_blocks(student, teacher)
-        _copy(student, dict(_sliced(student, teacher)))
+        tensors = dict(_copied_tensors(student, teacher))
     else:
-        raise RcdeployError(f"there is no initialisation '{method}'.", fix="Choose random, teacher or sliced.")
+        _require_equal_layers(student, teacher)
+        tensors = dict(_sliced_tensors(student, teacher))
+    with torch.no_grad():
+        for name, target in student.state_dict().items():
+            target.copy_(tensors[name])
 
 
 def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> str:
@@ -68,7 +71,8 @@ def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DCondit
     """
     shift = len(teacher.up_blocks) - len(student.up_blocks)
     if layer := _UP_LAYER.fullmatch(name):
-        block, index = int(layer["block"]), int(layer["layer"])
+        block = int(layer["block"])
+        index = int(layer["layer"])
         if index == len(student.up_blocks[block].resnets) - 1:
             index = len(teacher.up_blocks[block + shift].resnets) - 1
         return f"up_blocks.{block + shift}.{layer['kind']}.{index}.{layer['rest']}"
@@ -80,37 +84,39 @@ def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DCondit
 def slice_channels(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     """Channels floor(i W / size), i = 0 .. size-1, of the W along `dim`; size <= W."""
     width = tensor.shape[dim]
-    kept = torch.arange(size, device=tensor.device) * width // size
-    return tensor.index_select(dim, kept)
+    channels = torch.arange(size, device=tensor.device) * width // size
+    return tensor.index_select(dim, channels)
 
 
-def _copied(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
+def _copied_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
     """(student's name, teacher's tensor) for every student tensor."""
     source = teacher.state_dict()
-    for name, old in student.state_dict().items():
+    for name, target in student.state_dict().items():
         from_name = teacher_name(name, student, teacher)
         if from_name not in source:
-            raise _untouched(name, f"the teacher has no {from_name}")
-        if source[from_name].shape != old.shape:
-            shapes = f"{tuple(old.shape)}, the teacher's {from_name} is {tuple(source[from_name].shape)}"
-            raise _untouched(name, f"it is {shapes}")
+            raise _mismatch(name, f"the teacher has no {from_name}")
+        if source[from_name].shape != target.shape:
+            shapes = f"{tuple(target.shape)}, the teacher's {from_name} is {tuple(source[from_name].shape)}"
+            raise _mismatch(name, f"it is {shapes}")
         yield name, source[from_name]
 
 
-def _sliced(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
+def _sliced_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
     """(student's name, slice of the teacher's tensor) for every student tensor."""
     source = teacher.state_dict()
-    for name, old in student.state_dict().items():
+    for name, target in student.state_dict().items():
         tensor = source[name]
-        if tensor.ndim != old.ndim or any(new > had for new, had in zip(old.shape, tensor.shape, strict=True)):
-            raise _untouched(name, f"{tuple(old.shape)} cannot be sliced out of the teacher's {tuple(tensor.shape)}")
-        for dim, size in enumerate(old.shape):
+        sizes_fit = tensor.ndim == target.ndim and all(s <= t for s, t in zip(target.shape, tensor.shape, strict=True))
+        if not sizes_fit:
+            raise _mismatch(name, f"{tuple(target.shape)} cannot be sliced out of the teacher's {tuple(tensor.shape)}")
+        for dim, size in enumerate(target.shape):
             if dim != _skip_dim(name):
                 tensor = slice_channels(tensor, dim, size)
                 continue
-            parts, sizes = _skip_parts(name, teacher), _skip_parts(name, student)
+            parts = _skip_parts(name, teacher)
+            sizes = _skip_parts(name, student)
             if (sum(parts), sum(sizes)) != (tensor.shape[dim], size):
-                raise _untouched(name, f"its {size} inputs are not {sizes[0]} hidden and {sizes[1]} skip channels")
+                raise _mismatch(name, f"its {size} inputs are not {sizes[0]} hidden and {sizes[1]} skip channels")
             tensor = _slice_parts(tensor, dim, parts, sizes)
         yield name, tensor
 
@@ -122,37 +128,33 @@ def _skip_dim(name: str) -> int | None:
 
 
 def _skip_parts(name: str, unet: UNet2DConditionModel) -> tuple[int, int]:
-    """(hidden, skip): channels of what the up-block resnet that `name` belongs to reads.
+    """(hidden, skip): channels of the two inputs of the up-block resnet that `name` belongs to.
 
     The first resnet's hidden channels come from the block before, the last one's skip from the stage above; see
     diffusers' UNet2DConditionModel and UpBlock2D.
     """
     layer = _UP_LAYER.fullmatch(name)
     assert layer is not None
-    block, index = int(layer["block"]), int(layer["layer"])
+    block = int(layer["block"])
+    index = int(layer["layer"])
     outward = list(reversed(unet.config.block_out_channels))
-    own, before, above = outward[block], outward[max(block - 1, 0)], outward[min(block + 1, len(outward) - 1)]
+    own = outward[block]
+    before = outward[max(block - 1, 0)]
+    above = outward[min(block + 1, len(outward) - 1)]
     is_last = index == len(unet.up_blocks[block].resnets) - 1
     return (before if index == 0 else own), (above if is_last else own)
 
 
 def _slice_parts(tensor: torch.Tensor, dim: int, parts: tuple[int, int], sizes: tuple[int, int]) -> torch.Tensor:
-    """Slice each of two parts that lie behind one another along `dim`: from `parts` channels to `sizes` channels."""
+    """Slice each of two consecutive parts along `dim`: from `parts` channels to `sizes` channels."""
     pieces = tensor.split(list(parts), dim)
     return torch.cat([slice_channels(piece, dim, size) for piece, size in zip(pieces, sizes, strict=True)], dim)
 
 
-def _copy(student: UNet2DConditionModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Into the student, whatever its device and precision. All or nothing: the tensors were all found before."""
-    with torch.no_grad():
-        for name, target in student.state_dict().items():
-            target.copy_(tensors[name])
-
-
-def _untouched(name: str, why: str) -> RcdeployError:
+def _mismatch(name: str, reason: str) -> RcdeployError:
     return RcdeployError(
-        f"the student's {name} cannot be taken from the teacher: {why}.",
-        fix="Give the teacher that this student was made for, or start from random weights (initialisation 'random').",
+        f"the student's {name} cannot be taken from the teacher: {reason}",
+        fix="Use the teacher that this student was made for, or set student.init = 'random'.",
     )
 
 
@@ -161,29 +163,31 @@ def _widths(unet: UNet2DConditionModel) -> list[int]:
 
 
 def _require_equal_widths(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
-    widths, teacher_widths = _widths(student), _widths(teacher)
+    widths = _widths(student)
+    teacher_widths = _widths(teacher)
     if widths != teacher_widths[: len(widths)]:
         raise RcdeployError(
-            f"a student of width {widths} cannot copy the weights of a teacher of width {teacher_widths}.",
-            fix="Channel students start from 'random' or 'sliced' weights.",
+            f"a student of width {widths} cannot copy the weights of a teacher of width {teacher_widths}",
+            fix="For channel students set student.init to 'random' or 'sliced'.",
         )
 
 
-def _require_equal_blocks(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
-    """'sliced' is for students with every layer of the teacher, and with its heads and norm groups."""
+def _require_equal_layers(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    """Raises RcdeployError unless the student has every layer of the teacher, and its heads and norm groups."""
     if missing := sorted(set(teacher.state_dict()) ^ set(student.state_dict())):
         raise RcdeployError(
-            f"the student has not the same layers as the teacher (for one, {missing[0]}), so it cannot be sliced out.",
-            fix="Start from 'random' weights, or a block or KOALA student from 'teacher' weights.",
+            f"the student has not the same layers as the teacher (for example {missing[0]}), so it cannot be sliced",
+            fix="Set student.init = 'random', or 'teacher' for a block or KOALA student.",
         )
     for key in ("attention_head_dim", "num_attention_heads", "norm_num_groups"):
-        mine, theirs = _plain(student.config.get(key)), _plain(teacher.config.get(key))
-        if mine != theirs:
+        value = _as_list(student.config.get(key))
+        teacher_value = _as_list(teacher.config.get(key))
+        if value != teacher_value:
             raise RcdeployError(
-                f"the student's {key} is {mine}, the teacher's {theirs}: a slice would mix heads or norm groups.",
-                fix="Keep the teacher's heads and groups, or start from 'random' weights.",
+                f"the student's {key} is {value}, the teacher's {teacher_value}: a slice would mix heads or groups",
+                fix="Keep the teacher's heads and groups, or set student.init = 'random'.",
             )
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value

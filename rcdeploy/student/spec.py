@@ -1,13 +1,13 @@
-"""The students: which parts of a teacher's UNet each one keeps (paper section 4 and Table A; KOALA: paper section H).
+"""The students: which parts of a teacher's UNet each one lacks (paper section 4 and Table A; KOALA: paper section H).
 
 A student is a rule over the *teacher's* UNet2DConditionModel config, not a list of numbers, so it holds for SD-1.x,
 SD-2.x, SDXL and toy teachers alike. Nothing here imports torch: recipes are checked, and help is printed, without it.
 
-    block students   b-base, b-small, b-tiny    whole layers, the mid block, the innermost stage go (BK-SDM's rule)
-    channel students c-base ... c-micro         every layer stays, every width shrinks
-    KOALA            koala-700m, koala-1b       layers and transformer layers of an SDXL teacher go
+    block students   b-base, b-small, b-tiny    lack whole layers, the mid block, the innermost stage (BK-SDM's rule)
+    channel students c-base ... c-micro         have every layer, with fewer channels
+    KOALA            koala-700m, koala-1b       lack layers and transformer layers of an SDXL teacher
 
-diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count that it is.
+diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count.
 """
 
 from __future__ import annotations
@@ -53,11 +53,16 @@ _OUTWARD_LISTS = ("up_block_types", "reverse_transformer_layers_per_block")
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """What to take from a teacher; the fields may be combined, and StudentSpec(width=0.55) is a student of one's own.
+    """A rule that makes a student of a teacher; the fields may be combined, as in StudentSpec(width=0.55).
 
-    width: factor in (0, 1] on every stage's channels. single_layer: layers_per_block becomes 1. drop_mid_block,
-    drop_innermost_stage: what they say. transformer_layers: transformer layers of each stage, outermost first (KOALA;
-    wants an SDXL teacher). Raises RcdeployError if the width is out of range or nothing at all is removed.
+    Attributes:
+        width: factor in (0, 1] on every stage's channels.
+        single_layer: layers_per_block becomes 1.
+        drop_mid_block, drop_innermost_stage: without these parts.
+        transformer_layers: of each stage, outermost first (KOALA; needs an SDXL teacher).
+
+    Raises:
+        RcdeployError: the width is out of range, or nothing at all is removed.
     """
 
     width: float = 1.0
@@ -69,16 +74,16 @@ class StudentSpec:
     def __post_init__(self) -> None:
         if not 0 < self.width <= 1:
             raise RcdeployError(
-                f"student width {self.width:g} is out of range.", fix="Give a factor above 0 and below 1, such as 0.7."
+                f"student width {self.width:g} is out of range", fix="Give a factor above 0 and below 1, such as 0.7."
             )
         if self.width == 1 and not self._removes_blocks and self.transformer_layers is None:
             raise RcdeployError(
-                "this student removes nothing from its teacher.", fix="Give a width below 1, or name layers to remove."
+                "this student removes nothing from its teacher", fix="Give a width below 1, or name layers to remove."
             )
 
     @property
     def family(self) -> Literal["block", "channel", "koala"]:
-        """'koala' if transformer layers go, else 'block' if whole layers or blocks go, else 'channel'."""
+        """'koala' with fewer transformer layers, else 'block' without whole layers or blocks, else 'channel'."""
         return "koala" if self.transformer_layers else "block" if self._removes_blocks else "channel"
 
     @property
@@ -100,7 +105,7 @@ STUDENTS: dict[str, StudentSpec] = {
 
 
 class _Misfit(Exception):
-    """Why a rule cannot be applied to a teacher; student_config turns it into an RcdeployError with a way out."""
+    """A rule cannot be applied to a teacher; student_config turns it into an RcdeployError with a fix."""
 
 
 def find_student(name: str) -> StudentSpec:
@@ -109,15 +114,19 @@ def find_student(name: str) -> StudentSpec:
         return STUDENTS[name]
     near = difflib.get_close_matches(name.lower(), STUDENTS, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]}? " if near else ""
-    raise RcdeployError(f"there is no student named '{name}'.", fix=f"{hint}Students: {', '.join(STUDENTS)}.")
+    raise RcdeployError(f"there is no student named '{name}'", fix=f"{hint}Students: {', '.join(STUDENTS)}.")
 
 
 def student_config(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The student's UNet2DConditionModel config, and notes for a person on what does not go as the rule says.
+    """The student's UNet2DConditionModel config, and notes for a person on where it deviates from the rule.
 
-    teacher_config: the teacher's UNet config (unet/config.json, or unet.config). Its keys with a leading underscore
-    (class, version, folder) do not hold for the student and are dropped; tuples come back as lists. Raises
-    RcdeployError if the rule does not fit this teacher: it says why, and which students do fit.
+    Args:
+        spec_or_name: the rule, or the name of one of STUDENTS.
+        teacher_config: the teacher's UNet config (unet/config.json, or unet.config). Its keys with a leading underscore
+            (class, version, folder) do not hold for the student and are dropped; tuples become lists.
+
+    Raises:
+        RcdeployError: the rule does not fit this teacher, with the reason and the students that do fit.
     """
     spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
     try:
@@ -144,26 +153,27 @@ def _fits(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> bool:
 
 
 def describe_removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[str, Any]) -> str:
-    """What the student lacks, in a few words for a table; raises RcdeployError as student_config does."""
+    """What the student lacks, as a short text; raises RcdeployError as student_config does."""
     spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
     config, _ = student_config(spec_or_name, teacher_config)
-    teacher, words = _read(teacher_config), []
+    teacher = _read(teacher_config)
+    removed = []
     if spec.single_layer:
         layers = teacher["layers_per_block"]
-        words.append(
+        removed.append(
             f"{layers - 1} of {layers} layers per block" if isinstance(layers, int) else "all but 1 layer per block"
         )
     if spec.transformer_layers is not None:
         old, new = _slashed(teacher["transformer_layers_per_block"]), _slashed(spec.transformer_layers)
-        words.append(f"transformer layers {old} -> {new}")
+        removed.append(f"transformer layers {old} -> {new}")
     if spec.drop_mid_block:
-        words.append("mid block")
+        removed.append("mid block")
     if spec.drop_innermost_stage:
-        words.append("innermost stage")
+        removed.append("innermost stage")
     if spec.width < 1:
         old, new = (_slashed(side["block_out_channels"]) for side in (teacher, config))
-        words.append(f"width x {spec.width:g}: {old} -> {new}")
-    return ", ".join(words)
+        removed.append(f"width x {spec.width:g}: {old} -> {new}")
+    return ", ".join(removed)
 
 
 def _slashed(values: Any) -> str:
@@ -172,7 +182,7 @@ def _slashed(values: Any) -> str:
 
 
 def _read(teacher_config: Mapping[str, Any]) -> Config:
-    """A private copy of the teacher's config, defaults filled in, tuples as lists; _Misfit if it is no such UNet."""
+    """A copy of the teacher's config with diffusers' defaults, tuples as lists; _Misfit if it is no such UNet."""
     class_name = teacher_config.get("_class_name", "UNet2DConditionModel")
     if class_name != "UNet2DConditionModel":
         raise _Misfit(f"its denoiser is a {class_name}; the rules are for UNet2DConditionModel.")
@@ -189,7 +199,7 @@ def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config
     """The rules, one after another; raises _Misfit."""
     config = _read(teacher_config)
     notes: list[str] = []
-    # KOALA first: it asks what the teacher is, and the other rules change that
+    # KOALA first: it checks which teacher this is, and the other rules change that
     if spec.transformer_layers is not None:
         _shorten_transformers(config, spec.transformer_layers)
     if spec.single_layer:
@@ -205,13 +215,15 @@ def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config
 
 def _shorten_transformers(config: Config, layers: tuple[int, ...]) -> None:
     """transformer_layers_per_block becomes `layers` (KOALA, paper section H)."""
-    have = config["transformer_layers_per_block"]
+    teacher_layers = config["transformer_layers_per_block"]
     if config.get("addition_embed_type") != "text_time" or len(config["block_out_channels"]) != len(layers):
         raise _Misfit(f"KOALA is for SDXL teachers (pooled text and sizes as added embedding, {len(layers)} stages).")
-    if not isinstance(have, list) or any(not isinstance(entry, int) for entry in have):
-        raise _Misfit(f"KOALA needs a number of transformer layers for each stage, the teacher has {have!r}.")
-    if any(new > old for new, old in zip(layers, have, strict=True)):
-        raise _Misfit(f"it has {_slashed(have)} transformer layers a stage, the student wants {_slashed(layers)}.")
+    if not isinstance(teacher_layers, list) or any(not isinstance(entry, int) for entry in teacher_layers):
+        raise _Misfit(f"KOALA needs a number of transformer layers for each stage, the teacher has {teacher_layers!r}.")
+    if any(new > old for new, old in zip(layers, teacher_layers, strict=True)):
+        raise _Misfit(
+            f"it has {_slashed(teacher_layers)} transformer layers a stage, the student needs {_slashed(layers)}."
+        )
     config["transformer_layers_per_block"] = list(layers)
 
 
@@ -223,13 +235,13 @@ def _keep_single_layer(config: Config) -> None:
         raise _Misfit("its blocks have one layer each already, there is none to remove.")
     config["layers_per_block"] = [1] * len(layers) if isinstance(layers, list) else 1
     # entries that are lists themselves count the transformer layers of each attention of the block (SSD-1B)
-    for key, keep in (("transformer_layers_per_block", (0,)), ("reverse_transformer_layers_per_block", (0, -1))):
+    for key, indices in (("transformer_layers_per_block", (0,)), ("reverse_transformer_layers_per_block", (0, -1))):
         if isinstance(config.get(key), list):
-            config[key] = [[e[k] for k in keep] if isinstance(e, list | tuple) else e for e in config[key]]
+            config[key] = [[e[i] for i in indices] if isinstance(e, list | tuple) else e for e in config[key]]
 
 
 def _drop_mid_block(config: Config) -> None:
-    """diffusers' way to say 'no mid block' is mid_block_type None."""
+    """mid_block_type None is diffusers' for 'no mid block'."""
     if config["mid_block_type"] is None:
         raise _Misfit("it has no mid block to remove.")
     config["mid_block_type"] = None
@@ -243,7 +255,7 @@ def _drop_innermost_stage(config: Config, notes: list[str]) -> None:
     if widths[-1] != widths[-2]:
         notes.append(
             f"the two innermost stages differ in width ({widths[-2]} and {widths[-1]}): "
-            "the teacher's weights do not fit, start from random ones"
+            "the teacher's weights do not fit (student.init = 'random')"
         )
     for key in _INWARD_LISTS:
         if isinstance(config.get(key), list):
@@ -261,19 +273,19 @@ def _narrow(config: Config, factor: float, notes: list[str]) -> None:
     for stage, width in enumerate(widths):
         heads = _heads(config, stage)
         step = math.lcm(groups, heads)
-        wanted = factor * width
-        got = max(1, math.floor(wanted / step + 0.5)) * step
-        if abs(got - wanted) > 1e-6:
-            must = f"{groups} groups and {heads} heads" if heads > 1 else f"{groups} groups"
-            notes.append(f"block {stage}: {wanted:g} rounded to {got}: must divide by {must}")
-        narrowed.append(min(got, width))
+        exact = factor * width
+        rounded = max(1, math.floor(exact / step + 0.5)) * step
+        if abs(rounded - exact) > 1e-6:
+            divisors = f"{groups} groups and {heads} heads" if heads > 1 else f"{groups} groups"
+            notes.append(f"block {stage}: {exact:g} rounded to {rounded}: must be divisible by {divisors}")
+        narrowed.append(min(rounded, width))
     if narrowed == widths:
         raise _Misfit(f"width x {factor:g} rounds to the teacher's own {_slashed(widths)}, nothing would be removed.")
     config["block_out_channels"] = narrowed
 
 
 def _heads(config: Config, stage: int) -> int:
-    """Number of attention heads of a stage (reads down block, up block and mid block), 1 where it has no attention."""
+    """Number of attention heads of a stage (of its down, up and mid block), 1 where it has no attention."""
     stages = len(config["block_out_channels"])
     blocks = [config["down_block_types"][stage], config["up_block_types"][stages - 1 - stage]]
     if stage == stages - 1:
