@@ -13,6 +13,8 @@ Config = Mapping[str, Any]
 
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+SD1_TOKENIZER = "openai/clip-vit-large-patch14"
+"""on the hub; the tokenizer of SD-1.x"""
 
 
 def is_hub_name(path: str, folder: Path = Path()) -> bool:
@@ -21,17 +23,39 @@ def is_hub_name(path: str, folder: Path = Path()) -> bool:
     return path.count("/") == 1 and not looks_local and all(path.split("/"))
 
 
+def checkpoint_help(file: Path | str) -> str:
+    """The lines that turn a single-file checkpoint into a diffusers folder."""
+    return (
+        "Turn it into a diffusers folder. It holds no tokenizer, which is the same for all of SD-1.x:\n"
+        f"  hf download {SD1_TOKENIZER} --include '*.json' '*.txt' --local-dir clip\n"
+        f"  rcdeploy import {file} --tokenizer clip"
+    )
+
+
+def check_no_checkpoint(path: Path) -> None:
+    """Raises RcdeployError for a model in a single file, where a folder is needed."""
+    if path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir():
+        if not path.exists():
+            raise RcdeployError(f"there is no file {path}")
+        pickled = path.suffix != ".safetensors"
+        raise RcdeployError(
+            f"{path} is a single-file checkpoint{', of a kind that may hold code' if pickled else ''}",
+            fix="Only .safetensors files are ever opened." if pickled else checkpoint_help(path),
+        )
+
+
 def read_unet_config(folder: Path) -> dict[str, Any]:
     """The UNet config of a diffusers folder.
 
     Raises RcdeployError when the folder is absent, is not in diffusers' layout, or holds another kind of network.
     """
+    check_no_checkpoint(folder)
     if not folder.is_dir():
         raise RcdeployError(f"there is no folder {folder}")
     if not (folder / "model_index.json").is_file() or not (folder / "unet" / "config.json").is_file():
         raise RcdeployError(
             f"{folder} is not in diffusers' layout: it has no model_index.json and unet/config.json",
-            fix="Save it with StableDiffusionPipeline.save_pretrained (a single file opens with from_single_file).",
+            fix="Save it with StableDiffusionPipeline.save_pretrained.",
         )
     config: dict[str, Any] = read_json(folder / "unet" / "config.json")
     if config.get("_class_name") != "UNet2DConditionModel":

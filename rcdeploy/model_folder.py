@@ -13,6 +13,7 @@ from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import KINDS as MANIFEST_KINDS
 from rcdeploy_runtime.manifest import NAME, Manifest
 
+from .model_config import check_no_checkpoint
 from .student.sd14 import SD14_UNET_CONFIG
 from .student.spec import STUDENTS, fitting_students
 
@@ -123,6 +124,7 @@ def _identify(source: str) -> ModelFolder:
     path = Path(source)
     if not path.exists():
         raise _nothing_there(source)
+    check_no_checkpoint(path)
     name = path.resolve().name
     kind = _manifest_kind(path)
     if path.is_file():  # a package's .zip; what else it may be is found out by whoever opens it

@@ -128,7 +128,7 @@ def _teacher_errors(teacher: Teacher, student: Student | None) -> list[str]:
     try:
         config = read_unet_config(Path(teacher.path))
     except RcdeployError as error:
-        return [f"teacher.path: {error.message}"]
+        return [f"teacher.path: {error}"]  # with the lines that import a single file
     if student and (student.width or student.name in STUDENTS):
         try:
             student_config(student.spec, config)

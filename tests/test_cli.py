@@ -30,6 +30,7 @@ def test_help_teaches_every_command() -> None:
         "estimate",
         "evaluate",
         "export",
+        "import",
         "generate",
         "bench",
         "report",

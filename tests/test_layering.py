@@ -30,7 +30,7 @@ FLOORS = [
     ["recipe_file"],
     # models
     ["diffusion_model", "model_folder"],
-    ["model_description", "sampling"],
+    ["checkpoint_import", "model_description", "sampling"],
     # data, and folders of runs
     ["checkpoint", "conditioning", "prompts", "real_images", "run_folder"],
     ["latent_cache"],

@@ -19,6 +19,7 @@ from . import (
     evaluate,
     export,
     generate,
+    import_checkpoint,
     prompts,
     push,
     recipes,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command("distill")(distill.distill_command)
 app.command("estimate")(estimate.estimate_command)
 app.command("cache")(cache.cache_command)
+app.command("import")(import_checkpoint.import_command)
 app.command("export")(export.export_command)
 app.command("generate")(generate.generate_command)
 app.command("evaluate")(evaluate.evaluate_command)
