@@ -36,7 +36,10 @@ def _decoded(folder: Path, captions: Collection[str]) -> Iterator[tuple[list[str
     recorded = cache.manifest.recipe["teacher"]
     teacher = LatentDiffusionModel(recorded["path"], revision=recorded["revision"])
     if teacher.revision != cache.manifest.teacher["revision"]:
-        raise RcdeployError(f"the teacher {teacher.folder} is not the one that {folder} was made by")
+        raise RcdeployError(
+            f"the teacher {teacher.folder} is not the one that made the latent cache {folder}",
+            fix="Restore the teacher, or make the cache anew with `rcdeploy cache RECIPE`.",
+        )
     teacher.to("cuda" if torch.cuda.is_available() else "cpu")
     for start in range(0, len(rows), BATCH_SIZE):
         batch = rows[start : start + BATCH_SIZE]

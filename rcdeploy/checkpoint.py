@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped. safetensors and JSON."""
+"""Checkpoints: weights, optimizer, EMA and state of a run, from which it continues to the bit. safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .storage.tensors import load_tensors, save_tensors
 
 def steps_of(folder: Path) -> list[int]:
     """Steps of the whole checkpoints under folder/checkpoints, in order."""
-    found = (folder / "checkpoints").glob("step-*/state.json")
-    return sorted(int(state.parent.name.removeprefix("step-")) for state in found)
+    states = (folder / "checkpoints").glob("step-*/state.json")
+    return sorted(int(state.parent.name.removeprefix("step-")) for state in states)
 
 
 def place(folder: Path, step: int) -> Path:
@@ -55,7 +55,7 @@ def trained_names(model: nn.Module) -> list[str]:
 def load(
     folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMAModel, scaler: Any
 ) -> dict[str, Any]:
-    """Brings everything back to step N and returns its state. Raises RcdeployError, naming a file that is broken."""
+    """Restores everything to step N and returns its state. Raises RcdeployError, naming a file that is broken."""
     where = place(folder, step)
     state: dict[str, Any] = read_json(where / "state.json")
     model.load_state_dict(load_tensors(where / "model.safetensors"))
@@ -74,7 +74,7 @@ def load(
 
 
 def find(folder: Path, at: str) -> int:
-    """The step that "best", "last" or a number means. Raises RcdeployError that lists the steps there are."""
+    """Resolve "best", "last" or a number to a step. Raises RcdeployError that lists the checkpoints."""
     steps = steps_of(folder)
     listed = ", ".join(map(str, steps)) or "none"
     if at == "last" and steps:
@@ -84,14 +84,12 @@ def find(folder: Path, at: str) -> int:
         if best and best[1] in steps:
             return int(best[1])
         raise RcdeployError(
-            f"{folder} has no best checkpoint: nothing was evaluated while it was trained",
-            fix=f"Checkpoints there are: {listed}.",
+            f"{folder} has no best checkpoint: the run was not evaluated during training",
+            fix=f"The checkpoints are: {listed}.",
         )
     if at.isdigit() and int(at) in steps:
         return int(at)
-    raise RcdeployError(
-        f"{folder} has no checkpoint {at!r}", fix=f"Give best, last, or a step that was kept: {listed}."
-    )
+    raise RcdeployError(f"{folder} has no checkpoint {at!r}", fix=f"Give best, last, or one of the steps {listed}.")
 
 
 def ema_unet(folder: Path, step: int, config: dict[str, Any]) -> UNet2DConditionModel:
@@ -108,7 +106,7 @@ def ema_digest(folder: Path, step: int) -> str:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Leaves the last `keep` checkpoints and the best."""
+    """Remove all checkpoints but the last `keep` and the best."""
     for step in steps_of(folder)[:-keep]:
         if step != best:
             shutil.rmtree(place(folder, step), ignore_errors=True)

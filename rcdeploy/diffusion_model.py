@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel
+from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
@@ -146,9 +146,11 @@ class LatentDiffusionModel:
 
     def _load_component(self, name: str, model_class: Any) -> torch.nn.Module:
         """Raises RcdeployError for files that cannot be read, and for tensors that are absent, unknown or misshapen."""
+        # transformers would not name misshapen tensors in its own error; they are refused below
+        options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
         try:
             module, info = model_class.from_pretrained(
-                self.folder, subfolder=name, use_safetensors=True, output_loading_info=True
+                self.folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
             )
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
             raise RcdeployError(
@@ -159,7 +161,8 @@ class LatentDiffusionModel:
         # position_ids is a buffer that older files hold and newer classes compute
         problems += [f"{name} has no place for {key}" for key in info["unexpected_keys"] if "position_ids" not in key]
         problems += [
-            f"{name}: {' '.join(map(str, key))} has the wrong shape" for key in info.get("mismatched_keys", ())
+            f"{name}: {key} has the shape {list(actual)}, not {list(expected)}"
+            for key, actual, expected in info.get("mismatched_keys", ())
         ]
         if problems:
             raise RcdeployError(

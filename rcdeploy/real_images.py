@@ -1,4 +1,4 @@
-"""Real pictures as the second source of a latent cache: for the BK-SDM baseline and the paper's 'real image' rows."""
+"""Real images as the second source of a latent cache: for the BK-SDM baseline and the paper's "real image" rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from .diffusion_model import LatentDiffusionModel
 
 
 def captioned_images(folder: Path) -> list[tuple[Path, str]]:
-    """A folder with metadata.csv (file_name, text: the layout of Hugging Face's imagefolder) -> (picture, caption)."""
+    """(image file, caption) of each row of folder/metadata.csv.
+
+    Its columns are file_name and text, as in Hugging Face's imagefolder. Raises RcdeployError when the table or one of
+    the images is missing, or an image lies outside the folder.
+    """
     table = folder / "metadata.csv"
     if not table.is_file():
         raise RcdeployError(f"{folder} has no metadata.csv", fix="Write one with the columns file_name and text.")
@@ -29,18 +33,21 @@ def captioned_images(folder: Path) -> list[tuple[Path, str]]:
     pairs = [(inside(folder, row["file_name"]), " ".join(row["text"].split())) for row in rows]
     missing = [str(p) for p, _ in pairs if not p.is_file()]
     if missing:
-        raise RcdeployError(f"{table} names {len(missing)} pictures that are not there, the first is {missing[0]}")
+        raise RcdeployError(f"{table}: {len(missing)} of {len(pairs)} images are missing, the first is {missing[0]}")
     return pairs
 
 
 @torch.no_grad()
 def encode_images(teacher: LatentDiffusionModel, files: Sequence[Path], shape: tuple[int, int, int]) -> Tensor:
-    """Pictures, cropped to the middle square and resized -> scaled latents [n, c, h, w] (the posterior's mode)."""
-    edge = shape[1] * teacher.pixels_per_latent
+    """Image files, cropped to the central square and resized -> scaled latents [n, c, h, w] (the posterior's mode).
+
+    shape: [c, h, w] of a latent.
+    """
+    size = shape[1] * teacher.pixels_per_latent
     images = []
     for file in files:
         with Image.open(file) as image:
-            square = ImageOps.fit(image.convert("RGB"), (edge, edge), Image.Resampling.BICUBIC)
+            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
         images.append(torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1)
     posterior = teacher.vae.encode(torch.stack(images).to(teacher.device)).latent_dist
     latents: Tensor = posterior.mode() * teacher.scaling_factor

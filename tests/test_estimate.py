@@ -1,4 +1,4 @@
-"""The estimate against what a run really does, and against published runs."""
+"""The estimate compared with real runs and with published ones."""
 
 import dataclasses
 import json
@@ -17,10 +17,14 @@ from rcdeploy.bench.macs import unet_macs
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.loop import distill
-from rcdeploy.estimate import estimate as module
-from rcdeploy.estimate.estimate import SAMPLING_EFFICIENCY, TRAINING_EFFICIENCY, Plan, estimate, make_plan
+from rcdeploy.estimate import durations
+from rcdeploy.estimate.durations import SAMPLING_EFFICIENCY, TRAINING_EFFICIENCY
+from rcdeploy.estimate.estimate import estimate, find_gpu
+from rcdeploy.estimate.memory import GPU_ALLOWANCE, memory_bytes
 from rcdeploy.estimate.on_meta import cost_of
-from rcdeploy.estimate.workload import count_prompts, unpaired_share
+from rcdeploy.estimate.plan import Plan, make_plan
+from rcdeploy.estimate.stages import unpaired_share
+from rcdeploy.estimate.workload import PromptCount, count_prompts
 from rcdeploy.machine import GPUS, describe, gemm_rate
 from rcdeploy.prompts.recipe_pool import open_pool
 from rcdeploy.recipe import Recipe
@@ -40,26 +44,27 @@ def sd14(student: str, **keys: Any) -> Recipe:
     return load_recipe(ROOT / f"recipes/{student}.toml", settings, check_files=False)
 
 
-def test_cache_and_pool_are_as_large_as_said(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_and_pool_are_as_large_as_estimated(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe(prompts={"paired_exclude": ["blue"]})
-    teacher, rows = LatentDiffusionModel(recipe.teacher.path), []
-    real = teacher.unet.forward
+    teacher = LatentDiffusionModel(recipe.teacher.path)
+    batch_sizes: list[int] = []
+    original = teacher.unet.forward
 
     def forward(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        rows.append(len(sample))
-        return real(sample, *args, **kwargs)
+        batch_sizes.append(len(sample))
+        return original(sample, *args, **kwargs)
 
     monkeypatch.setattr(teacher.unet, "forward", forward)
     plan = make_plan(recipe, 1, torch.float32)
     cache, pool = (next(s for s in plan.stages if s.name == name) for name in ("latent cache", "prompt pool"))
-    made = latent_cache.make_latent_cache(recipe, teacher)
-    assert sum(rows) == cache.rows["teacher"] == 12 * 2 * 2  # prompts, steps, branches
-    files = [f for f in made.folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".txt")]
+    folder = latent_cache.make_latent_cache(recipe, teacher).folder
+    assert sum(batch_sizes) == cache.samples["teacher"] == 12 * 2 * 2  # prompts, steps, branches
+    files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".txt")]
     assert len(files) == 3 + 2 + 1
-    assert sum(f.stat().st_size for f in files) == cache.disk
+    assert sum(f.stat().st_size for f in files) == cache.disk_bytes
     built = open_pool(recipe)
-    assert (len(built), built.manifest.facts["bytes"]) == count_prompts(recipe).pool
-    assert sum((built.folder / name).stat().st_size for name in built.manifest.files) == pool.disk
+    assert PromptCount(len(built), built.manifest.facts["bytes"]) == count_prompts(recipe).pool
+    assert sum((built.folder / name).stat().st_size for name in built.manifest.files) == pool.disk_bytes
 
 
 def test_a_built_pool_is_taken_as_it_is(tiny_recipe: Recipes) -> None:
@@ -69,43 +74,43 @@ def test_a_built_pool_is_taken_as_it_is(tiny_recipe: Recipes) -> None:
     assert count_prompts(recipe.model_copy(update={"prompts": prompts})).pool == count_prompts(recipe).pool
 
 
-def test_checkpoints_and_pipeline_are_as_large_as_said(tiny_recipe: Recipes, tmp_path: Path) -> None:
+def test_checkpoints_and_pipeline_are_as_large_as_estimated(tiny_recipe: Recipes, tmp_path: Path) -> None:
     recipe = tiny_recipe()
-    said = {stage.name: stage.disk for stage in make_plan(recipe, 1, torch.float32).stages}
+    estimated = {stage.name: stage.disk_bytes for stage in make_plan(recipe, 1, torch.float32).stages}
     distill(recipe, tmp_path / "run", lambda *_: None, lambda _: None)
     weights = [load_file(f) for f in (tmp_path / "run" / "checkpoints").rglob("*.safetensors")]
     tensors = [t for tensors in weights for name, t in tensors.items() if not name.endswith("/step")]
-    assert sum(t.nbytes for t in tensors) == said["training"]
+    assert sum(t.nbytes for t in tensors) == estimated["training"]
     unet, *copied = (tmp_path / "run" / "pipeline" / name for name in ("unet", "text_encoder", "vae"))
     student = load_file(unet / "diffusion_pytorch_model.safetensors").values()
     others = sum(f.stat().st_size for folder in copied for f in folder.glob("*.safetensors"))
-    assert sum(t.nbytes for t in student) + others == said["pipeline"]
+    assert sum(t.nbytes for t in student) + others == estimated["pipeline"]
 
 
 def test_cost_of_a_known_piece_of_code() -> None:
     weight = nn.Parameter(torch.empty(4, 5, device="meta"))
-    given = torch.empty(3, 4, device="meta")
+    inputs = torch.empty(3, 4, device="meta")
 
     def code() -> None:
-        (given @ weight).sum().backward()
+        (inputs @ weight).sum().backward()
 
     cost = cost_of(code)
     assert cost.macs == 2 * 3 * 4 * 5  # forward, and the gradient of the weight
-    assert cost.kept_bytes == 4 * 4 * 5  # that gradient
-    assert cost.peak_bytes >= cost.kept_bytes + 4  # and the gradient of the sum
+    assert cost.final_bytes == 4 * 4 * 5  # that gradient
+    assert cost.peak_bytes >= cost.final_bytes + 4  # and the gradient of the sum
 
 
 def test_counted_on_meta_is_what_is_alive_on_a_processor() -> None:
     def network(device: str) -> Callable[[], None]:
         with torch.device(device):
             layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Conv2d(8, 3, 1))
-            given = torch.zeros(2, 3, 16, 16)
-        return lambda: layers(given).square().mean().backward()
+            inputs = torch.zeros(2, 3, 16, 16)
+        return lambda: layers(inputs).square().mean().backward()
 
     on_meta, real = cost_of(network("meta")), cost_of(network("cpu"))
     assert on_meta.macs == real.macs
     assert on_meta.peak_bytes == pytest.approx(real.peak_bytes, rel=0.05)
-    assert on_meta.kept_bytes == real.kept_bytes
+    assert on_meta.final_bytes == real.final_bytes
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +139,7 @@ def test_macs_of_a_training_step(b_base: dict[str, Plan]) -> None:
     teacher = unet_macs(SD14_UNET_CONFIG).total
     student = unet_macs(student_config("b-base", SD14_UNET_CONFIG)[0]).total
     plan = b_base["2"]
-    assert plan.costs["teacher"].macs == plan.rows["teacher"] * teacher
+    assert plan.costs["teacher"].macs == plan.batch_sizes["teacher"] * teacher
     assert plan.costs["step"].macs == pytest.approx(2 * (teacher + 4 * student), rel=0.05)
     assert b_base["16"].costs["step"].macs == 8 * plan.costs["step"].macs
     without = make_plan(
@@ -145,9 +150,9 @@ def test_macs_of_a_training_step(b_base: dict[str, Plan]) -> None:
 
 
 def bk_sdm_hours(plan: Plan) -> float:
-    """Theirs is our step, and the pictures and texts of each step encoded in fp16 as well."""
+    """Theirs is our step, and the images and texts of each step encoded in fp16 as well."""
     samples = plan.recipe.train.max_steps * plan.recipe.train.global_batch_size
-    macs = sum(plan.costs[name].macs / plan.rows[name] for name in ("step", "encode", "text")) * samples
+    macs = sum(plan.costs[name].macs / plan.batch_sizes[name] for name in ("step", "encode", "text")) * samples
     return 2 * macs / (GPUS["a100-80g"].half_tflops * 1e12 * TRAINING_EFFICIENCY) / 3600
 
 
@@ -157,11 +162,13 @@ def test_hours_of_bk_sdm(b_base: dict[str, Plan]) -> None:
     assert bk_sdm_hours(b_base["16"]) == pytest.approx(60, rel=0.27)
 
 
-def test_hours_of_30k_pictures(b_base: dict[str, Plan]) -> None:
-    """BK-SDM-Small draws them in 25 steps, one at a time, in 10 hours on an RTX 3090: sampling is calibrated on it."""
-    costs, rows = b_base["64"].costs, b_base["64"].rows
+def test_hours_of_30k_images(b_base: dict[str, Plan]) -> None:
+    """BK-SDM-Small samples them in 25 steps, one at a time, in 10 hours on an RTX 3090: calibrated on it."""
+    costs = b_base["64"].costs
+    batch_sizes = b_base["64"].batch_sizes
     unet = unet_macs(student_config("b-small", SD14_UNET_CONFIG)[0]).total
-    macs = 2 * (25 * unet + costs["text"].macs / rows["text"]) + costs["decode"].macs / rows["decode"]
+    text = costs["text"].macs / batch_sizes["text"]
+    macs = 2 * (25 * unet + text) + costs["decode"].macs / batch_sizes["decode"]
     hours = 30_000 * 2 * macs / (GPUS["rtx-3090"].half_tflops * 1e12 * SAMPLING_EFFICIENCY) / 3600
     assert hours == pytest.approx(10, rel=0.05)
 
@@ -170,28 +177,29 @@ def test_memory_of_bk_sdm(b_base: dict[str, Plan]) -> None:
     """Published: 53, 28 and 22 GB at 64, 16 and 2 samples at once. The allowance is calibrated on the first; the other
     two, and how memory grows with the batch, are predicted."""
     for micro, published in (("64", 53), ("16", 28), ("2", 22)):
-        memory, encode = module._memory(b_base[micro], on_gpu=True), b_base[micro].costs["encode"].peak_bytes
+        memory = memory_bytes(b_base[micro], on_gpu=True)
+        encode = b_base[micro].costs["encode"].peak_bytes
         weights = sum(memory[name] for name in ("teacher", "student", "optimizer", "ema"))
-        encoding = weights + memory["gradients"] + encode / 2  # theirs encodes pictures in fp16, in the step
-        found = module.GPU_ALLOWANCE * max(memory["training"], encoding) / 1e9
-        assert found == pytest.approx(published, rel=0.1), micro
+        encoding = weights + memory["gradients"] + encode / 2  # theirs encodes images in fp16, in the step
+        peak = GPU_ALLOWANCE * max(memory["training"], encoding) / 1e9
+        assert peak == pytest.approx(published, rel=0.1), micro
 
 
 def test_the_papers_batch_fits_the_papers_gpus() -> None:
-    found = estimate(sd14("b_base"), "a100-40g", processes=4)
-    assert not found["warnings"]
-    assert found["memory"]["peak"] < 40e9
+    result = estimate(sd14("b_base"), "a100-40g", processes=4)
+    assert not result["warnings"]
+    assert result["memory"]["peak"] < 40e9
 
 
-def test_what_does_not_fit_is_said_with_what_to_change() -> None:
+def test_the_warning_about_memory_names_what_to_change() -> None:
     recipe = sd14("c_base", train__micro_batch_size=64, train__gradient_checkpointing=False)
     (warning,) = estimate(recipe, "rtx-3090")["warnings"]
-    assert "does not fit" in warning
+    assert warning.startswith("Does not fit in memory: ")
     assert "micro_batch_size below 64" in warning
     assert "gradient_checkpointing" in warning
 
 
-def test_processes_share_cache_and_training_but_not_pictures(tiny_recipe: Recipes) -> None:
+def test_processes_share_cache_and_training_but_not_sampling(tiny_recipe: Recipes) -> None:
     recipe = tiny_recipe(evaluate={"every": 3})
     one, two = (estimate(recipe, "l4", processes=n)["stages"] for n in (1, 2))
     by_name = {a["stage"]: (a["seconds"], b["seconds"], a["macs"], b["macs"]) for a, b in zip(one, two, strict=True)}
@@ -200,25 +208,25 @@ def test_processes_share_cache_and_training_but_not_pictures(tiny_recipe: Recipe
     assert by_name["training"][2] == pytest.approx(by_name["training"][3])
 
 
-def test_scored_pictures_are_counted(tiny_recipe: Recipes) -> None:
+def test_scored_images_are_counted(tiny_recipe: Recipes) -> None:
     plain = tiny_recipe(evaluate={"every": 2})
     scored = plain.model_copy(update={"evaluate": plain.evaluate.model_copy(update={"score": "judge", "count": 8})})
     stages = [make_plan(recipe, 1, torch.float32).stages for recipe in (plain, scored)]
-    before, after = (next(s for s in of if s.name == "pictures").rows for of in stages)
-    assert after["decode"] - before["decode"] == 3 * 8  # three looks in six steps
+    before, after = (next(s for s in of if s.name == "pictures").samples for of in stages)
+    assert after["decode"] - before["decode"] == 3 * 8  # three evaluations in six steps
     assert after["student"] - before["student"] == 3 * 8 * 2 * 2  # two steps of guidance's two branches
 
 
 def test_networks_too_large_to_time_follow_the_gemm_rate(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "gemm_rate", lambda **_: 1e9)
-    found = estimate(tiny_recipe(), measure=False)
-    for stage in found["stages"]:
-        assert stage["seconds"] == pytest.approx(stage["macs"] / (1e9 * module.CPU_EFFICIENCY))
-    assert found["total"]["macs"] == sum(s["macs"] for s in found["stages"]) > 0
+    monkeypatch.setattr(durations, "gemm_rate", lambda **_: 1e9)
+    result = estimate(tiny_recipe(), measure=False)
+    for stage in result["stages"]:
+        assert stage["seconds"] == pytest.approx(stage["macs"] / (1e9 * durations.CPU_EFFICIENCY))
+    assert result["total"]["macs"] == sum(s["macs"] for s in result["stages"]) > 0
 
 
 def test_measured_seconds_are_calls_times_a_call(tiny_recipe: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The networks are really built and run; only the clock is not believed."""
+    """The networks are built and run; only the clock is replaced."""
     called: list[str] = []
 
     def clock(units: dict[str, Any], device: torch.device, seconds: float) -> dict[str, float]:
@@ -227,25 +235,25 @@ def test_measured_seconds_are_calls_times_a_call(tiny_recipe: Recipes, monkeypat
             called.append(name)
         return dict.fromkeys(units, 2.0)
 
-    monkeypatch.setattr(module, "time_units", clock)
+    monkeypatch.setattr(durations, "time_units", clock)
     recipe = tiny_recipe(train={"micro_batch_size": 2}, evaluate={"every": 2})
-    found = {s["stage"]: s["seconds"] for s in estimate(recipe, measure=True)["stages"]}
+    seconds = {s["stage"]: s["seconds"] for s in estimate(recipe, measure=True)["stages"]}
     texts = 12 + unpaired_share(recipe, 1000) * 6 * 4
-    assert found["training"] == pytest.approx(2.0 * (6 * 4 / 2 + 6 + texts / 32))  # steps, updates, texts
-    assert set(called) == {"teacher", "step", "update", "text", "student", "decode"}  # no real pictures are encoded
+    assert seconds["training"] == pytest.approx(2.0 * (6 * 4 / 2 + 6 + texts / 32))  # steps, updates, texts
+    assert set(called) == {"teacher", "step", "update", "text", "student", "decode"}  # no real images are encoded
 
 
-def test_real_pictures_are_encoded_and_not_sampled(tiny_recipe: Recipes, tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    plan = make_plan(tiny_recipe(cache={"source": "real", "images": str(tmp_path / "pictures")}), 1, torch.float32)
-    assert plan.stages[0].rows == {"encode": 12}
+def test_real_images_are_encoded_and_not_sampled(tiny_recipe: Recipes, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    plan = make_plan(tiny_recipe(cache={"source": "real", "images": str(tmp_path / "images")}), 1, torch.float32)
+    assert plan.stages[0].samples == {"encode": 12}
     assert plan.costs["encode"].macs > 0
 
 
-def test_bad_input_is_said(recipe_file: Callable[..., Path]) -> None:
+def test_bad_input_is_refused(recipe_file: Callable[..., Path]) -> None:
     file = str(recipe_file())
     with pytest.raises(RcdeployError, match="a100-80") as error:
-        module.find_gpu("a100-80")
+        find_gpu("a100-80")
     assert "a100-80g" in str(error.value.fix)
     missing = recipe_file(name="missing", prompts={"paired": ["nowhere.txt"], "paired_count": None})
     with pytest.raises(RcdeployError, match=r"nowhere.txt"):
@@ -262,12 +270,12 @@ def test_the_command(recipe_file: Callable[..., Path]) -> None:
     file = str(recipe_file(evaluate={"every": 3}))
     page = run(app, ["estimate", file, "--device", "l4", "--set", "train.max_steps=9"], env={"COLUMNS": "120"})
     assert page.exit_code == 0, page.output
-    for words in ("NVIDIA L4", "9 steps of 4", "rows of the teacher", "Calibrated", "L4 datasheet"):
-        assert words in page.output
+    for text in ("NVIDIA L4", "9 steps of 4", "samples through the teacher", "Calibrated", "L4 datasheet"):
+        assert text in page.output
     quiet = run(app, ["estimate", file, "--no-measure", "--json"])
-    found = json.loads(quiet.output)
-    assert found["device"]["name"] == "this machine"
-    assert {s["stage"] for s in found["stages"]} == {"latent cache", "prompt pool", "training", "pictures", "pipeline"}
+    result = json.loads(quiet.output)
+    assert result["device"]["name"] == "this machine"
+    assert {s["stage"] for s in result["stages"]} == {"latent cache", "prompt pool", "training", "pictures", "pipeline"}
     assert not (Path(file).parent / "cache").exists()
 
 

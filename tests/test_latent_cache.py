@@ -268,7 +268,7 @@ def test_real_pictures_that_are_not_there(tiny_recipe: RecipeOf, tmp_path: Path)
     _pictures(tmp_path / "images", PAIRED[:2])
     (tmp_path / "images" / "1.png").unlink()
     recipe = tiny_recipe(cache={"source": "real", "images": "images"})
-    with pytest.raises(RcdeployError, match="names 1 pictures that are not there"):
+    with pytest.raises(RcdeployError, match="1 of 2 images are missing, the first is .*1.png"):
         filled(recipe)
     with (tmp_path / "images" / "metadata.csv").open("a") as f:
         f.write("../paired.txt,a red shirt\n")

@@ -88,9 +88,9 @@ def test_the_estimate_counts_prompts_that_do_not_exist_yet(
     recipe = tiny_recipe(prompts=overrides | {"paired_count": 12})
     counts = workload.count_prompts(recipe)
     assert not (tmp_path / "pools").exists()
-    assert (counts.paired[0], counts.pool[0]) == (12, len(open_pool(recipe)))
+    assert (counts.paired.count, counts.pool.count) == (12, len(open_pool(recipe)))
     real = open_pool(recipe).manifest.facts["bytes"]
-    assert abs(counts.pool[1] - real) < 0.25 * real and any("WordNet" in note for note in counts.notes)
+    assert abs(counts.pool.size - real) < 0.25 * real and any("WordNet" in note for note in counts.notes)
 
 
 def test_shipped_recipes_need_nothing_prepared(no_wordnet: None) -> None:
@@ -101,7 +101,7 @@ def test_shipped_recipes_need_nothing_prepared(no_wordnet: None) -> None:
         assert (prompts.paired, prompts.pool, prompts.per_noun) == (["wordnet"], ["wordnet"], 128)
         assert prompts.paired_count == 212_000
         counts = workload.count_prompts(load_recipe(file))  # the teacher is a name on the hub
-        assert counts.paired[0] == 212_000 and 3_000_000 < counts.pool[0] < 4_000_000
+        assert counts.paired.count == 212_000 and 3_000_000 < counts.pool.count < 4_000_000
 
 
 def test_runs_begun_before_there_was_per_noun_go_on(tiny_recipe: Recipes, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The pieces of work that a distillation is made of, as code that runs on the meta device (to be counted, see on_meta)
-and on a real one (to be timed) alike. Weights are random: for neither are the teacher's needed.
+"""The units of work that a distillation consists of, as code that runs on the meta device (to be counted, see on_meta)
+and on a real one (to be timed) alike. Weights are random: neither needs the teacher's.
 """
 
 from __future__ import annotations
@@ -23,25 +23,29 @@ from ..distill.features import FeatureRecorder, feature_taps
 from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, make_optimizer, optimizer_step
 from ..recipe import Recipe
 from ..student.build import build_on_meta, build_student
-from .workload import PICTURES
+from .workload import grid_size
 
 Configs = Mapping[str, Mapping[str, Any]]
-PROMPTS = 32
-"""of a text encoder's call that is counted or timed"""
+TEXT_BATCH_SIZE = 32
+"""of the text encoder's call that is counted or timed"""
+MIN_TIMED_ROUNDS = 3
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work on `rows` rows: latents, prompts or pictures. mixed: autocast is on, if the recipe wants it."""
+    """One call of a unit of work.
 
-    rows: int
+    batch_size: latents, prompts or images that it processes. autocast: whether mixed precision applies to it.
+    """
+
+    batch_size: int
     run: Callable[[], Any]
-    mixed: bool = False
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
 class Networks:
-    """What a run holds. dtype: the teacher's and the text encoder's; the student is in fp32, as is the VAE."""
+    """The networks of a run. dtype: the teacher's and the text encoder's; the student is in fp32, as is the VAE."""
 
     teacher: nn.Module
     student: StudentWithProjectors
@@ -52,10 +56,27 @@ class Networks:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """latent: its shape [c, h, w]. tokens: of a prompt. micro_batch_size: of a training step."""
+
+    latent: tuple[int, int, int]
+    tokens: int
+    micro_batch_size: int
+
+
 def build_networks(
     configs: Configs, student: Mapping[str, Any], recipe: Recipe, device: str, dtype: torch.dtype
 ) -> Networks:
-    """configs: of unet, text_encoder and vae; student: of its UNet. On "meta" it costs neither memory nor time."""
+    """Builds the networks of a run with random weights.
+
+    Args:
+        configs: the teacher's, of unet, text_encoder and vae.
+        student: the config of the student's UNet.
+        recipe: names the losses, and with them the feature taps.
+        device: "meta" costs neither memory nor time.
+        dtype: of the teacher and the text encoder.
+    """
     on_meta = device == "meta"
     teacher = build_on_meta(configs["unet"]) if on_meta else build_student(configs["unet"], 0)
     unet = build_on_meta(student) if on_meta else build_student(student, 0)
@@ -75,92 +96,108 @@ def build_networks(
     return Networks(teacher, trained, teacher_features, text_encoder, vae, dtype, torch.device(device))
 
 
-def make_units(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> dict[str, Unit]:
-    """shape: of a latent [c, h, w]; length: tokens of a prompt; micro: samples of a step at once.
+def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Unit]:
+    """The units of work by name.
 
-    teacher: a sampling step of a batch of the cache; encode: a batch of real pictures; step: the forward and backward
-    pass of a micro batch; update: optimizer and EMA; text: prompts; student: a sampling step of a grid; decode: the
-    pictures of a grid.
+    teacher: a sampling step for a batch of the cache. encode: a batch of real images. step: the forward and backward
+    pass of a micro-batch. update: optimizer and EMA. text: a batch of prompts. student: a sampling step for a grid of
+    sample images. decode: the images of a grid.
     """
-    sampled = recipe.cache.batch_size * branches(recipe.cache.guidance_scale)
-    pictures = len(recipe.evaluate.prompts) or PICTURES
-    drawn = pictures * branches(recipe.evaluate.guidance_scale)
-    edge = 2 ** (len(n.vae.config.block_out_channels) - 1)
-    images = torch.zeros(
-        recipe.cache.batch_size, n.vae.config.in_channels, shape[1] * edge, shape[2] * edge, device="meta"
-    )
-    tokens = torch.zeros(PROMPTS, length, dtype=torch.long, device=n.device)
-    latents = torch.zeros(pictures, *shape, device=n.device)
-    without = torch.no_grad()
+    cache_batch_size = recipe.cache.batch_size
+    teacher_batch_size = cache_batch_size * branches(recipe.cache.guidance_scale)
+    grid_images = grid_size(recipe)
+    student_batch_size = grid_images * branches(recipe.evaluate.guidance_scale)
+    vae = networks.vae
+    device = networks.device
+    _, height, width = sizes.latent
+    pixels_per_latent = 2 ** (len(vae.config.block_out_channels) - 1)
+    image_shape = (vae.config.in_channels, height * pixels_per_latent, width * pixels_per_latent)
+    tokens = torch.zeros(TEXT_BATCH_SIZE, sizes.tokens, dtype=torch.long, device=device)
+    latents = torch.zeros(grid_images, *sizes.latent, device=device)
+
+    def encode() -> Any:
+        return vae.encode(torch.zeros(cache_batch_size, *image_shape, device=device))
+
+    no_grad = torch.no_grad()
     return {
-        "teacher": Unit(sampled, without(_call(n, n.teacher, sampled, shape, length))),
-        "encode": Unit(len(images), without(lambda: n.vae.encode(torch.zeros_like(images, device=n.device)))),
-        "step": Unit(micro, _step(n, recipe, shape, length, micro), mixed=True),
-        "update": Unit(1, _update(n, recipe)),
-        "text": Unit(PROMPTS, without(lambda: n.text_encoder(tokens))),
-        "student": Unit(drawn, without(_call(n, n.student.unet, drawn, shape, length)), mixed=True),
-        "decode": Unit(pictures, without(lambda: n.vae.decode(latents))),
+        "teacher": Unit(teacher_batch_size, no_grad(_unet_call(networks, networks.teacher, teacher_batch_size, sizes))),
+        "encode": Unit(cache_batch_size, no_grad(encode)),
+        "step": Unit(sizes.micro_batch_size, _forward_and_backward(networks, recipe, sizes), autocast=True),
+        "update": Unit(1, _update(networks, recipe)),
+        "text": Unit(TEXT_BATCH_SIZE, no_grad(lambda: networks.text_encoder(tokens))),
+        "student": Unit(
+            student_batch_size,
+            no_grad(_unet_call(networks, networks.student.unet, student_batch_size, sizes)),
+            autocast=True,
+        ),
+        "decode": Unit(grid_images, no_grad(lambda: vae.decode(latents))),
     }
 
 
 def time_units(units: Mapping[str, Unit], device: torch.device, seconds: float) -> dict[str, float]:
-    """Mean seconds of a run of each: in turns, after a round that is not counted, for about `seconds` in all.
+    """Mean seconds of a call of each unit: in turns, for about `seconds` in all; the first round is not counted.
 
-    The mean and not the median: what else the machine has to do, a long run has to wait for as well.
+    The mean and not the median: a long run has to wait for the machine's other work as well.
     """
-    taken: dict[str, list[float]] = {name: [] for name in units}
+    times: dict[str, list[float]] = {name: [] for name in units}
     end = time.perf_counter() + seconds
     rounds = 0
-    while rounds < 3 or time.perf_counter() < end:
+    while rounds < MIN_TIMED_ROUNDS or time.perf_counter() < end:
         for name, unit in units.items():
             start = time.perf_counter()
             unit.run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            taken[name].append(time.perf_counter() - start)
+            times[name].append(time.perf_counter() - start)
         rounds += 1
-    return {name: statistics.fmean(each[1:]) for name, each in taken.items()}
+    return {name: statistics.fmean(each[1:]) for name, each in times.items()}
 
 
-def _condition(n: Networks, rows: int, length: int) -> Condition:
-    return Condition(torch.zeros(rows, length, n.text_encoder.config.hidden_size, dtype=n.dtype, device=n.device))
+def _zero_condition(networks: Networks, batch_size: int, tokens: int) -> Condition:
+    width = networks.text_encoder.config.hidden_size
+    return Condition(torch.zeros(batch_size, tokens, width, dtype=networks.dtype, device=networks.device))
 
 
-def _call(n: Networks, unet: nn.Module, rows: int, shape: tuple[int, int, int], length: int) -> Callable[[], Tensor]:
-    latents = torch.zeros(rows, *shape, dtype=n.dtype, device=n.device)
-    timesteps, condition = torch.zeros(rows, dtype=torch.long, device=n.device), _condition(n, rows, length)
-    half = n.dtype != torch.float32 and n.device.type != "meta" and unet is n.student.unet
+def _unet_call(networks: Networks, unet: nn.Module, batch_size: int, sizes: Sizes) -> Callable[[], Tensor]:
+    device = networks.device
+    latents = torch.zeros(batch_size, *sizes.latent, dtype=networks.dtype, device=device)
+    timesteps = torch.zeros(batch_size, dtype=torch.long, device=device)
+    condition = _zero_condition(networks, batch_size, sizes.tokens)
+    in_half = networks.dtype != torch.float32 and device.type != "meta" and unet is networks.student.unet
 
     def run() -> Tensor:
-        with torch.autocast(n.device.type, n.dtype) if half else nullcontext():
+        with torch.autocast(device.type, networks.dtype) if in_half else nullcontext():
             return predict(unet, latents, timesteps, condition)
 
     return run
 
 
-def _step(n: Networks, recipe: Recipe, shape: tuple[int, int, int], length: int, micro: int) -> Callable[[], None]:
-    """The forward and backward pass of a training step."""
-    latents = torch.ones(micro, *shape, device=n.device)
-    timesteps = torch.ones(micro, dtype=torch.long, device=n.device)
-    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), _condition(n, micro, length), target=latents)
+def _forward_and_backward(networks: Networks, recipe: Recipe, sizes: Sizes) -> Callable[[], None]:
+    batch_size = sizes.micro_batch_size
+    latents = torch.ones(batch_size, *sizes.latent, device=networks.device)
+    timesteps = torch.ones(batch_size, dtype=torch.long, device=networks.device)
+    condition = _zero_condition(networks, batch_size, sizes.tokens)
+    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, target=latents)
 
     def run() -> None:
-        loss, _ = distillation_loss(n.student, n.teacher, n.teacher_features, batch, recipe.loss)
+        loss, _ = distillation_loss(networks.student, networks.teacher, networks.teacher_features, batch, recipe.loss)
         loss.backward()
 
     return run
 
 
-def _update(n: Networks, recipe: Recipe) -> Callable[[], None]:
-    """Clipping, AdamW and EMA. Optimizer and EMA are made when it first runs, as they take memory."""
-    made: list[Any] = []
+def _update(networks: Networks, recipe: Recipe) -> Callable[[], None]:
+    """Clipping, AdamW and EMA. Optimizer and EMA are created when it first runs, as they take memory."""
+    student = networks.student
+    created: list[Any] = []
 
     def run() -> None:
-        if not made:
-            made.append(make_optimizer(n.student, recipe.train))
-            made.append(make_ema(n.student, recipe.train))
-        for parameter in n.student.parameters():
+        if not created:
+            created.append(make_optimizer(student, recipe.train))
+            created.append(make_ema(student, recipe.train))
+        optimizer, ema = created
+        for parameter in student.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        optimizer_step(n.student, made[0], made[1], recipe.train.max_grad_norm)
+        optimizer_step(student, optimizer, ema, recipe.train.max_grad_norm)
 
     return run

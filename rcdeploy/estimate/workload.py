@@ -1,43 +1,49 @@
-"""How much work a recipe is, by counting: prompts, calls of each network, bytes on disk. No network is built here."""
+"""Counts the work of a recipe: prompts, samples through each network, bytes on disk. No network is built here."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..bench.costs import branches
-from ..conditioning import recipe_probability
 from ..model_config import is_hub_name, latent_shape, read_supported_unet_config
 from ..prompts.patterns import WholeWordPatterns, passing
+from ..prompts.pool import PoolFacts
 from ..prompts.readers import batches, files_of
 from ..random_streams import SHUFFLE, generator
 from ..recipe import WORDNET, Recipe
 from ..student.sd14 import SD14_CONFIGS
 
-DISTINCT = 2_000_000
-"""captions up to which duplicates are looked for; beyond, their number is an upper bound"""
-PROMPT_BYTES = 60
-"""of a caption, where a file of them is not there"""
-WORDNET_NOUNS, WORDNET_PROMPT_BYTES = 25_992, 67
-"""of WordNet 3.0, as prompts.recipe_pool takes them; bytes: mean of 128 prompts of each"""
-SD14_COPIED = 4 * (123_060_480 + 83_653_863)
-"""bytes of SD-1.4's text encoder and VAE in fp32, as they are published"""
-PICTURES = 8
-"""pictures of a grid whose recipe names no prompts"""
+MAX_DEDUPLICATED = 2_000_000
+"""captions among which duplicates are removed; beyond, their number is an upper bound"""
+ASSUMED_PROMPT_BYTES = 60
+"""of a caption, where a file of them is missing"""
+WORDNET_NOUNS = 25_992
+"""of WordNet 3.0, as prompts.recipe_pool takes them"""
+WORDNET_PROMPT_BYTES = 67
+"""mean of 128 prompts of each noun"""
+SD14_COPIED_BYTES = 4 * (123_060_480 + 83_653_863)
+"""SD-1.4's text encoder and VAE in fp32, as they are published"""
+DEFAULT_GRID_SIZE = 8
+"""images of a grid whose recipe names no prompts"""
+
+
+def grid_size(recipe: Recipe) -> int:
+    """Images of a grid of samples."""
+    return len(recipe.evaluate.prompts) or DEFAULT_GRID_SIZE
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """A teacher without its weights: configs of unet, text_encoder and vae; bytes on disk of the latter two."""
+    """A teacher without its weights.
+
+    configs: of unet, text_encoder and vae. copied_bytes: size on disk of text encoder and VAE, which a pipeline copies.
+    notes: what is assumed.
+    """
 
     configs: dict[str, dict[str, Any]]
     num_train_timesteps: int
@@ -45,26 +51,28 @@ class Shapes:
     notes: tuple[str, ...] = ()
 
     @property
-    def length(self) -> int:
+    def tokens(self) -> int:
         """Tokens of a prompt."""
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))
 
     def latent(self, resolution: int | None) -> tuple[int, int, int]:
-        """[c, h, w], as Teacher.latent_shape."""
+        """[c, h, w], as LatentDiffusionModel.latent_shape."""
         return latent_shape(self.configs["unet"], self.configs["vae"], resolution)
 
 
 def teacher_shapes(path: str) -> Shapes:
-    """Nothing is fetched: of teachers that are not on this machine only SD-1.x is known. Raises RcdeployError."""
+    """Reads the configs of a teacher; of those on the hub only SD-1.x is known, because nothing is downloaded.
+
+    Raises RcdeployError for another name on the hub, and for a folder that is not a supported model.
+    """
     if is_hub_name(path):
         if "stable-diffusion-v1" not in path:
             raise RcdeployError(
                 f"the shapes of {path} are not known: it is not on this machine",
-                fix="Fetch it first (hf download) and set teacher.path to its folder.",
+                fix="Download it first (hf download) and set teacher.path to its folder.",
             )
-        return Shapes(
-            dict(SD14_CONFIGS), 1000, SD14_COPIED, (f"{path} is not on this machine: its shapes are built in.",)
-        )
+        note = f"{path} is not on this machine: the shapes of SD-1.4 are used."
+        return Shapes(dict(SD14_CONFIGS), 1000, SD14_COPIED_BYTES, (note,))
     folder = Path(path)
     configs = {"unet": read_supported_unet_config(folder)}
     configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
@@ -74,173 +82,93 @@ def teacher_shapes(path: str) -> Shapes:
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """paired and pool: (captions, their bytes in UTF-8). notes: what could not be known exactly."""
+class PromptCount:
+    """Captions and their bytes in UTF-8."""
 
-    paired: tuple[int, int]
-    pool: tuple[int, int]
-    notes: tuple[str, ...] = ()
-
-
-def count_prompts(recipe: Recipe) -> Prompts:
-    """Reads the captions. Where files are not there: prompts.paired_count, and no others than the paired ones.
-
-    What a recipe has made from WordNet is counted without making it.
-    """
-    wanted, notes, cache = recipe.prompts, [], recipe.cache
-    if WORDNET in (*wanted.paired, *wanted.pool):
-        return _with_made_ones(recipe)
-    here = all(Path(p).exists() for p in wanted.paired)
-    if here:
-        texts, total = _distinct(wanted.paired, wanted.column, wanted.paired_exclude)
-        count = min(wanted.paired_count or total, total)
-        chosen = generator(cache.seed, SHUFFLE).permutation(len(texts))[:count]
-        paired = (count, sum(len(texts[i].encode()) for i in chosen) * count // max(1, len(chosen)))
-    elif wanted.paired_count:
-        paired = (wanted.paired_count, wanted.paired_count * PROMPT_BYTES)
-        notes.append(
-            f"The files of prompts.paired are not here: paired_count of {PROMPT_BYTES} bytes each are assumed."
-        )
-    else:
-        missing = next(p for p in wanted.paired if not Path(p).exists())
-        raise RcdeployError(
-            f"prompts.paired: {missing} is not there, and without it nobody knows how many prompts it has",
-            fix="Put it there, or say how many it will have: --set prompts.paired_count=212000",
-        )
-    if len(wanted.pool) == 1 and (Path(wanted.pool[0]) / NAME).is_file():
-        facts = Manifest.read(Path(wanted.pool[0]), "prompt_pool").facts
-        return Prompts(paired, (int(facts["count"]), int(facts["bytes"])), tuple(notes))
-    missing_pool = [p for p in wanted.pool if not Path(p).exists()]
-    notes += [f"prompts.pool: {p} is not here; its prompts are not in the pool's bytes." for p in missing_pool]
-    sources = list(dict.fromkeys(p for p in [*wanted.pool, *wanted.paired] if Path(p).exists()))
-    texts, total = _distinct(sources, wanted.column, [] if wanted.pool else wanted.paired_exclude)
-    size = sum(len(t.encode()) for t in texts) * total // max(1, len(texts))
-    if total > DISTINCT:
-        notes.append(f"Beyond {DISTINCT:,} captions duplicates were not looked for.")
-    return Prompts(paired, (total, size) if sources else paired, tuple(notes))
-
-
-def _with_made_ones(recipe: Recipe) -> Prompts:
-    wanted, made = recipe.prompts, recipe.prompts.per_noun * WORDNET_NOUNS
-    files = {key: [p for p in getattr(wanted, key) if p != WORDNET] for key in ("paired", "pool")}
-    others = count_prompts(recipe.model_copy(update={"prompts": wanted.model_copy(update=files)}))
-    paired_made = min(wanted.paired_count or made, made) if WORDNET in wanted.paired else 0
-    pool_made = made if WORDNET in wanted.pool else paired_made
-    paired = min(others.paired[0] + paired_made, wanted.paired_count or others.paired[0] + paired_made)
-    note = f"Prompts from WordNet: about {WORDNET_NOUNS:,} nouns, of {WORDNET_PROMPT_BYTES} bytes each."
-    return Prompts(
-        (paired, others.paired[1] + WORDNET_PROMPT_BYTES * (paired - others.paired[0])),
-        (others.pool[0] + pool_made, others.pool[1] + WORDNET_PROMPT_BYTES * pool_made),
-        (*others.notes, note),
-    )
-
-
-def _distinct(sources: list[str], column: str | None, exclude: list[str]) -> tuple[list[str], int]:
-    """Captions as a pool keeps them, the first DISTINCT of them, and how many there are."""
-    included, excluded = WholeWordPatterns([]), WholeWordPatterns(exclude)
-    kept, more = dict[str, None](), 0
-    for rows in batches([file for p in sources for file in files_of(Path(p))], column):
-        texts = [text for row in rows if (text := " ".join(row.split()))]
-        passed = passing(texts, included, excluded)
-        if len(kept) < DISTINCT:
-            kept.update(dict.fromkeys(passed))
-        else:
-            more += len(passed)
-    return list(kept), len(kept) + more
+    count: int
+    size: int
 
 
 @dataclass(frozen=True)
-class Stage:
-    """rows: unit of work (units.make_units) -> rows of it in all. disk: bytes it leaves. shared: by all processes."""
+class PromptCounts:
+    """Of the paired prompts and of the pool. notes: what could not be counted exactly."""
 
-    name: str
-    amount: str
-    rows: Mapping[str, float]
-    disk: int
-    shared: bool = True
+    paired: PromptCount
+    pool: PromptCount
+    notes: tuple[str, ...] = ()
 
 
-def stages(
-    recipe: Recipe, shapes: Shapes, prompts: Prompts, *, in_half: bool, parameters: dict[str, int]
-) -> list[Stage]:
-    """What `rcdeploy distill` does, in its order. parameters: of the student, and of it with its projectors (trained).
+def count_prompts(recipe: Recipe) -> PromptCounts:
+    """Reads the captions and counts them, without building anything; prompts from WordNet are counted by formula.
 
-    in_half: embeddings of prompts are in fp16 or bf16. Disk: tensors and prompts; manifests add a few kilobytes.
+    Where the paired files are missing, prompts.paired_count is taken. Raises RcdeployError without either.
     """
-    return [
-        _cache(recipe, shapes, prompts),
-        Stage("prompt pool", f"{prompts.pool[0]:,} prompts", {}, prompts.pool[1] + 8 * (prompts.pool[0] + 1)),
-        _training(recipe, shapes, prompts, in_half, parameters),
-        _pictures(recipe, prompts.paired[0]),
-        Stage("pipeline", "student in fp16, text encoder, VAE", {}, 2 * parameters["student"] + shapes.copied_bytes),
-    ]
+    section = recipe.prompts
+    if WORDNET in (*section.paired, *section.pool):
+        return _count_with_wordnet(recipe)
+    paired, notes = _count_paired(recipe)
+    if len(section.pool) == 1 and (Path(section.pool[0]) / NAME).is_file():
+        facts = Manifest.read(Path(section.pool[0]), "prompt_pool").facts_as(PoolFacts)
+        return PromptCounts(paired, PromptCount(facts.count, facts.bytes), tuple(notes))
+    missing = [p for p in section.pool if not Path(p).exists()]
+    notes += [f"prompts.pool: {p} is missing; its prompts are not in the pool's bytes." for p in missing]
+    sources = list(dict.fromkeys(p for p in [*section.pool, *section.paired] if Path(p).exists()))
+    captions, total = _distinct_captions(sources, section.column, [] if section.pool else section.paired_exclude)
+    size = sum(len(caption.encode()) for caption in captions) * total // max(1, len(captions))
+    if total > MAX_DEDUPLICATED:
+        notes.append(f"Duplicates beyond the first {MAX_DEDUPLICATED:,} captions are not removed from the count.")
+    return PromptCounts(paired, PromptCount(total, size) if sources else paired, tuple(notes))
 
 
-def _cache(recipe: Recipe, shapes: Shapes, prompts: Prompts) -> Stage:
-    cache, (count, size), shape = recipe.cache, prompts.paired, shapes.latent(recipe.cache.resolution)
-    whole, rest = divmod(count, cache.shard_size)
-    shards = [cache.shard_size] * whole + [rest] * bool(rest)
-    tensors = sum(shard_bytes(n, shape) for n in set(shards[:1])) * whole if whole else 0
-    tensors += shard_bytes(rest, shape) if rest else 0
-    disk = tensors + (size + count) + size + 8 * (count + 1)  # shards, prompts.txt, prompts/
-    if cache.source == "real":
-        return Stage("latent cache", f"{count:,} pictures encoded", {"encode": count}, disk)
-    rows = count * cache.num_inference_steps * branches(cache.guidance_scale)
-    amount = f"{count:,} latents, {rows:,} rows of the teacher"
-    return Stage("latent cache", amount, {"teacher": rows, "text": count + 1}, disk)
+def _count_paired(recipe: Recipe) -> tuple[PromptCount, list[str]]:
+    """The paired prompts, and notes on what is assumed."""
+    section = recipe.prompts
+    missing = [p for p in section.paired if not Path(p).exists()]
+    if not missing:
+        captions, total = _distinct_captions(section.paired, section.column, section.paired_exclude)
+        count = min(section.paired_count or total, total)
+        chosen = generator(recipe.cache.seed, SHUFFLE).permutation(len(captions))[:count]
+        size = sum(len(captions[i].encode()) for i in chosen) * count // max(1, len(chosen))
+        return PromptCount(count, size), []
+    if not section.paired_count:
+        raise RcdeployError(
+            f"prompts.paired: {missing[0]} does not exist, so its prompts cannot be counted",
+            fix="Put the file there, or give the number of prompts: --set prompts.paired_count=212000",
+        )
+    note = f"The files of prompts.paired are missing: paired_count of {ASSUMED_PROMPT_BYTES} bytes each are assumed."
+    return PromptCount(section.paired_count, section.paired_count * ASSUMED_PROMPT_BYTES), [note]
 
 
-def shard_bytes(rows: int, shape: tuple[int, int, int]) -> int:
-    """A safetensors file of fp16 latents [rows, c, h, w]: 8 bytes, a head in JSON (a multiple of 8 long), the data."""
-    data = 2 * rows * int(np.prod(shape))
-    entry = {"dtype": "F16", "shape": [rows, *shape], "data_offsets": [0, data]}
-    head = len(json.dumps({"latents": entry}, separators=(",", ":")))
-    return 8 + head + -head % 8 + data
+def _count_with_wordnet(recipe: Recipe) -> PromptCounts:
+    section = recipe.prompts
+    generated = section.per_noun * WORDNET_NOUNS
+    files = {key: [p for p in getattr(section, key) if p != WORDNET] for key in ("paired", "pool")}
+    from_files = count_prompts(recipe.model_copy(update={"prompts": section.model_copy(update=files)}))
+    generated_paired = min(section.paired_count or generated, generated) if WORDNET in section.paired else 0
+    generated_pool = generated if WORDNET in section.pool else generated_paired
+    all_paired = from_files.paired.count + generated_paired
+    paired = min(all_paired, section.paired_count or all_paired)
+    paired_size = from_files.paired.size + WORDNET_PROMPT_BYTES * (paired - from_files.paired.count)
+    pool_size = from_files.pool.size + WORDNET_PROMPT_BYTES * generated_pool
+    note = f"Prompts from WordNet: about {WORDNET_NOUNS:,} nouns, of {WORDNET_PROMPT_BYTES} bytes each."
+    return PromptCounts(
+        PromptCount(paired, paired_size),
+        PromptCount(from_files.pool.count + generated_pool, pool_size),
+        (*from_files.notes, note),
+    )
 
 
-def text_cache_bytes(recipe: Recipe, shapes: Shapes, prompts: Prompts, in_half: bool) -> int:
-    """Memory for embeddings of the paired prompts; 0 if train.text_cache_gb is too little: each step makes its own."""
-    width = int(shapes.configs["text_encoder"]["hidden_size"]) * (2 if in_half else 4)
-    size = prompts.paired[0] * shapes.length * width
-    return size if size <= recipe.train.text_cache_gb * 1e9 else 0
-
-
-def unpaired_share(recipe: Recipe, num_train_timesteps: int) -> float:
-    """Of all samples: those with a random text, which is encoded in the step. p(t) over all t, less the null ones."""
-    c = recipe.conditioning
-    p = recipe_probability(c)
-    return float(p(np.arange(num_train_timesteps) / num_train_timesteps).mean()) * (1 - c.null_probability)
-
-
-def _training(recipe: Recipe, shapes: Shapes, prompts: Prompts, in_half: bool, parameters: dict[str, int]) -> Stage:
-    train, null = recipe.train, recipe.conditioning.null_probability
-    samples, share = train.max_steps * train.global_batch_size, unpaired_share(recipe, shapes.num_train_timesteps)
-    if text_cache_bytes(recipe, shapes, prompts, in_half):
-        texts = prompts.paired[0] + share * samples
-    else:
-        texts = (1 - null) * samples
-    saved = -(-train.max_steps // train.checkpoint_every)
-    kept = min(saved, train.keep_checkpoints + (1 if recipe.evaluate.every else 0))  # the last ones, and the best
-    disk = kept * 4 * (3 * parameters["trained"] + parameters["student"])  # weights, two moments, EMA
-    amount = f"{train.max_steps:,} steps of {train.global_batch_size:,}"
-    return Stage("training", amount, {"step": samples, "update": train.max_steps, "text": texts}, disk)
-
-
-def _pictures(recipe: Recipe, paired: int) -> Stage:
-    """Validation losses, grids (the teacher draws its own once), and the pictures that are scored, if any are."""
-    evaluate = recipe.evaluate
-    looks = -(-recipe.train.max_steps // evaluate.every) if evaluate.every else 0
-    rows_each = evaluate.num_inference_steps * branches(evaluate.guidance_scale)
-    pictures = (len(evaluate.prompts) or PICTURES) * (looks + bool(looks))
-    drawn = (len(evaluate.prompts) or PICTURES) * rows_each
-    validated = evaluate.validation_size * looks
-    asked = min(evaluate.count or paired, paired) if evaluate.score != "validation" else 0
-    scored = asked * looks
-    rows = {
-        "teacher": drawn * bool(looks) + validated,
-        "student": drawn * looks + validated + scored * rows_each,
-        "decode": pictures + scored,
-        "text": pictures + validated + scored,
-    }
-    amount = f"{looks:,} grids and validation losses" + (f", {scored:,} scored pictures" if scored else "")
-    return Stage("pictures", amount if looks else "none", rows, 0, shared=False)
+def _distinct_captions(sources: list[str], column: str | None, exclude: list[str]) -> tuple[list[str], int]:
+    """-> the first MAX_DEDUPLICATED captions of a pool that is built from these sources, and how many it has in all."""
+    included = WholeWordPatterns([])
+    excluded = WholeWordPatterns(exclude)
+    captions = dict[str, None]()
+    further = 0
+    for rows in batches([file for p in sources for file in files_of(Path(p))], column):
+        texts = [text for row in rows if (text := " ".join(row.split()))]
+        passed = passing(texts, included, excluded)
+        if len(captions) < MAX_DEDUPLICATED:
+            captions.update(dict.fromkeys(passed))
+        else:
+            further += len(passed)
+    return list(captions), len(captions) + further

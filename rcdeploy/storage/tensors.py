@@ -15,14 +15,14 @@ from rcdeploy_runtime.files import replacing
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Views are saved as what they show, not as what they are part of. Raises RcdeployError when the disk is full."""
+    """Writes a safetensors file; of a view only its own elements. Raises RcdeployError when the disk is full."""
     try:
         with replacing(path) as beside:
             save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, beside)
     except SafetensorError as error:
         raise RcdeployError(
             f"cannot write {path}: {error}",
-            fix="Free some room and run the same command again: finished parts are kept.",
+            fix="Free some room and run the same command again: finished parts stay.",
         ) from error
 
 
@@ -35,12 +35,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def is_whole(path: Path) -> bool:
-    """Does the file's length agree with its own header? Reads a few bytes."""
+    """Whether the file's length is what its header announces. Reads the header only."""
     try:
+        size = path.stat().st_size
         with path.open("rb") as f:
             (length,) = struct.unpack("<Q", f.read(8))
+            if length > size - 8:
+                return False
             header = json.loads(f.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        return path.stat().st_size == 8 + length + max(ends)
-    except (OSError, ValueError, KeyError, struct.error):
+        return bool(size == 8 + length + max(ends))
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError, struct.error):
         return False

@@ -1,0 +1,92 @@
+"""The part of an estimate that does not depend on the device: stages, costs of the units of work, parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..bench.macs import parameters
+from ..distill.run import accumulation_steps
+from ..recipe import Recipe
+from ..student.spec import student_config
+from .on_meta import Cost, cost_of
+from .stages import Stage, make_stages, text_cache_bytes
+from .work_units import Sizes, Unit, build_networks, make_units
+from .workload import Shapes, count_prompts, teacher_shapes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The work of a recipe.
+
+    student: config of its UNet. dtype: the teacher's, and of mixed precision. parameters: of each network; "trained" is
+    the student with its projectors. costs: of a call of each unit of work but "update". batch_sizes: of a call of each.
+    text_cache: bytes. notes: what is assumed.
+    """
+
+    recipe: Recipe
+    shapes: Shapes
+    student: dict[str, Any]
+    sizes: Sizes
+    num_processes: int
+    dtype: torch.dtype
+    parameters: dict[str, int]
+    costs: dict[str, Cost]
+    batch_sizes: dict[str, int]
+    stages: list[Stage]
+    text_cache: int
+    notes: list[str]
+
+    @property
+    def needed_units(self) -> list[str]:
+        """The units of work that the stages consist of."""
+        return [name for name in (*self.costs, "update") if any(stage.samples.get(name) for stage in self.stages)]
+
+    def calls(self, stage: Stage) -> dict[str, float]:
+        """Calls of each unit of work in a stage."""
+        return {name: samples / self.batch_sizes[name] for name, samples in stage.samples.items() if samples}
+
+
+def make_plan(recipe: Recipe, num_processes: int, dtype: torch.dtype) -> Plan:
+    """Raises RcdeployError for what the run itself would refuse. dtype: the teacher's, and of mixed precision."""
+    shapes = teacher_shapes(recipe.teacher.path)
+    student, student_notes = student_config(recipe.student.spec, shapes.configs["unet"])
+    accumulation = accumulation_steps(recipe.train, num_processes)
+    micro_batch_size = recipe.train.global_batch_size // (accumulation * num_processes)
+    prompts = count_prompts(recipe)
+    sizes = Sizes(shapes.latent(recipe.cache.resolution), shapes.tokens, micro_batch_size)
+    networks = build_networks(shapes.configs, student, recipe, "meta", dtype)
+    units = make_units(networks, recipe, sizes)
+    half = dtype if dtype != torch.float32 else None
+    counts = {name: parameters(getattr(networks, name)) for name in ("teacher", "text_encoder", "vae")}
+    counts |= {"student": parameters(networks.student.unet), "trained": parameters(networks.student)}
+    return Plan(
+        recipe=recipe,
+        shapes=shapes,
+        student=student,
+        sizes=sizes,
+        num_processes=num_processes,
+        dtype=dtype,
+        costs=_costs(units, half, accumulates=accumulation > 1),
+        parameters=counts,
+        batch_sizes={name: unit.batch_size for name, unit in units.items()},
+        stages=make_stages(recipe, shapes, prompts, in_half=half is not None, parameters=counts),
+        text_cache=text_cache_bytes(recipe, shapes, prompts, half is not None),
+        notes=[*shapes.notes, *prompts.notes, *student_notes],
+    )
+
+
+def _costs(units: dict[str, Unit], half: torch.dtype | None, *, accumulates: bool) -> dict[str, Cost]:
+    """half: the dtype of mixed precision. accumulates: whether a step consists of several micro-batches."""
+    costs = {
+        name: cost_of(unit.run, autocast=half if unit.autocast else None)
+        for name, unit in units.items()
+        if name != "update"
+    }
+    if accumulates:  # later micro-batches find the gradients of earlier ones in memory
+        first = costs["step"]
+        later = cost_of(units["step"].run, autocast=half)
+        costs["step"] = replace(first, peak_bytes=max(first.peak_bytes, first.final_bytes + later.peak_bytes))
+    return costs

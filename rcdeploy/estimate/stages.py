@@ -1,0 +1,135 @@
+"""The stages of `rcdeploy distill`: samples through each network, and the bytes that each leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..bench.costs import branches
+from ..conditioning import recipe_probability
+from ..recipe import Recipe
+from .workload import PromptCounts, Shapes, grid_size
+
+
+@dataclass(frozen=True)
+class Stage:
+    """samples: processed in all by each unit of work (work_units.make_units). shared: among all processes."""
+
+    name: str
+    amount: str
+    samples: Mapping[str, float]
+    disk_bytes: int
+    shared: bool = True
+
+
+def make_stages(
+    recipe: Recipe, shapes: Shapes, prompts: PromptCounts, *, in_half: bool, parameters: dict[str, int]
+) -> list[Stage]:
+    """The stages in the order in which `rcdeploy distill` runs them.
+
+    Args:
+        in_half: embeddings of prompts are in fp16 or bf16.
+        parameters: of the "student", and with its projectors ("trained").
+
+    On disk are tensors and prompts; manifests add a few kilobytes.
+    """
+    pool = prompts.pool
+    return [
+        _cache(recipe, shapes, prompts),
+        Stage("prompt pool", f"{pool.count:,} prompts", {}, pool.size + 8 * (pool.count + 1)),
+        _training(recipe, shapes, prompts, in_half, parameters),
+        _samples(recipe, prompts.paired.count),
+        Stage("pipeline", "student in fp16, text encoder, VAE", {}, 2 * parameters["student"] + shapes.copied_bytes),
+    ]
+
+
+def _cache(recipe: Recipe, shapes: Shapes, prompts: PromptCounts) -> Stage:
+    cache = recipe.cache
+    count = prompts.paired.count
+    shape = shapes.latent(cache.resolution)
+    full_shards, remainder = divmod(count, cache.shard_size)
+    shards = full_shards * shard_bytes(cache.shard_size, shape)
+    shards += shard_bytes(remainder, shape) if remainder else 0
+    prompts_txt = prompts.paired.size + count
+    pool = prompts.paired.size + 8 * (count + 1)
+    disk_bytes = shards + prompts_txt + pool
+    if cache.source == "real":
+        return Stage("latent cache", f"{count:,} images encoded", {"encode": count}, disk_bytes)
+    samples = count * cache.num_inference_steps * branches(cache.guidance_scale)
+    amount = f"{count:,} latents, {samples:,} samples through the teacher"
+    return Stage("latent cache", amount, {"teacher": samples, "text": count + 1}, disk_bytes)
+
+
+def shard_bytes(count: int, shape: tuple[int, int, int]) -> int:
+    """Size of a safetensors file of fp16 latents [count, c, h, w].
+
+    8 bytes, a header in JSON (padded to a multiple of 8), the data.
+    """
+    data = 2 * count * math.prod(shape)
+    entry = {"dtype": "F16", "shape": [count, *shape], "data_offsets": [0, data]}
+    header = len(json.dumps({"latents": entry}, separators=(",", ":")))
+    return 8 + header + -header % 8 + data
+
+
+def text_cache_bytes(recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool) -> int:
+    """Memory for embeddings of the paired prompts; 0 if they exceed train.text_cache_gb: steps encode them."""
+    bytes_per_token = int(shapes.configs["text_encoder"]["hidden_size"]) * (2 if in_half else 4)
+    size = prompts.paired.count * shapes.tokens * bytes_per_token
+    return size if size <= recipe.train.text_cache_gb * 1e9 else 0
+
+
+def unpaired_share(recipe: Recipe, num_train_timesteps: int) -> float:
+    """Share of all samples that get a random prompt, which each step encodes: the mean of p(t), less the null ones."""
+    conditioning = recipe.conditioning
+    p = recipe_probability(conditioning)
+    mean = float(p(np.arange(num_train_timesteps) / num_train_timesteps).mean())
+    return mean * (1 - conditioning.null_probability)
+
+
+def _training(
+    recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool, parameters: dict[str, int]
+) -> Stage:
+    train = recipe.train
+    samples = train.max_steps * train.global_batch_size
+    if text_cache_bytes(recipe, shapes, prompts, in_half):
+        texts = prompts.paired.count + unpaired_share(recipe, shapes.num_train_timesteps) * samples
+    else:
+        texts = (1 - recipe.conditioning.null_probability) * samples
+    written = math.ceil(train.max_steps / train.checkpoint_every)
+    best = 1 if recipe.evaluate.every else 0
+    checkpoints = min(written, train.keep_checkpoints + best)
+    weights_and_moments = 3 * parameters["trained"]
+    ema = parameters["student"]
+    disk_bytes = checkpoints * 4 * (weights_and_moments + ema)
+    amount = f"{train.max_steps:,} steps of {train.global_batch_size:,}"
+    return Stage("training", amount, {"step": samples, "update": train.max_steps, "text": texts}, disk_bytes)
+
+
+def _samples(recipe: Recipe, paired_count: int) -> Stage:
+    """Validation losses, sample grids (the teacher makes its own once), and the images that are scored, if any.
+
+    The stage's name is part of the format of --json.
+    """
+    section = recipe.evaluate
+    evaluations = math.ceil(recipe.train.max_steps / section.every) if section.every else 0
+    if not evaluations:
+        return Stage("pictures", "none", dict.fromkeys(("teacher", "student", "decode", "text"), 0), 0, shared=False)
+    unet_samples_per_image = section.num_inference_steps * branches(section.guidance_scale)
+    unet_samples_per_grid = grid_size(recipe) * unet_samples_per_image
+    grid_images = grid_size(recipe) * (evaluations + 1)
+    validated = section.validation_size * evaluations
+    scored = 0
+    if section.score != "validation":
+        scored = min(section.count or paired_count, paired_count) * evaluations
+    samples = {
+        "teacher": unet_samples_per_grid + validated,
+        "student": unet_samples_per_grid * evaluations + validated + scored * unet_samples_per_image,
+        "decode": grid_images + scored,
+        "text": grid_images + validated + scored,
+    }
+    amount = f"{evaluations:,} grids and validation losses" + (f", {scored:,} scored images" if scored else "")
+    return Stage("pictures", amount, samples, 0, shared=False)
