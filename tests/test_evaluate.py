@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,9 @@ from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.evaluate import image_source
+from rcdeploy.evaluate.spec import EvaluationSpec
+from rcdeploy.judge_files import judge_digest
 from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
@@ -135,3 +141,79 @@ def test_fid_and_is_of_a_few_images(judged: Path, captions: Path, monkeypatch: p
 def test_clip_scores(judged: Path, captions: Path, clip: Path) -> None:  # noqa: F811
     record = evaluate(judged, "--prompts", captions, "--count", 3, "--clip", clip, "--metrics", "clip,judge")
     assert -1 <= record["scores"]["all"]["clip"] <= 1 and "judge.item" in record["scores"]["all"]
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "shard_size", "expected"),
+    [
+        (100, 16, None, 16),  # 7 files: a batch each
+        (1000, 16, None, 64),  # 16 files
+        (30_000, 16, None, 256),
+        (3, 1, None, 1),
+        (40, 1, None, 3),
+        (100, 16, 50, 50),
+    ],
+)
+def test_files_are_small_enough_to_lose_little(
+    count: int, batch_size: int, shard_size: int | None, expected: int
+) -> None:
+    spec = EvaluationSpec(batch_size=batch_size, shard_size=shard_size)
+    assert spec.images_per_shard(count) == expected
+
+
+def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
+    judged: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["evaluate", str(judged), "--prompts", str(captions), "--batch-size", "4", "--out", "set", *FAST]
+    original = image_source.sample_images
+    calls = iter(range(100))
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(image_source, "sample_images", interrupted)
+    stopped = CliRunner().invoke(app, arguments)
+    assert stopped.exit_code == 130
+    assert "12 of 20 images are kept in set; the same command goes on" in stopped.stderr
+    assert len(shard_bytes("set", "pictures")) == 3
+    record = evaluate(judged, "--prompts", captions, "--batch-size", 4, "--out", "set")
+    assert record["seconds"]["pictures_drawn"] == 8
+
+
+def test_a_package_carries_its_captions_and_names_its_judge(
+    package: Path, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "package"
+    shutil.copytree(package, copy)
+    (copy / "captions.txt").write_text("a red shoe\na blue bag\n")
+    manifest = Manifest.read(copy, "package")
+    digest = judge_digest(judged / "judge")
+    manifest.facts |= {"captions": "captions.txt", "judge": {"teacher": "tiny", "folder": "judge", "digest": digest}}
+    manifest.add_file(copy, "captions.txt")
+    manifest.write(copy)
+    with pytest.raises(RcdeployError, match="no metric can be computed"):
+        evaluate(copy)
+    shutil.copytree(judged, "examples/teachers/tiny")
+    record = evaluate(copy)
+    assert record["counts"] == {"all": 2} and "judge.item" in record["scores"]["all"]
+    assert record["weights"]["judge"]["path"] == "examples/teachers/tiny/judge"
+    (tmp_path / "examples/teachers/tiny/judge/config.json").write_text(json.dumps({"attributes": {}, "width": 4}))
+    with pytest.raises(RcdeployError, match="no metric can be computed"):
+        evaluate(copy)
+
+
+def test_bad_arguments_fail_before_torch_is_imported(judged: Path, captions: Path) -> None:
+    code = (
+        "import sys\n"
+        "from rcdeploy.cli.main import app\n"
+        "from rcdeploy_runtime.errors import RcdeployError\n"
+        "try:\n"
+        f"    app(['evaluate', {str(judged)!r}, '--prompts', {str(captions)!r}, *sys.argv[1:]])\n"
+        "except RcdeployError:\n"
+        "    print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])\n"
+    )
+    for arguments in (["--count", "21"], ["--metrics", "clip"], ["--resize", "128"], ["--reference", "gone"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]", arguments
