@@ -1,7 +1,10 @@
-"""CLIP score: transformers' own numbers for the same pixels, whatever the size of the pictures."""
+"""CLIP score: transformers' own numbers for the same pixels, whatever the size of the images."""
 
 from __future__ import annotations
 
+import json
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +39,17 @@ def clip(tmp_path: Path) -> Path:
 def test_it_is_the_models_own_similarity(clip: Path) -> None:
     score = ClipScore(clip)
     images = torch.rand(3, 3, 32, 32)
-    found = score(images, PROMPTS, batch_size=2)
+    similarities = score(images, PROMPTS, batch_size=2)
     model, words = CLIPModel.from_pretrained(clip).eval(), tokenizer()
     tokens = words(PROMPTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        said = model(**tokens, pixel_values=(images - score.mean) / score.std)
-    expected = said.logits_per_image.diagonal() / model.logit_scale.exp()
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert found.std() > 1e-4  # not one number for all
+        output = model(**tokens, pixel_values=(images - score.mean) / score.std)
+    expected = output.logits_per_image.diagonal() / model.logit_scale.exp()
+    assert torch.allclose(similarities, expected, atol=1e-6)
+    assert similarities.std() > 1e-4  # not one number for all
 
 
-def test_pictures_are_made_square_as_pillow_makes_them(clip: Path) -> None:
+def test_images_are_made_square_as_pillow_makes_them(clip: Path) -> None:
     score = ClipScore(clip)
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 255, (6, 8, 3), np.uint8)).resize((128, 96), Image.Resampling.BICUBIC)
@@ -58,7 +61,7 @@ def test_pictures_are_made_square_as_pillow_makes_them(clip: Path) -> None:
 def test_a_model_built_as_the_papers(tmp_path: Path) -> None:
     """ViT-g/14 as OpenCLIP trained it: exact GELU, a vision tower wider than the text tower; prompts of any length."""
     words = tokenizer()
-    words.model_max_length = int(1e30)  # as in folders that do not say it
+    words.model_max_length = int(1e30)  # as in folders that do not state it
     text = {"hidden_size": 16, "vocab_size": len(words), "max_position_embeddings": 16}
     vision = {"hidden_size": 24, "image_size": 28, "patch_size": 14, "intermediate_size": 100}
     for tower in (text, vision):
@@ -67,10 +70,21 @@ def test_a_model_built_as_the_papers(tmp_path: Path) -> None:
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
     model.save_pretrained(tmp_path / "clip")
     words.save_pretrained(tmp_path / "clip")
-    found = ClipScore(tmp_path / "clip")(torch.rand(2, 3, 64, 64), ["a red shirt", "a blue bag " * 40])
-    assert found.shape == (2,) and found.isfinite().all() and (found.abs() <= 1).all()
+    similarities = ClipScore(tmp_path / "clip")(torch.rand(2, 3, 64, 64), ["a red shirt", "a blue bag " * 40])
+    assert similarities.shape == (2,) and similarities.isfinite().all() and (similarities.abs() <= 1).all()
 
 
 def test_a_folder_without_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="holds no CLIP model"):
         ClipScore(tmp_path)
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
+    (clip / "evil.py").write_text("raise SystemExit('run')\nclass Evil: ...\n")
+    config = json.loads((clip / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (clip / "tokenizer_config.json").write_text(json.dumps(config))
+    with suppress(RcdeployError):  # a tokenizer of another class that fits its files may do
+        ClipScore(clip)
+    assert "evil" not in sys.modules

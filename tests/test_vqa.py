@@ -1,4 +1,4 @@
-"""BLIP-VQA: transformers' own answers one question at a time, noun phrases, and what is said of missing ones."""
+"""BLIP-VQA: transformers' own answers one question at a time, noun phrases, and errors about missing ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PHRASES = [["a red shirt", "a blue bag"], [], ["two coat"], ["a black shoe"] * 3
 
 
 def small(**text: Any) -> BlipConfig:
-    """A BLIP of few weights, large enough ones for pictures and questions to matter; positions of 3 x 3 patches."""
+    """A BLIP of few weights, large enough ones for images and questions to matter; positions of 3 x 3 patches."""
     each = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "initializer_range": 0.4}
     tokens = {"vocab_size": len(WORDS) + 2, "bos_token_id": DEC, "sep_token_id": 3, "pad_token_id": 0}
     return BlipConfig(
@@ -58,7 +58,7 @@ def blip(tmp_path: Path) -> Path:
     return saved(tmp_path / "blip", BlipForQuestionAnswering(small()))
 
 
-def pictures(n: int) -> torch.Tensor:
+def random_images(n: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 3, 32, 48), np.uint8))
 
 
@@ -67,59 +67,59 @@ def answer(model: BlipForQuestionAnswering, image: torch.Tensor, phrase: str) ->
     ids = torch.tensor([[ENC, *(VOCABULARY[word] for word in phrase.split()), VOCABULARY["?"], VOCABULARY["[SEP]"]]])
     prepare = BlipImageProcessorPil(size={"height": 480, "width": 480})
     pixels = prepare(Image.fromarray(image.permute(1, 2, 0).numpy()), return_tensors="pt")["pixel_values"]
-    said = model.generate(
+    output = model.generate(
         ids, pixels, interpolate_pos_encoding=True, max_new_tokens=1, return_dict_in_generate=True, output_logits=True
     )
-    p = said.logits[0][0].softmax(0)
+    p = output.logits[0][0].softmax(0)
     return float(p[VOCABULARY["yes"]] / (p[VOCABULARY["yes"]] + p[VOCABULARY["no"]]))
 
 
 def test_it_is_the_product_of_the_models_own_answers(blip: Path) -> None:
-    model, images = BlipForQuestionAnswering.from_pretrained(blip).eval(), pictures(5)
+    model, images = BlipForQuestionAnswering.from_pretrained(blip).eval(), random_images(5)
     answers = [[answer(model, image, p) for p in of] for image, of in zip(images, PHRASES, strict=True)]
-    found = VqaScore(blip)(images, PHRASES)
-    torch.testing.assert_close(found, torch.tensor([np.prod(of) for of in answers], dtype=torch.float32))
-    assert found[1] == 1, "nothing was asked"
+    scores = VqaScore(blip)(images, PHRASES)
+    torch.testing.assert_close(scores, torch.tensor([np.prod(of) for of in answers], dtype=torch.float32))
+    assert scores[1] == 1, "without a question"
     alone = [a for of in answers for a in of]
     assert min(alone) < 0.4 and max(alone) > 0.6, "not one number for all"
     other = VqaScore(blip)(images.flip(0), PHRASES)
-    assert (other - found)[[0, 3, 4]].abs().min() > 1e-3, "the pictures matter"
+    assert (other - scores)[[0, 3, 4]].abs().min() > 1e-3, "the images matter"
 
 
-def test_every_picture_is_seen_once(blip: Path) -> None:
-    score, seen = VqaScore(blip), []
+def test_every_image_is_encoded_once(blip: Path) -> None:
+    score, batches = VqaScore(blip), []
     score.model.vision_model.register_forward_pre_hook(
-        lambda _module, _args, kwargs: seen.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
+        lambda _module, _args, kwargs: batches.append(tuple(kwargs["pixel_values"].shape)), with_kwargs=True
     )
     n = BATCH_SIZE + 3
-    found = score(pictures(n), [["a red shirt", "a blue bag"]] * n)
-    assert seen == [(BATCH_SIZE, 3, 480, 480), (3, 3, 480, 480)] and found.shape == (n,)
+    scores = score(random_images(n), [["a red shirt", "a blue bag"]] * n)
+    assert batches == [(BATCH_SIZE, 3, 480, 480), (3, 3, 480, 480)] and scores.shape == (n,)
 
 
-def test_a_picture_scores_the_same_in_any_company(blip: Path) -> None:
-    score, images = VqaScore(blip), pictures(5)
+def test_scores_do_not_depend_on_the_batch(blip: Path) -> None:
+    score, images = VqaScore(blip), random_images(5)
     together = score(images, PHRASES)
     alone = [score(images[i : i + 1], PHRASES[i : i + 1]) for i in range(5)]
     torch.testing.assert_close(together, torch.cat(alone))
 
 
 def test_a_tokenizer_that_knows_blips_own_tokens(blip: Path) -> None:
-    before = VqaScore(blip)(pictures(5), PHRASES)
+    before = VqaScore(blip)(random_images(5), PHRASES)
     words = BertTokenizer(vocab=VOCABULARY)
     words.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
     words.save_pretrained(blip)
     assert words.convert_tokens_to_ids("[ENC]") == ENC
-    assert torch.equal(VqaScore(blip)(pictures(5), PHRASES), before)
+    assert torch.equal(VqaScore(blip)(random_images(5), PHRASES), before)
 
 
 def test_the_folders_own_mean(blip: Path) -> None:
-    before = VqaScore(blip)(pictures(5), PHRASES)
+    before = VqaScore(blip)(random_images(5), PHRASES)
     (blip / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.5, 0.9]}))
-    assert (VqaScore(blip)(pictures(5), PHRASES) - before).abs().max() > 1e-3
+    assert (VqaScore(blip)(random_images(5), PHRASES) - before).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
-    ("phrase", "asked"),
+    ("phrase", "expected"),
     [
         ("A red Shirt", "a red shirt?"),
         ('the "old" (grey) shoe.', "the old grey shoe?"),
@@ -127,8 +127,8 @@ def test_the_folders_own_mean(blip: Path) -> None:
         ("red " * 60 + "bag", " ".join(["red"] * 50)),
     ],
 )
-def test_how_a_phrase_is_asked(phrase: str, asked: str) -> None:
-    assert question(phrase) == asked
+def test_questions(phrase: str, expected: str) -> None:
+    assert question(phrase) == expected
 
 
 # noun phrases
@@ -138,7 +138,7 @@ def parsed(words: str, pos: str, deps: str, heads: list[int]) -> Doc:
     return Doc(spacy.blank("en").vocab, words=words.split(), pos=pos.split(), deps=deps.split(), heads=heads)
 
 
-def test_places_are_not_asked_for() -> None:
+def test_places_are_no_questions() -> None:
     doc = parsed(
         "a bag on the left of the red shoe",
         "DET NOUN ADP DET NOUN ADP DET ADJ NOUN",
@@ -207,13 +207,13 @@ def test_folders_that_hold_no_such_model(tmp_path: Path) -> None:
     mute = saved(tmp_path / "mute", BlipForQuestionAnswering(small()))
     spoken = {word if word != "yes" else "maybe": i for word, i in VOCABULARY.items()}
     BertTokenizer(vocab=spoken).save_pretrained(mute)
-    for folder, said in {
+    for folder, message in {
         tmp_path / "empty": r"config\.json",
         captions: "weights are missing",
         cramped: r"no room for \[ENC\]",
         mute: "does not know yes and no",
     }.items():
-        with pytest.raises(RcdeployError, match=f"holds no BLIP model for question answering: .*{said}"):
+        with pytest.raises(RcdeployError, match=f"holds no BLIP model for question answering: .*{message}"):
             VqaScore(folder)
 
 
@@ -226,8 +226,8 @@ def run(*arguments: Any) -> dict[str, Any]:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
-    found: dict[str, Any] = json.loads(result.stdout)
-    return found
+    scores: dict[str, Any] = json.loads(result.stdout)
+    return scores
 
 
 @pytest.fixture
@@ -236,24 +236,24 @@ def captions(tmp_path: Path) -> Path:
     return tmp_path / "captions.txt"
 
 
-def test_several_pictures_of_each_prompt(captions: Path, blip: Path, tmp_path: Path) -> None:
+def test_several_images_of_each_prompt(captions: Path, blip: Path, tmp_path: Path) -> None:
     common = [FASHION, "--prompts", captions, "--metrics", "vqa", "--vqa", blip, "--repeat", 2, "--out", "set"]
-    said = run(*common, "--noun-phrases", pipeline(tmp_path / "pipeline"))
-    assert said["counts"] == {"all": 6} and said["prompts"]["repeat"] == 2
-    assert said["weights"]["vqa"]["noun_phrases"].startswith("en_")
+    record = run(*common, "--noun-phrases", pipeline(tmp_path / "pipeline"))
+    assert record["counts"] == {"all": 6} and record["prompts"]["repeat"] == 2
+    assert record["weights"]["vqa"]["noun_phrases"].startswith("en_")
     assert (tmp_path / "set/prompts.txt").read_text().splitlines() == [p for p in PAIRED[:3] for _ in range(2)]
-    drawn = load_file("set/pictures-00000.safetensors")["pictures"]
-    assert not torch.equal(drawn[0], drawn[1]), "each from noise of its own"
-    expected = VqaScore(blip)(drawn, [[p] for p in PAIRED[:3] for _ in range(2)])
-    assert said["scores"] == {"all": {"vqa": pytest.approx(expected.double().mean().item(), abs=1e-5)}}
+    images = load_file("set/pictures-00000.safetensors")["pictures"]
+    assert not torch.equal(images[0], images[1]), "each from noise of its own"
+    expected = VqaScore(blip)(images, [[p] for p in PAIRED[:3] for _ in range(2)])
+    assert record["scores"] == {"all": {"vqa": pytest.approx(expected.double().mean().item(), abs=1e-5)}}
 
     again = run(*common, "--noun-phrases", pipeline(tmp_path / "other", "2.0"))
     assert again["seconds"]["pictures_drawn"] == 0
-    assert len(list((tmp_path / "set").glob("vqa-*.safetensors"))) == 2, "read anew: it may have asked for other things"
+    assert len(list((tmp_path / "set").glob("vqa-*.safetensors"))) == 2, "computed anew: its questions may differ"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "vqa needs a BLIP model for question answering: --vqa"),
         (["--vqa", "gone"], "--vqa gone: no such file or folder"),
@@ -261,12 +261,12 @@ def test_several_pictures_of_each_prompt(captions: Path, blip: Path, tmp_path: P
         (["--vqa", "empty", "--noun-phrases", "pipeline"], "empty holds no BLIP model"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_drawn(
-    tiny_teacher: Path, captions: Path, blip: Path, tmp_path: Path, arguments: list[str], said: str
+def test_missing_files_are_an_error_before_anything_is_sampled(
+    tiny_teacher: Path, captions: Path, blip: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
     pipeline(tmp_path / "pipeline")
-    with pytest.raises(RcdeployError, match=said):
+    with pytest.raises(RcdeployError, match=message):
         run(tiny_teacher, "--prompts", captions, "--metrics", "vqa", *arguments)
     assert blip.is_dir() and not list(tmp_path.rglob("pictures-*"))
 
