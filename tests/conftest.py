@@ -25,6 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E
 from rcdeploy.progress import no_progress  # noqa: E402
 from rcdeploy.recipe import Recipe  # noqa: E402
 from rcdeploy.recipe_file import load_recipe  # noqa: E402
+from rcdeploy_runtime import files  # noqa: E402
 
 pytest_plugins = ["training_runs"]
 
@@ -235,6 +236,15 @@ def in_tmp_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if "tmp_path" in request.fixturenames:
         monkeypatch.chdir(request.getfixturevalue("tmp_path"))
     yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_sync() -> Iterator[None]:
+    """No test cuts the power, and thousands of fsyncs cost minutes; tests/test_files.py looks at their order."""
+    original = files.sync
+    files.sync = lambda _path: None  # type: ignore[assignment]
+    yield
+    files.sync = original
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

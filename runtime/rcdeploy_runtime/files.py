@@ -1,4 +1,8 @@
-"""Files and folders that are whole or not there at all: written beside their place, then renamed."""
+"""Files and folders that are whole or not there at all: written beside their place, synced, then renamed.
+
+The rename comes after the contents have reached the disk, and is synced itself, so that a power cut leaves the old
+contents or the new ones.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,9 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield beside
+        sync(beside)
         beside.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
@@ -44,14 +50,28 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
+        for entry in [*beside.rglob("*"), beside]:
+            sync(entry)
         if path.exists():
             path.replace(old)
         beside.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise _disk_error(path, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's contents, or a folder's entries, are on the disk. Not where the system cannot (Windows)."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _clear_up(path: Path) -> None:
