@@ -24,9 +24,11 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from rcdeploy.cache_latents import make_latent_cache, prepare
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.latent_cache import LatentCache, make_latent_cache, prepare
+from rcdeploy.latent_cache import LatentCache
 from rcdeploy.machine import gemm_rate
+from rcdeploy.prompts.recipe_pool import paired_sources
 from rcdeploy.sampling import starting_noise
 
 
@@ -34,7 +36,7 @@ def ours(folder: Path, teacher: LatentDiffusionModel, settings: dict[str, Any]) 
     """-> the cache, and the seconds of what is done once a cache: all captions read, deduplicated, drawn from."""
     recipe = quickstart({**settings, "cache.folder": str(folder)})
     begun = time.perf_counter()
-    prepare(recipe, teacher)
+    prepare(recipe, teacher, paired_sources(recipe))
     prepared = time.perf_counter() - begun
     return make_latent_cache(recipe, teacher), prepared
 

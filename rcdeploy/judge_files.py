@@ -24,4 +24,4 @@ def judge_digest(folder: Path) -> str:
 def weights_digest(folder: Path) -> str:
     """sha256 of the config and the weights of one network in a folder."""
     files = [folder / "config.json", *sorted(folder.glob("model*.safetensors"))]
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+    return hashlib.sha256("".join(sha256(file) for file in files if file.is_file()).encode()).hexdigest()

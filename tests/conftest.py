@@ -230,6 +230,28 @@ def captions(tmp_path: Path) -> Path:
     return tmp_path / "captions.txt"
 
 
+@pytest.fixture
+def sweep_file(tmp_path: Path, recipe_file: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes tmp_path/NAME.toml: a sweep of the tiny recipe (sweeps.py)."""
+    from sweeps import sweep_writer
+
+    return sweep_writer(tmp_path, recipe_file)
+
+
+@pytest.fixture
+def finished(sweep_file: Callable[..., Path]) -> Any:
+    """The plan of a sweep of one seed, every trial run in this process."""
+    from sweeps import SWEEP, silent
+
+    from rcdeploy.sweep.plan import load_plan
+    from rcdeploy.sweep.run_trial import run_trial
+
+    plan = load_plan(sweep_file(SWEEP.replace("[0, 1]", "[0]"), train={"max_steps": 2}))
+    for trial in plan.trials:
+        assert run_trial(plan, trial, silent, silent)
+    return plan
+
+
 @pytest.fixture(autouse=True)
 def in_tmp_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Caches, pools and runs go to the current folder by default: a test that has a folder of its own works there."""

@@ -107,8 +107,9 @@ def test_a_config_of_the_wrong_type(
 def test_a_full_disk_leaves_nothing_half_done(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from rcdeploy.cache_latents import make_latent_cache
     from rcdeploy.diffusion_model import LatentDiffusionModel
-    from rcdeploy.latent_cache import CacheFolder, make_latent_cache
+    from rcdeploy.latent_cache import CacheFolder
     from rcdeploy.recipe_file import load_recipe
     from rcdeploy.storage import tensors
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from rcdeploy import latent_cache
+from rcdeploy import cache_latents
 from rcdeploy.bench.macs import unet_macs
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
@@ -57,7 +57,7 @@ def test_cache_and_pool_are_as_large_as_estimated(tiny_recipe: Recipes, monkeypa
     monkeypatch.setattr(teacher.unet, "forward", forward)
     plan = make_plan(recipe, 1, torch.float32)
     cache, pool = (next(s for s in plan.stages if s.name == name) for name in ("latent cache", "prompt pool"))
-    folder = latent_cache.make_latent_cache(recipe, teacher).folder
+    folder = cache_latents.make_latent_cache(recipe, teacher).folder
     assert sum(batch_sizes) == cache.samples["teacher"] == 12 * 2 * 2  # prompts, steps, branches
     files = [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".bin", ".txt")]
     assert len(files) == 3 + 2 + 1

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcdeploy import latent_cache
+from rcdeploy import cache_latents
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.plots import CAPTION_HEIGHT, GAP, LABEL_WIDTH
 from rcdeploy.prompts.pool import PromptPool
+from rcdeploy.prompts.recipe_pool import paired_sources
 from rcdeploy.real_images import captioned_images
 from rcdeploy.recipe_file import load_recipe
 
@@ -69,7 +70,7 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import table_data
 
     recipe = load_recipe(EXAMPLES.parent / "recipes/tables/fashion.toml", ["prompts.paired_count=40"])
-    latent_cache.prepare(recipe, LatentDiffusionModel(recipe.teacher.path))
+    cache_latents.prepare(recipe, LatentDiffusionModel(recipe.teacher.path), paired_sources(recipe))
     (cache,) = tmp_path.glob("caches/*")
     assert (cache / "prompts.txt").read_text().splitlines() == table_data.paired_texts(recipe)
     table_data.pools(recipe, tmp_path / "out")

@@ -19,9 +19,10 @@ from conftest import PAIRED, save_teacher
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rcdeploy import latent_cache
+from rcdeploy import cache_latents
+from rcdeploy.cache_latents import make_latent_cache
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.latent_cache import LatentCache, make_latent_cache
+from rcdeploy.latent_cache import LatentCache
 from rcdeploy.recipe import Recipe
 from rcdeploy.sampling import sample_latents, starting_noise
 from rcdeploy_runtime.errors import RcdeployError
@@ -184,7 +185,7 @@ def test_a_full_cache_is_opened_without_asking_the_teacher(
     recipe = tiny_recipe()
     folder = filled(recipe)
     before = {p.name: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    monkeypatch.setattr(latent_cache, "sample_latents", lambda *_a, **_k: pytest.fail("sampled again"))
+    monkeypatch.setattr(cache_latents, "sample_latents", lambda *_a, **_k: pytest.fail("sampled again"))
     filled(recipe)
     assert {p.name: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
@@ -292,7 +293,7 @@ def test_a_teacher_with_nan_weights_is_refused(
 
 
 def test_nan_latents_are_not_kept(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(latent_cache, "sample_latents", lambda _u, _s, noise, *_a, **_k: noise * float("nan"))
+    monkeypatch.setattr(cache_latents, "sample_latents", lambda _u, _s, noise, *_a, **_k: noise * float("nan"))
     with pytest.raises(RcdeployError, match="made NaN of 'a "):
         filled(tiny_recipe())
     assert not list((tmp_path / "cache").glob("latents-*")) and not list((tmp_path / "cache").glob("*.claim"))

@@ -34,6 +34,7 @@ FLOORS = [
     # data, and folders of runs
     ["checkpoint", "conditioning", "prompts", "real_images", "run_folder"],
     ["latent_cache"],
+    ["cache_latents"],
     # judging and measuring
     ["bench", "captioned_images", "evaluate"],
     # learning
@@ -97,6 +98,14 @@ def test_imports_run_downwards(module: str) -> None:
     for target in own_imports(module):
         if room(target) != room(module) and target != "rcdeploy":
             assert FLOOR[room(target)] < FLOOR[room(module)], f"{module} imports {target}, which is not below it"
+
+
+def test_no_circle_of_files() -> None:
+    graph = {module: own_imports(module) for module in FILES}
+    while leaves := [module for module, targets in graph.items() if not targets & graph.keys()]:
+        for leaf in leaves:
+            del graph[leaf]
+    assert graph == {}, "these files import each other in a circle, or import one that does"
 
 
 def test_the_runtime_imports_nothing_heavy_and_none_of_ours() -> None:

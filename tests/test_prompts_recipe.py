@@ -11,7 +11,7 @@ import pytest
 from tiny_wordnet import write_wordnet
 from typer.testing import CliRunner
 
-from rcdeploy import latent_cache
+from rcdeploy import cache_latents
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.estimate import workload
@@ -62,8 +62,7 @@ def test_a_recipe_makes_its_prompts_once(shipped_tiny: WordNet, tiny_recipe: Rec
     before = {file: file.stat().st_mtime_ns for file in (paired, pool)}
     assert len(open_pool(recipe, remarks.append)) == 6 * len(nouns)
     teacher = LatentDiffusionModel(recipe.teacher.path)
-    folder = latent_cache.folder_of(recipe, teacher)
-    latent_cache.prepare(recipe, teacher)
+    folder = cache_latents.prepare(recipe, teacher, paired_sources(recipe)).folder
     assert sorted((folder / "prompts.txt").read_text().splitlines()) == sorted(lines)
     assert {file: file.stat().st_mtime_ns for file in (paired, pool)} == before and len(remarks) == 3
     assert not list((tmp_path / "pools").glob("*.claim"))

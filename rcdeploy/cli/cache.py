@@ -36,22 +36,23 @@ def cache_command(
     folder may run it at once. On several GPUs: accelerate launch -m rcdeploy.cli.main cache RECIPE.
     """
     resolved = load_recipe(recipe, override)
-    from .. import latent_cache
+    from .. import cache_latents
     from ..distill.run import load_teacher, make_accelerator
+    from ..prompts.recipe_pool import paired_sources
 
     quieten_libraries()
     quiet = quiet or as_json
     log = make_log(quiet)
     with resumable("Finished shards of latents are kept: run the same command to resume."):
         teacher = load_teacher(resolved.teacher, make_accelerator(resolved.train, Path("runs")))
-        cache_folder = latent_cache.prepare(resolved, teacher, log)
+        cache_folder = cache_latents.prepare(resolved, teacher, paired_sources(resolved, log), log)
         folder = cache_folder.folder
         if verify:
             for name in cache_folder.manifest.wrong_files(folder):
                 (folder / name).unlink(missing_ok=True)
                 print_warning(f"{folder / name} differs from its digest and is replaced")
         with stages(quiet) as progress:
-            cache = latent_cache.fill(cache_folder, resolved.cache, teacher, progress, log)
+            cache = cache_latents.fill(cache_folder, resolved.cache, teacher, progress, log)
     facts = {
         "folder": short_path(folder),
         "latents": len(cache),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .console import err, out, quieten_libraries, show_table, stages
+from .console import err, make_log, out, quieten_libraries, show_table, stages
 from .options import DEVICE, QUIET
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _evaluate(
     with stages(quiet or as_json) as progress:
         evaluation = Evaluation.prepare(target, spec, chosen, folder=folder, device=device, progress=progress)
         try:
-            record = {**evaluation.run(halves, progress), "split": split}
+            record = {**evaluation.run(halves, progress, make_log(quiet or as_json)), "split": split}
             if image_folder:
                 write_pngs(evaluation.image_set, image_folder, progress)
         except KeyboardInterrupt:

@@ -13,13 +13,16 @@ import typer
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..storage.claims import Claim
-from ..sweep.plan import RUNS, Cell, Plan, load_plan
-from .console import err, out, quieten_libraries, show_table, stages
+from .console import err, make_log, print_line, quieten_libraries, resumable, show_table, stages
 from .options import QUIET, SET
 
 if TYPE_CHECKING:
-    from ..sweep.cell import Scores
+    from ..sweep.plan import Plan
+    from ..sweep.scores import TrialScores
+    from ..sweep.trial import Trial
+
+REFRESH_SECONDS = 2
+"""between two looks at the trials' metrics"""
 
 
 def sweep_command(
@@ -27,122 +30,127 @@ def sweep_command(
     recipe: Path | None = typer.Option(None, "--recipe", help="Another base recipe than the file's."),
     score: Path | None = typer.Option(None, "--score", help="Another score file than the file's."),
     override: list[str] = SET,
-    jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Students trained at once, each in a process of its own."),
-    runs: Path = typer.Option(RUNS, "--runs", help="Where the runs are kept; tables share them."),
-    results: Path = typer.Option(Path("results"), "--out", "-o", help="Where NAME.json, NAME.md and NAME.png go."),
+    jobs: int = typer.Option(1, "--jobs", "-j", min=1, help="Trials at once, each in a process of its own."),
+    runs: Path = typer.Option(Path("runs/sweeps"), "--runs", help="Folder of the runs; tables share them."),
+    results: Path = typer.Option(Path("results"), "--out", "-o", help="Folder for NAME.json, NAME.md and NAME.png."),
     known: list[Path] = typer.Option(
-        None, metavar="JSON", help="A table made before, here or elsewhere: what it has is not made again. Repeatable."
+        None, metavar="JSON", help="An earlier table, made here or elsewhere: its trials are not run again. Repeatable."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="List the cells, which are done, and the hours left."),
-    only_table: bool = typer.Option(False, "--only-table", help="Make the table of the cells that are done."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="List the trials, which are done, and the hours left."),
+    only_table: bool = typer.Option(False, "--only-table", help="Make the table of the trials that are done."),
     as_json: bool = typer.Option(False, "--json", help="With --dry-run: as JSON."),
-    key: str | None = typer.Option(None, "--cell", metavar="KEY", help="Make this one cell, in this process."),
+    key: str | None = typer.Option(None, "--trial", "--cell", metavar="KEY", help="Run this one trial, here."),
+    with_parent: bool = typer.Option(False, "--exit-with-parent", hidden=True),
     quiet: bool = QUIET,
 ) -> None:
-    """Train a recipe in several ways and with several seeds, score every student alike, and write one table.
+    """Train a recipe in several variants and with several seeds, score every student alike, and write one table.
 
-    A table's Markdown has means and spreads over the seeds, and the paper's figures beside them. Stopped or killed, the
+    A table's Markdown has means and spreads over the seeds, and the paper's values beside them. Stopped or killed, the
     same command goes on; several may run at once, and tables share what they have in common. Shipped are the paper's
     tables in miniature, recipes/tables (README.md there); the same files take a model of full size:
     rcdeploy sweep recipes/tables/table_c.toml --recipe recipes/b_base.toml --score MINE.toml. Of its sizes and MACs
     (Table A) there is rcdeploy students. With CUDA_VISIBLE_DEVICES=0,1,2,3 each of four jobs has one GPU.
     """
+    from ..sweep.plan import load_plan
+
+    if with_parent:
+        from ..sweep.trial_process import exit_with_parent
+
+        exit_with_parent()
     plan = load_plan(file, recipe=recipe, score=score, overrides=override or [], runs=runs, known=known or [])
     if key:
-        _one_cell(plan, key, quiet)
+        _run_one(plan, key, quiet)
         return
     if dry_run:
         _list(plan, jobs, as_json)
         return
-    words = ["sweep", str(file)]
+    arguments = ["sweep", str(file)]
     for name, value in (("--recipe", recipe), ("--score", score)):
-        words += [name, str(value)] if value else []
-    words += [word for setting in override or [] for word in ("--set", setting)]
-    command = shlex.join(["rcdeploy", *words])
-    start = [sys.executable, "-m", "rcdeploy.cli.main", *words, "--runs", str(runs), "--quiet", "--cell"]
+        arguments += [name, str(value)] if value else []
+    arguments += [x for setting in override or [] for x in ("--set", setting)]
+    start = [sys.executable, "-m", "rcdeploy.cli.main", *arguments, "--runs", str(runs)]
+    start += ["--quiet", "--exit-with-parent", "--trial"]
     quieten_libraries()
-    from ..sweep.cell import Scores
+    from ..sweep.scores import TrialScores
 
-    scores = Scores(plan)  # what cannot be scored is said before anything is trained
-    failures = {} if only_table else _work(plan, start, jobs, quiet)
-    _write(plan, scores, results, command, quiet)
+    scores = TrialScores(plan)  # files that scoring lacks are an error before anything is trained
+    failures = {} if only_table else _run_all(plan, start, jobs, quiet)
+    with resumable("The trials are done; the same command writes the table."):
+        _write_table(plan, scores, results, shlex.join(["rcdeploy", *arguments]), quiet)
     if failures:
-        names = _names(plan)
-        listed = "\n".join(f"  • {names[k]}: {said}" for k, said in failures.items())
+        names = plan.trial_names()
         raise RcdeployError(
-            f"{len(failures)} of {len(plan.cells)} cells failed:\n{listed}",
+            f"{len(failures)} of {len(plan.trials)} trials failed:",
+            errors=[f"{names[k]}: {failure.problem}" for k, failure in failures.items()],
             fix=f"The others are in the table. Logs: {runs}/*.log. The same command tries the failed ones again.",
         )
 
 
-def _names(plan: Plan) -> dict[str, str]:
-    """What people call a cell, by its key; lines that share it are joined."""
-    found: dict[str, list[str]] = {plan.teacher.key: ["teacher"]}
-    for line in plan.lines:
-        for cell in line.cells:
-            found.setdefault(cell.key, []).append(line.label)
-    seeds = {cell.key: f", seed {cell.seed}" if cell.trained else "" for cell in plan.cells}
-    return {key: " = ".join(labels) + seeds[key] for key, labels in found.items()}
-
-
-def _one_cell(plan: Plan, key: str, quiet: bool) -> None:
-    from ..distill.loop import Stopped
-    from ..sweep.cell import make
-    from ..sweep.work import BUSY
-
+def _run_one(plan: Plan, key: str, quiet: bool) -> None:
     quieten_libraries()
-    say = (lambda _text: None) if quiet else (lambda text: err.print(text, style="dim"))
+    from ..distill.loop import Stopped
+    from ..sweep.run_trial import run_trial
+    from ..sweep.trial_process import EXIT_BUSY, recorded_failure
+
+    trial = plan.trial(key)
+    kept = f"Everything so far is kept in {trial.folder}; the same command goes on from there."
     try:
-        with stages(quiet) as progress:
-            made = make(plan, plan.cell(key), progress, say)
+        with recorded_failure(trial), stages(quiet) as progress, resumable(kept):
+            ours = run_trial(plan, trial, progress, make_log(quiet))
     except Stopped as stopped:
         err.print(str(stopped))
         raise typer.Exit(130) from None
-    if not made:
-        err.print("another process is at this cell")
-        raise typer.Exit(BUSY)
+    if not ours:
+        err.print("another process runs this trial")
+        raise typer.Exit(EXIT_BUSY)
 
 
-def _work(plan: Plan, start: list[str], jobs: int, quiet: bool) -> dict[str, str]:
-    from ..sweep.work import Interrupted, Work
+def _run_all(plan: Plan, start: list[str], jobs: int, quiet: bool) -> dict[str, RcdeployError]:
+    from ..sweep.launcher import Interrupted, Launcher
 
-    names, began = _names(plan), time.monotonic()
-    before = _steps_done(plan)
+    names = plan.trial_names()
+    began = time.monotonic()
+    steps_before = _steps_done(plan)
 
-    def finished(cell: Cell, seconds: float, failure: str | None) -> None:
+    def report(trial: Trial, seconds: float, failure: RcdeployError | None) -> None:
         if quiet:
             return
-        done = sum(plan.is_done(c) for c in plan.cells)
         steps = _steps_done(plan)
-        left = ""
-        if steps > before:
-            rate = (time.monotonic() - began) / (steps - before)
-            left = f"; about {_duration((_steps(plan) - steps) * rate)} left"
-        how = f"failed: {failure.splitlines()[0]}" if failure else f"{seconds:.0f} s"
-        err.print(f"{done} of {len(plan.cells)} cells: {names[cell.key]}: {how}{left}", highlight=False, soft_wrap=True)
+        remaining = ""
+        if steps > steps_before:
+            rate = (time.monotonic() - began) / (steps - steps_before)
+            remaining = f"; about {_duration((_steps(plan) - steps) * rate)} left"
+        outcome = f"failed: {failure.message}" if failure else f"{seconds:.0f} s"
+        done = f"{_done(plan)} of {len(plan.trials)} trials: {names[trial.key]}: {outcome}{remaining}"
+        err.print(done, highlight=False, soft_wrap=True)
 
+    refreshed = 0.0
     try:
         with stages(quiet) as progress:
-            looked = [0.0]
 
-            def tell() -> None:
-                if time.monotonic() - looked[0] > 2:
-                    looked[0] = time.monotonic()
-                    progress("steps", _steps_done(plan), _steps(plan), {})
+            def refresh() -> None:
+                nonlocal refreshed
+                if time.monotonic() - refreshed > REFRESH_SECONDS:
+                    refreshed = time.monotonic()
+                    progress("steps", _steps_done(plan), _steps(plan), None)
 
-            work = Work(plan.cells, lambda cell: [*start, cell.key], plan.is_done, jobs, finished, tell)
-            return work.run()
+            return Launcher(plan.trials, lambda trial: [*start, trial.key], plan.is_done, jobs, report, refresh).run()
     except Interrupted:
-        err.print("stopped; the same command goes on")
+        kept = f"{_done(plan)} of {len(plan.trials)} trials are done; what the others have so far is kept in"
+        err.print(f"Stopped. {kept} {plan.teacher.folder.parent}. The same command goes on from there.", soft_wrap=True)
         raise typer.Exit(130) from None
 
 
+def _done(plan: Plan) -> int:
+    return sum(plan.is_done(trial) for trial in plan.trials)
+
+
 def _steps(plan: Plan) -> int:
-    return sum(cell.steps for cell in plan.to_make)
+    return sum(trial.steps for trial in plan.to_run)
 
 
 def _steps_done(plan: Plan) -> int:
-    return sum(cell.steps_done for cell in plan.to_make)
+    return sum(trial.steps_done for trial in plan.to_run)
 
 
 def _duration(seconds: float) -> str:
@@ -150,51 +158,57 @@ def _duration(seconds: float) -> str:
 
 
 def _list(plan: Plan, jobs: int, as_json: bool) -> None:
-    names = _names(plan)
+    names = plan.trial_names()
     rows: list[dict[str, Any]] = [
         {
-            "cell": names[cell.key],
-            "state": _state(plan, cell),
-            "steps": cell.steps,
-            "run": str(cell.folder),
-            "key": cell.key,
+            "trial": names[trial.key],
+            "state": _state(plan, trial),
+            "steps": trial.steps,
+            "run": str(trial.folder),
+            "key": trial.key,
         }
-        for cell in plan.cells
+        for trial in plan.trials
     ]
     if as_json:
         show_table("", [], rows, as_json=True)
         return
-    columns = ["cell", "state", "steps", "key"]
-    shown = [{**row, "key": row["key"][:8]} for row in rows]
-    show_table(f"{plan.name}: {len(rows)} cells in {plan.teacher.folder.parent}", columns, shown, as_json=False)
-    each = [cell.train_seconds / cell.steps_done for cell in plan.to_make if cell.steps_done]
-    left = _steps(plan) - _steps_done(plan)
-    if not left:
-        out.print("every student is trained")
-    elif each:
-        hours = _duration(left * statistics.mean(each) / jobs)
-        out.print(f"{left:,} steps left: about {hours} of training with --jobs {jobs}, caches and pictures not counted")
+    title = f"{plan.name}: {len(rows)} trials in {plan.teacher.folder.parent}"
+    short = [{**row, "key": row["key"][:8]} for row in rows]
+    show_table(title, ["trial", "state", "steps", "key"], short, as_json=False)
+    seconds_per_step = [trial.train_seconds / trial.steps_done for trial in plan.to_run if trial.steps_done]
+    remaining = _steps(plan) - _steps_done(plan)
+    if not remaining:
+        print_line("every student is trained")
+    elif seconds_per_step:
+        time_left = _duration(remaining * statistics.mean(seconds_per_step) / jobs)
+        print_line(
+            f"{remaining:,} steps left: about {time_left} of training with --jobs {jobs}, "
+            "without latent caches and scored images"
+        )
     else:
-        out.print(f"{left:,} steps; how long they take is known when the first is done, or from rcdeploy estimate")
+        print_line(f"{remaining:,} steps; their time is known when the first trial is done, or from rcdeploy estimate")
 
 
-def _state(plan: Plan, cell: Cell) -> str:
-    if plan.is_done(cell):
-        return "known" if cell.key in plan.known else "done"
-    if Claim(cell.folder).path.is_file():
-        return "somebody is at it"
-    if cell.is_trained():
+def _state(plan: Plan, trial: Trial) -> str:
+    from ..storage.claims import Claim
+
+    if plan.is_done(trial):
+        return "known" if plan.known_result(trial) else "done"
+    if Claim(trial.folder).path.is_file():
+        return "running"
+    if trial.is_trained():
         return "not scored"
-    return f"step {cell.steps_done:,}" if cell.steps_done else "waits"
+    return f"step {trial.steps_done:,}" if trial.steps_done else "not begun"
 
 
-def _write(plan: Plan, scores: Scores, results: Path, command: str, quiet: bool) -> None:
+def _write_table(plan: Plan, scores: TrialScores, results: Path, command: str, quiet: bool) -> None:
     from ..sweep.table import collect, write
 
-    if not any(plan.is_done(cell) for cell in plan.cells):
+    if not _done(plan):
         if not quiet:
-            err.print("no cell is done: no table is written")
+            err.print("no trial is done: no table is written")
         return
-    written = write(plan, collect(plan, scores), results, command)
+    paths = write(plan, collect(plan, scores), results, command)
     if not quiet:
-        out.print("\n".join(str(path) for path in written), highlight=False)
+        for path in paths:
+            print_line(str(path))

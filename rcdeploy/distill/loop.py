@@ -18,7 +18,7 @@ from ..recipe import Recipe, Train
 from ..run_folder import MetricsFile, exclusive
 from .features import FeatureRecorder
 from .pipeline import write_pipeline, write_run_manifest
-from .run import Run, accumulation_steps, build_run, make_batches
+from .run import Run, build_run
 from .step import distillation_loss, optimizer_step
 from .train_state import TrainState
 from .validation import Validator
@@ -68,9 +68,8 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
     train = run.recipe.train
     accelerator = run.accelerator
     learning_rate = learning_rate_schedule(train)
-    parts = accumulation_steps(train, accelerator.num_processes)
+    parts = run.accumulation_steps
     micro_batch_size = train.global_batch_size // (parts * accelerator.num_processes)
-    batches = make_batches(run)
     teacher_features = FeatureRecorder(run.teacher.unet, [tap.teacher for tap in run.taps])
     timer = _StepTimer(state.step)
 
@@ -80,7 +79,7 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                 group["lr"] = learning_rate(state.step)
             for part in range(parts):
                 first = (part * accelerator.num_processes + accelerator.process_index) * micro_batch_size
-                batch = batches.make(state.step, range(first, first + micro_batch_size))
+                batch = run.batches.make(state.step, range(first, first + micro_batch_size))
                 is_last_part = part == parts - 1
                 with nullcontext() if is_last_part else accelerator.no_sync(run.wrapped):
                     # the prepared model casts by itself; the teacher's weights are in their own precision already

@@ -17,13 +17,13 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .. import checkpoint, latent_cache
+from .. import cache_latents, checkpoint
 from ..conditioning import RandomConditioning, recipe_probability
 from ..diffusion_model import LatentDiffusionModel
 from ..latent_cache import LatentCache
 from ..progress import Log, Progress, no_log
 from ..prompts.pool import PromptPool
-from ..prompts.recipe_pool import open_pool
+from ..prompts.recipe_pool import open_pool, paired_sources
 from ..recipe import Recipe, Student, Train, digest
 from ..recipe import Teacher as TeacherSection
 from ..run_folder import check_recipe, check_sources
@@ -42,15 +42,18 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Run:
     """What a distillation works with; what it has reached is a TrainState.
 
-    student_config: of its UNet. wrapped: the model as accelerate wraps it (DDP, autocast).
+    accumulation_steps: forward passes per update. student_config: of its UNet. wrapped: the model as accelerate wraps
+    it (DDP, autocast).
     """
 
     recipe: Recipe
     folder: Path
     accelerator: Accelerator
+    accumulation_steps: int
     teacher: LatentDiffusionModel
     cache: LatentCache
     pool: PromptPool
+    batches: BatchMaker
     student_config: dict[str, Any]
     taps: list[FeatureTap]
     model: StudentWithProjectors
@@ -105,7 +108,7 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     """
     check_recipe(folder, recipe)
     accelerator = make_accelerator(recipe.train, folder)
-    accumulation_steps(recipe.train, accelerator.num_processes)  # its error should show before anything is made
+    accumulation = accumulation_steps(recipe.train, accelerator.num_processes)
     if not accelerator.is_main_process:
         log = no_log
     if recipe.train.mixed_precision == "fp16" and accelerator.mixed_precision == "no":
@@ -117,9 +120,10 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     # quick work first: sampling the latents may take hours, and errors should show before
     teacher.load("unet", "text_encoder")
     unet, config, notes = make_student(recipe.student, teacher)
-    cache_folder = latent_cache.prepare(recipe, teacher, log)
+    paired = paired_sources(recipe, log)
     pool = open_pool(recipe, log)
-    cache = latent_cache.fill(cache_folder, recipe.cache, teacher, progress, log)
+    cache_folder = cache_latents.prepare(recipe, teacher, paired, log)
+    cache = cache_latents.fill(cache_folder, recipe.cache, teacher, progress, log)
     for note in notes:
         log(note)
     taps = feature_taps(teacher.unet_config, config) if recipe.loss.feature else []
@@ -129,7 +133,23 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     model.train()
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, recipe.train))
     ema = make_ema(model, recipe.train)
-    run = Run(recipe, folder, accelerator, teacher, cache, pool, config, taps, model, wrapped, optimizer, ema)
+    batches = make_batches(recipe, teacher, cache, pool)
+    run = Run(
+        recipe=recipe,
+        folder=folder,
+        accelerator=accelerator,
+        accumulation_steps=accumulation,
+        teacher=teacher,
+        cache=cache,
+        pool=pool,
+        batches=batches,
+        student_config=config,
+        taps=taps,
+        model=model,
+        wrapped=wrapped,
+        optimizer=optimizer,
+        ema=ema,
+    )
     if resumed:
         check_sources(Manifest.read(folder, "run"), run.sources)
     return run
@@ -179,22 +199,21 @@ def make_student(section: Student, teacher: LatentDiffusionModel) -> tuple[torch
     return unet, config, notes
 
 
-def make_batches(run: Run) -> BatchMaker:
-    """Random conditioning over the run's cache and pool."""
-    section = run.recipe.conditioning
+def make_batches(recipe: Recipe, teacher: LatentDiffusionModel, cache: LatentCache, pool: PromptPool) -> BatchMaker:
+    """Batches by random conditioning over cache and pool."""
     conditioning = RandomConditioning(
-        p=recipe_probability(section),
-        rows=len(run.cache),
-        pool_size=len(run.pool),
-        num_train_timesteps=int(run.teacher.schedule.config.num_train_timesteps),
-        null_probability=section.null_probability,
-        seed=run.recipe.train.seed,
+        p=recipe_probability(recipe.conditioning),
+        rows=len(cache),
+        pool_size=len(pool),
+        num_train_timesteps=int(teacher.schedule.config.num_train_timesteps),
+        null_probability=recipe.conditioning.null_probability,
+        seed=recipe.train.seed,
     )
     return BatchMaker(
-        run.teacher,
-        run.cache,
-        run.pool,
+        teacher,
+        cache,
+        pool,
         conditioning,
-        text_cache_bytes=run.recipe.train.text_cache_gb * 1e9,
-        task_target=run.recipe.loss.task > 0,
+        text_cache_bytes=recipe.train.text_cache_gb * 1e9,
+        task_target=recipe.loss.task > 0,
     )

@@ -11,7 +11,7 @@ from typing import Any
 from rcdeploy_runtime.files import write_json
 
 from ..plots import grid
-from ..progress import Progress, no_progress
+from ..progress import Log, Progress, no_log, no_progress
 from ..recipe import digest
 from .image_set import ImageSet, default_folder, open_image_set
 from .image_source import Generate, ImageSource, open_image_source, torch_device
@@ -78,9 +78,11 @@ class Evaluation:
         )
         return cls(spec, source, image_set, scorer, identity)
 
-    def run(self, split: Sequence[bool] | None, progress: Progress = no_progress) -> dict[str, Any]:
+    def run(self, split: Sequence[bool] | None, progress: Progress = no_progress, log: Log = no_log) -> dict[str, Any]:
         """As `evaluate`, with the record of the model and of everything used: what scores.json holds."""
-        result = evaluate(self.image_set, self.source.generate, self.scorer, self.spec, split=split, progress=progress)
+        result = evaluate(
+            self.image_set, self.source.generate, self.scorer, self.spec, split=split, progress=progress, log=log
+        )
         spec = self.spec
         return {
             "folder": str(self.image_set.folder),
@@ -105,6 +107,7 @@ def evaluate(
     *,
     split: Sequence[bool] | None = None,
     progress: Progress = no_progress,
+    log: Log = no_log,
 ) -> dict[str, Any]:
     """Generates missing images, computes missing network outputs, and scores; many processes may share the folder.
 
@@ -112,6 +115,7 @@ def evaluate(
         generate: samples images from prompts and seeds.
         spec: its seed and sampling settings are used.
         split: which prompts belong to the part "with"; None scores all together only.
+        log: receives the processes that this one waits for.
 
     Returns:
         {"scores": {"all", "with"?, "without"?}, "counts", "seconds"}; the seconds are this process's.
@@ -121,9 +125,9 @@ def evaluate(
     def generate_rows(prompts: Sequence[str], rows: range) -> Any:
         return generate(prompts, [spec.seed + row for row in rows], spec.sampling)
 
-    generated = image_set.generate_missing(generate_rows, progress)
+    generated = image_set.generate_missing(generate_rows, progress, log)
     sampled = time.perf_counter()
-    outputs: Outputs = {name: image_set.outputs_of(net, progress) for name, net in scorer.networks.items()}
+    outputs: Outputs = {name: image_set.outputs_of(net, progress, log) for name, net in scorer.networks.items()}
     parts: dict[str, list[bool] | None] = {"all": None}
     if split is not None:
         parts |= {"with": list(split), "without": [not x for x in split]}

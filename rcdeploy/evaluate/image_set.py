@@ -18,7 +18,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..progress import Progress
+from ..progress import Log, Progress, no_log
 from ..recipe import digest
 from ..storage.claims import Claim, make_once
 from ..storage.shards import claim_missing_shards, missing_shards, shard_ranges
@@ -82,11 +82,16 @@ class ImageSet:
         """The number of images in whole shards."""
         return self._completed(missing_shards(self.shard_files(IMAGES)))
 
-    def generate_missing(self, generate: GenerateRows, progress: Progress) -> int:
-        """Generates the images that are absent; returns how many this process made."""
+    def delete_images(self) -> None:
+        """Network outputs stay."""
+        for file in self.shard_files(IMAGES):
+            file.unlink(missing_ok=True)
+
+    def generate_missing(self, generate: GenerateRows, progress: Progress, log: Log = no_log) -> int:
+        """Generates the images that are absent; returns how many this process made. log: for whom it waits."""
         files = self.shard_files(IMAGES)
         generated = 0
-        for shard, claim in claim_missing_shards(files, waiting=self._reporter("images", progress)):
+        for shard, _ in claim_missing_shards(files, waiting=self._reporter("images", progress), log=log):
             rows = self.shards[shard]
             completed = self.stored_images()
             batches = []
@@ -94,19 +99,17 @@ class ImageSet:
                 batch = range(start, min(start + self.batch_size, rows.stop))
                 batches.append(resized_batch(generate(self.prompts[batch.start : batch.stop], batch), self.size))
                 generated += len(batch)
-                claim.touch()
                 progress("images", completed + batch.stop - rows.start, len(self.prompts))
             save_tensors(files[shard], {IMAGES: torch.cat(batches)})
         return generated
 
-    def outputs_of(self, network: Network, progress: Progress) -> dict[str, Tensor]:
+    def outputs_of(self, network: Network, progress: Progress, log: Log = no_log) -> dict[str, Tensor]:
         """The network's outputs for every image, each [n, ...]; computed once and stored."""
         files = self.shard_files(network.key)
-        for shard, claim in claim_missing_shards(files, waiting=self._reporter(network.name, progress)):
+        for shard, _ in claim_missing_shards(files, waiting=self._reporter(network.name, progress), log=log):
             rows = self.shards[shard]
             completed = self._completed(missing_shards(files))
             outputs = network(self.images(shard), self.prompts[rows.start : rows.stop])
-            claim.touch()
             progress(network.name, completed + len(rows), len(self.prompts))
             save_tensors(files[shard], outputs)
         shards = [load_tensors(file) for file in files]

@@ -1,14 +1,10 @@
-"""From a sweep file to cells: resolved recipes with a seed, each in a folder named after what it depends on.
-
-So a cell that two lines, or two tables, have in common is trained once, and tables made one after another share runs.
-"""
+"""From a sweep file to variants and trials, and what of them is done."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,132 +12,126 @@ from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
-from rcdeploy_runtime.manifest import NAME, Manifest
 
+from ..evaluate.spec import METRICS, EvaluationSpec
+from ..judge_files import judge_of, weights_digest
 from ..prompts.patterns import WholeWordPatterns
 from ..prompts.readers import files_of
-from ..recipe import PATHS, Recipe, digest
+from ..recipe import Recipe, digest
 from ..recipe_file import anchor_paths, load_recipe
-from ..run_folder import CHANGEABLE, read_metrics
 from ..toml_files import raise_if_any
-from .spec import SEED_KEYS, WEIGHTS, ScoreFile, SweepFile, read_score, read_sweep
+from .spec import SEED_KEYS, ScoreFile, SweepFile, read_score, read_sweep
+from .trial import ContentDigests, Trial, relative_paths, student_trial, teacher_trial
 
 RUNS = Path("runs/sweeps")
-READ = "read.json"
-"""in a folder of pictures: network -> its weights, of those that have read all of them"""
+NETWORKS_FILE = "read.json"
+"""in an evaluation folder: network -> its weights' digest, for those whose outputs for all images are there"""
 
 
 @dataclass(frozen=True)
-class Cell:
-    key: str
-    """16 hex digits: a digest of all that its weights depend on"""
-    recipe: Recipe
-    seed: int
-    folder: Path
-    trained: bool = True
-    """False: the teacher itself, which is only scored"""
-
-    @property
-    def steps(self) -> int:
-        return self.recipe.train.max_steps if self.trained else 0
-
-    @property
-    def steps_done(self) -> int:
-        """As its metrics have it."""
-        lines = read_metrics(self.folder)
-        return min(lines[-1]["step"], self.steps) if lines else 0
-
-    @property
-    def train_seconds(self) -> float:
-        """Of all its steps so far, stops and starts left out; the latent cache is not in it."""
-        before, seconds = 0, 0.0
-        for line in read_metrics(self.folder):
-            if "seconds_per_step" in line:
-                seconds += (line["step"] - before) * line["seconds_per_step"]
-                before = line["step"]
-        return seconds
-
-    def is_trained(self) -> bool:
-        if not self.trained:
-            return True
-        return (self.folder / NAME).is_file() and bool(Manifest.read(self.folder, "run").facts.get("finished"))
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: its name, what it sets, a cell for each seed."""
+class Variant:
+    """A row of the table: its label, the recipe keys that it sets, a trial for each seed."""
 
     label: str
     set: dict[str, Any]
-    cells: list[Cell]
+    trials: list[Trial]
 
 
 @dataclass(frozen=True)
 class Plan:
+    """All trials of a sweep. known: by a trial's key, its entry in the JSON of an earlier table."""
+
     name: str
     file: Path
-    spec: SweepFile
+    sweep: SweepFile
     score: ScoreFile
-    lines: list[Line]
-    teacher: Cell
+    variants: list[Variant]
+    teacher: Trial
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """by a cell's key: what the JSON of an earlier table has of it"""
 
     @property
-    def cells(self) -> list[Cell]:
-        """Each once: the teacher, then seed by seed, so that every line has a figure early."""
-        by_seed = itertools.chain.from_iterable(zip(*(line.cells for line in self.lines), strict=True))
-        return list({cell.key: cell for cell in [self.teacher, *by_seed]}.values())
+    def trials(self) -> list[Trial]:
+        """Each once: the teacher, then seed by seed, so that every variant has a result early."""
+        by_seed = itertools.chain.from_iterable(zip(*(variant.trials for variant in self.variants), strict=True))
+        return list({trial.key: trial for trial in [self.teacher, *by_seed]}.values())
 
-    def cell(self, key: str) -> Cell:
-        """key: whole, or its beginning as --dry-run shows it. Raises RcdeployError when no cell is called so."""
-        for cell in self.cells:
-            if cell.key.startswith(key):
-                return cell
-        raise RcdeployError(f"{self.file} has no cell {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
+    def trial(self, key: str) -> Trial:
+        """key: whole, or its first digits as --dry-run lists them. Raises RcdeployError when no trial has it."""
+        for trial in self.trials:
+            if trial.key.startswith(key):
+                return trial
+        raise RcdeployError(f"{self.file} has no trial {key}", fix="`rcdeploy sweep FILE --dry-run` lists them.")
+
+    def known_result(self, trial: Trial) -> dict[str, Any] | None:
+        """The trial's entry in an earlier table."""
+        return self.known.get(trial.key) or self.known.get(trial.path_key)
 
     @property
-    def to_make(self) -> list[Cell]:
-        """The cells that no earlier table has: done or not, they are trained and scored here."""
-        return [cell for cell in self.cells if cell.key not in self.known]
-
-    def weights(self) -> dict[str, Path]:
-        """What scores the pictures, by the names of WEIGHTS, as far as they are named or there."""
-        found = {name: Path(path) for name in WEIGHTS if (path := getattr(self.score, name))}
-        beside = Path(self.teacher.recipe.teacher.path) / "judge"
-        if beside.is_dir():
-            found.setdefault("judge", beside)
-        return found
+    def to_run(self) -> list[Trial]:
+        """The trials that no earlier table has: done or not, they are trained and scored here."""
+        return [trial for trial in self.trials if self.known_result(trial) is None]
 
     @cached_property
-    def scoring(self) -> str:
-        """A digest of all that a cell's pictures depend on, beside its weights."""
+    def evaluation_spec(self) -> EvaluationSpec:
+        return self.score.evaluation_spec(judge_of(Path(self.teacher.recipe.teacher.path)))
+
+    @cached_property
+    def images_digest(self) -> str:
+        """A digest of everything that a trial's images depend on beside its weights."""
         keys = ("column", "count", "seed", "num_inference_steps", "guidance_scale", "resize")
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
         return digest([captions, *(getattr(self.score, key) for key in keys)])
 
+    @cached_property
+    def network_digests(self) -> dict[str, str]:
+        """Network -> a digest of its weights, for every network of the score file's metrics."""
+        return self._network_identities(lambda path: sha256(path) if path.is_file() else weights_digest(path))
+
+    @cached_property
+    def _network_paths(self) -> dict[str, str]:
+        """As network_digests, with the relative paths that version 0.1 wrote in their place."""
+        return self._network_identities(lambda path: str(relative_paths(str(path))))
+
+    def _network_identities(self, identity: Callable[[Path], str]) -> dict[str, str]:
+        names = dict.fromkeys(METRICS[metric] for metric in self.score.metrics)
+        paths = {name: getattr(self.evaluation_spec, name) for name in names}
+        return {name: identity(path) for name, path in paths.items() if path is not None}
+
     @property
     def scored_by(self) -> str:
-        """A digest of all that a cell's scores depend on, beside its weights: tables that have it equal compare."""
+        """A digest of everything that scores depend on beside a trial's weights; tables that share it compare."""
+        return self._scored_by(self.network_digests)
+
+    def is_scored_alike(self, scored_by: str) -> bool:
+        """Whether an earlier table's `scored_by` means the same, also when version 0.1 wrote it."""
+        return scored_by in (self.scored_by, self._scored_by(self._network_paths))
+
+    def _scored_by(self, networks: dict[str, str]) -> str:
         parts = {name: part.model_dump() for name, part in self.score.prompts.items()}
-        return digest([self.scoring, self.read_by(), self.score.metrics, self.score.allow_few, parts])
+        return digest([self.images_digest, networks, self.score.metrics, self.score.allow_few, parts])
 
-    def pictures(self, cell: Cell) -> Path:
-        """The folder of the cell's pictures and of what networks read in them."""
-        return cell.folder / f"evaluation-{self.scoring[:8]}"
+    def evaluation_folder(self, trial: Trial) -> Path:
+        """The folder of the trial's images and of the networks' outputs."""
+        return trial.folder / f"evaluation-{self.images_digest[:8]}"
 
-    def read_by(self) -> dict[str, str]:
-        """What a cell's READ file holds when every network that this plan asks for has read its pictures."""
-        networks = {"fid": "inception", "is": "inception"}
-        weights = self.weights()
-        names = dict.fromkeys(networks.get(metric, metric) for metric in self.score.metrics)
-        return {name: _near(str(weights[name])) for name in names if name in weights}
-
-    def is_done(self, cell: Cell) -> bool:
-        if cell.key in self.known:
+    def is_done(self, trial: Trial) -> bool:
+        if self.known_result(trial) is not None:
             return True
-        file = self.pictures(cell) / READ
-        return cell.is_trained() and file.is_file() and self.read_by().items() <= read_json(file).items()
+        file = self.evaluation_folder(trial) / NETWORKS_FILE
+        if not trial.is_trained() or not file.is_file():
+            return False
+        stored = read_json(file)
+        paths = self._network_paths
+        return all(stored.get(name) in (value, paths[name]) for name, value in self.network_digests.items())
+
+    def trial_names(self) -> dict[str, str]:
+        """What people call each trial, by its key; labels of variants that share it are joined."""
+        labels: dict[str, list[str]] = {self.teacher.key: ["teacher"]}
+        for variant in self.variants:
+            for trial in variant.trials:
+                labels.setdefault(trial.key, []).append(variant.label)
+        seeds = {trial.key: "" if trial.is_teacher else f", seed {trial.seed}" for trial in self.trials}
+        return {key: " = ".join(names) + seeds[key] for key, names in labels.items()}
 
 
 def load_plan(
@@ -153,105 +143,96 @@ def load_plan(
     runs: Path = RUNS,
     known: Sequence[Path] = (),
 ) -> Plan:
-    """recipe, score: instead of those that the file names. overrides: "section.key=value" for all lines, under a line's
-    own. known: JSONs of tables that have some of its cells; of two that have one the first counts. Raises RcdeployError
-    with everything that is wrong in the file and in the recipes of its lines, and for a table scored in another way.
+    """Reads a sweep file and resolves the recipe of every trial.
+
+    Args:
+        recipe, score: in place of those that the file names.
+        overrides: "section.key=value" for all variants; a variant's own keys win.
+        runs: the folder of the trials.
+        known: JSONs of earlier tables that have some of the trials; of two that have one the first counts.
+
+    Raises:
+        RcdeployError: everything that is wrong in the file and in the recipes; an earlier table scored differently.
     """
-    spec, folder = read_sweep(file), file.resolve().parent
-    base, scoring = recipe or folder / spec.recipe, read_score(score or folder / spec.score)
-    errors: list[str] = []
-    for part in scoring.prompts.values():
+    sweep = read_sweep(file)
+    folder = file.resolve().parent
+    base = recipe or folder / sweep.recipe
+    score_file = read_score(score or folder / sweep.score)
+    for part in score_file.prompts.values():
         WholeWordPatterns([*part.include, *part.exclude])
-    lines: list[Line] = []
-    for label, keys in _variations(spec):
-        cells = [_cell(base, [*_said(spec.set, folder), *overrides], _said(keys, folder), s, runs) for s in spec.seeds]
-        errors += [e for c in cells if isinstance(c, list) for e in c]
-        lines.append(Line(label, keys, [c for c in cells if isinstance(c, Cell)]))
-    labels = [line.label for line in lines]
-    errors += [f"two lines are called {label!r}" for label in sorted({x for x in labels if labels.count(x) > 1})]
-    if spec.paper:
-        errors += [f"paper.rows: no line is called {r!r}" for r in spec.paper.rows if r not in (*labels, "teacher")]
-    raise_if_any(file, list(dict.fromkeys(errors)), "Their heads say what a sweep file and its recipe need.")
-    plan = Plan(file.stem, file, spec, scoring, lines, _teacher(lines[0].cells[0].recipe, runs))
+    errors: list[str] = []
+    contents = ContentDigests()
+    variants: list[Variant] = []
+    for label, keys in _variations(sweep):
+        trials = []
+        for seed in sweep.seeds:
+            settings = [*_overrides(sweep.set, folder), *overrides, *_overrides(keys, folder)]
+            resolved = _load(base, [*settings, *(f"{key}={seed}" for key in SEED_KEYS)], errors)
+            if resolved is not None:
+                trials.append(student_trial(resolved, seed, runs, contents))
+        variants.append(Variant(label, keys, trials))
+    labels = [variant.label for variant in variants]
+    errors += [f"two variants are called {label!r}" for label in sorted({x for x in labels if labels.count(x) > 1})]
+    if sweep.paper:
+        rows = [row for row in sweep.paper.rows if row not in (*labels, "teacher")]
+        errors += [f"paper.rows: no variant is called {row!r}" for row in rows]
+    fix = "The comments at their heads describe what a sweep file and its recipe need."
+    if sweep.prepare:
+        fix = f"Files that do not exist yet are made by: {sweep.prepare}"
+    raise_if_any(file, list(dict.fromkeys(errors)), fix)
+    teacher = teacher_trial(variants[0].trials[0].recipe, runs, contents)
+    plan = Plan(file.stem, file, sweep, score_file, variants, teacher)
     for table in known:
-        plan.known.update(_known(table, plan.scored_by) | plan.known)
+        plan.known.update(_known_results(table, plan) | plan.known)
     return plan
 
 
-def _known(table: Path, scored_by: str) -> dict[str, dict[str, Any]]:
-    """The cells of a table's JSON by their keys. Raises RcdeployError when it is none, or was scored in another way."""
-    made = read_json(table)
+def _known_results(table: Path, plan: Plan) -> dict[str, dict[str, Any]]:
+    """Entries of a table's JSON by trial key. Raises RcdeployError when it is no table, or was scored differently."""
+    content = read_json(table)
     try:
-        rows = {row["key"]: row for line in made["lines"] for row in line["cells"]}
-        same = made["scored_by"] == scored_by
+        results: dict[str, dict[str, Any]] = {row["key"]: row for line in content["lines"] for row in line["cells"]}
+        scored_by = content["scored_by"]
     except (KeyError, TypeError):
         raise RcdeployError(f"{table} is no table of rcdeploy sweep", fix="--known takes its .json.") from None
-    if not same:
-        raise RcdeployError(f"{table} was scored in another way", fix="Its captions, settings or weights differ.")
-    return rows
+    if not plan.is_scored_alike(scored_by):
+        raise RcdeployError(f"{table} was scored differently", fix="Its captions, settings or weights differ.")
+    return results
 
 
-def _variations(spec: SweepFile) -> list[tuple[str, dict[str, Any]]]:
+def _variations(sweep: SweepFile) -> list[tuple[str, dict[str, Any]]]:
     """(label, keys): every row with every combination of the grid."""
-    rows: list[tuple[list[str], dict[str, Any]]] = [([row.name], row.set) for row in spec.rows] or [([], {})]
-    combinations = list(itertools.product(*spec.grid.values()))
-    found = []
+    rows: list[tuple[list[str], dict[str, Any]]] = [([row.name], row.set) for row in sweep.rows] or [([], {})]
+    combinations = list(itertools.product(*sweep.grid.values()))
+    variations = []
     for names, keys in rows:
         for values in combinations:
-            labels = [*names, *(label_of(k, v) for k, v in zip(spec.grid, values, strict=True))]
-            found.append((", ".join(labels) or "the recipe", keys | dict(zip(spec.grid, values, strict=True))))
-    return found
+            labels = [*names, *(grid_label(k, v) for k, v in zip(sweep.grid, values, strict=True))]
+            settings = keys | dict(zip(sweep.grid, values, strict=True))
+            variations.append((", ".join(labels) or "the recipe", settings))
+    return variations
 
 
-def label_of(key: str, value: Any) -> str:
-    """What a value of the grid adds to a line's name."""
+def grid_label(key: str, value: Any) -> str:
+    """The part of a variant's label that names a value of the grid."""
     return value if isinstance(value, str) else f"{key.partition('.')[2].replace('_', ' ')} {json.dumps(value)}"
 
 
-def _said(keys: dict[str, Any], folder: Path) -> list[str]:
-    """Recipe keys as load_recipe takes them; paths start at the sweep file's folder. JSON's values are TOML's."""
-    said = []
+def _overrides(keys: Mapping[str, Any], folder: Path) -> list[str]:
+    """Recipe keys as load_recipe takes them; paths are relative to the sweep file's folder. JSON values are TOML."""
+    overrides = []
     for path, value in keys.items():
         section, _, key = path.partition(".")
         data = {section: {key: value}}
         anchor_paths(data, folder)
-        said.append(f"{path}={json.dumps(data[section][key])}")
-    return said
+        overrides.append(f"{path}={json.dumps(data[section][key])}")
+    return overrides
 
 
-def _cell(base: Path, shared: list[str], own: list[str], seed: int, runs: Path) -> Cell | list[str]:
-    """The cell, or what is wrong with its recipe."""
+def _load(base: Path, overrides: list[str], errors: list[str]) -> Recipe | None:
+    """The recipe; None after adding what is wrong with it to `errors`."""
     try:
-        recipe = load_recipe(base, [*shared, *own, *(f"{key}={seed}" for key in SEED_KEYS)])
+        return load_recipe(base, overrides)
     except RcdeployError as error:
-        listed = list(error.errors)
-        return [said.removeprefix("--set ") for said in listed] or [error.message]
-    key = digest(depends_on(recipe))
-    return Cell(key, recipe, seed, runs / f"{recipe.name}-{key[:8]}")
-
-
-def depends_on(recipe: Recipe) -> dict[str, Any]:
-    """The keys of a recipe that its student's weights depend on, defaults left out: a key that a later version adds
-    changes no cell's name. Paths start at the current folder, as caches and runs do, so that a tree may be moved.
-    """
-    ignored = CHANGEABLE - PATHS - {("train", "max_steps")} | {("cache", "folder")}
-    return {
-        section: {
-            key: _near(value) if (section, key) in PATHS else value
-            for key, value in keys.items()
-            if (section, key) not in ignored
-        }
-        for section, keys in recipe.model_dump(mode="json", exclude_defaults=True).items()
-        if section not in ("name", "evaluate")
-    }
-
-
-def _near(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_near(v) for v in value]
-    return os.path.relpath(value) if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _teacher(recipe: Recipe, runs: Path) -> Cell:
-    key = digest([_near(recipe.teacher.path), recipe.teacher.revision])
-    return Cell(key, recipe, 0, runs / f"teacher-{key[:8]}", trained=False)
+        errors += error.errors or [error.message]
+        return None

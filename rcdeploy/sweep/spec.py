@@ -1,48 +1,56 @@
-"""What a sweep file and a score file may say. Read and checked without importing torch.
+"""Sweep files and score files: their keys, read and checked without importing torch.
 
 A sweep file names a base recipe, what varies (rows, a grid over recipe keys, seeds), a score file, and a paper's own
-figures to stand beside. A score file says which pictures every finished student draws and what reads them; many tables
-share one. Paths start at the file that names them.
+values for comparison. A score file says which images every trained student generates and which metrics are computed;
+many tables share one. Paths are relative to the file that names them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, TypeVar
 
 from pydantic import Field, ValidationError
 
+from rcdeploy_runtime.errors import RcdeployError
+
+from ..evaluate.spec import EvaluationSpec
 from ..recipe import Section
 from ..toml_files import raise_if_any, read_toml, validation_errors
 
-WEIGHTS = ("judge", "inception", "clip", "vqa", "reference")
-"""keys of a score file that name what lies on disk"""
+FILE_KEYS = ("judge", "inception", "clip", "vqa", "reference")
+"""keys of a score file that name files or folders"""
 SEED_KEYS = ("train.seed", "student.seed")
-"""what a seed of a sweep sets; caches keep their own, so that all seeds share one"""
+"""recipe keys that a seed of a sweep sets; caches keep their own, so that all seeds share one"""
+T = TypeVar("T", bound=Section)
 
 
 class Row(Section):
-    name: str = Field(min_length=1, description="what the table calls it")
+    name: str = Field(min_length=1, description="name of the row in the table")
     set: dict[str, Any] = Field({}, description="recipe keys, 'section.key' = value")
 
 
 class Paper(Section):
     source: str = Field(description="which table, of which model, after how many steps")
-    columns: list[str] = Field(min_length=1, description="headings of the figures")
-    rows: dict[str, list[float]] = Field(description="figures by the label of a line of our table")
+    columns: list[str] = Field(min_length=1, description="headings of the values")
+    rows: dict[str, list[float]] = Field(description="values by the label of a row of our table")
 
 
 class SweepFile(Section):
-    title: str = Field(description="the heading of the table")
+    title: str = Field(description="heading of the table")
     recipe: str = Field(description="the base recipe")
     score: str = Field(description="the score file")
     seeds: list[int] = Field([0], min_length=1, description="each sets train.seed and student.seed")
-    set: dict[str, Any] = Field({}, description="recipe keys that all lines share")
-    rows: list[Row] = Field([], description="named variations; each is crossed with the grid")
+    set: dict[str, Any] = Field({}, description="recipe keys that all rows share")
+    rows: list[Row] = Field([], description="named variants; each is crossed with the grid")
     grid: dict[str, list[Any]] = Field({}, description="recipe key -> its values, all combinations")
-    paper: Paper | None = Field(None, description="the paper's own figures")
-    x: str | None = Field(None, description="a recipe key: the picture then has curves over it")
+    paper: Paper | None = Field(None, description="the paper's own values")
+    x: str | None = Field(None, description="a recipe key of the grid: the plot then has curves over it")
     note: str = Field(min_length=1, description="what the table does not show")
+    prepare: str | None = Field(
+        None, description="the command that makes the files it needs; printed when one is missing, never executed"
+    )
 
 
 class PromptSet(Section):
@@ -52,70 +60,96 @@ class PromptSet(Section):
 
 class ScoreFile(Section):
     captions: list[str] = Field(min_length=1, description="files of prompts, as prompts.paired of a recipe")
-    column: str | None = Field(None, description="column of csv, jsonl and parquet files; found when not named")
-    count: int = Field(gt=0, description="pictures, one a prompt; prompts are drawn at random")
-    seed: int = Field(0, ge=0, description="of the drawing of prompts, and of the noise")
-    num_inference_steps: int = Field(25, gt=0)
-    guidance_scale: float = Field(7.5, ge=0)
-    batch_size: int = Field(16, gt=0, description="pictures drawn at once")
-    shard_size: int = Field(256, gt=0, description="pictures a file; whole files are kept when a cell is stopped")
-    resize: int | None = Field(None, ge=0, description="edge to score at, as rcdeploy evaluate --resize")
-    keep_pictures: bool = Field(True, description="False: what the networks read in them is kept alone")
+    column: str | None = Field(None, description="column of csv, jsonl and parquet files; detected by default")
+    count: int = Field(gt=0, description="images, one for each sampled prompt")
+    seed: int = Field(0, ge=0, description="seed of the sampled prompts and of the start noise")
+    num_inference_steps: int = Field(25, gt=0, description="DDIM steps per image")
+    guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance scale")
+    batch_size: int = Field(16, gt=0, description="images sampled at once")
+    shard_size: int | None = Field(None, gt=0, description="images per file; by default 16 files or more")
+    resize: int | None = Field(None, ge=0, description="image size to score at, as rcdeploy evaluate --resize")
+    keep_pictures: bool = Field(True, description="false: only the outputs of the networks are kept")
     metrics: list[Literal["fid", "is", "clip", "vqa", "judge"]] = Field(["judge"], min_length=1)
     judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
     inception: str | None = Field(None, description="weights of Inception-v3, for fid and is")
     clip: str | None = Field(None, description="folder of a CLIP model")
-    vqa: str | None = Field(None, description="folder of a BLIP model that answers questions")
-    reference: str | None = Field(None, description="real pictures or their statistics, for fid")
-    allow_few: bool = Field(False, description="Frechet distances of however few pictures")
+    vqa: str | None = Field(None, description="folder of a BLIP model for question answering")
+    reference: str | None = Field(None, description="real images or their statistics, for fid")
+    allow_few: bool = Field(False, description="compute Frechet distances of however few images")
     prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
-    show: list[str] = Field([], description="figures in the table ('PART FIGURE'), all by default")
+    show: list[str] = Field([], description="metrics in the table ('PART METRIC'), all by default")
+
+    def evaluation_spec(self, default_judge: Path | None = None) -> EvaluationSpec:
+        """The same settings as rcdeploy evaluate has them; default_judge: for a file that names none."""
+        files = {key: Path(path) for key in FILE_KEYS if (path := getattr(self, key))}
+        return EvaluationSpec(
+            prompt_files=tuple(map(Path, self.captions)),
+            column=self.column,
+            count=self.count,
+            fewer_is_fine=True,
+            seed=self.seed,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            resize=self.resize,
+            metrics=tuple(self.metrics),
+            allow_few=self.allow_few,
+            batch_size=self.batch_size,
+            shard_size=self.shard_size,
+            judge=default_judge,
+        ).replace(**files)
 
 
 def read_sweep(file: Path) -> SweepFile:
-    """Raises RcdeployError with everything that is wrong in the file itself; recipe keys are checked by plan.py."""
-    read: SweepFile = _read(file, SweepFile, "sweep")
-    errors = [
-        f"{where}: {key} is set by `seeds`"
-        for where, keys in (("set", read.set), ("grid", read.grid), *((f"rows, {r.name}", r.set) for r in read.rows))
-        for key in keys
-        if key in SEED_KEYS
-    ]
-    names = [row.name for row in read.rows]
+    """Raises RcdeployError with everything that is wrong in the file itself; plan.py checks the recipe keys."""
+    sweep = _read(file, SweepFile, "sweep")
+    errors = [f"{where}: {key} is set by `seeds`" for where, key in _set_keys(sweep) if key in SEED_KEYS]
+    names = [row.name for row in sweep.rows]
     errors += [f"rows: two are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
-    errors += [f"grid.{key}: needs at least one value" for key, values in read.grid.items() if not values]
-    if len(set(read.seeds)) < len(read.seeds):
-        errors.append(f"seeds: {read.seeds} has one twice")
-    if read.paper:
-        wide = len(read.paper.columns)
-        rows = read.paper.rows.items()
-        errors += [f"paper.rows, {r}: {len(v)} figures for {wide} columns" for r, v in rows if len(v) != wide]
-    if read.x and not all(isinstance(value, (int, float)) for value in read.grid.get(read.x, [""])):
-        errors.append(f"x: {read.x!r} is no key of the grid with numbers")
+    errors += [f"grid.{key}: needs at least one value" for key, values in sweep.grid.items() if not values]
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        errors.append(f"seeds: {sweep.seeds} has one twice")
+    if sweep.paper:
+        columns = len(sweep.paper.columns)
+        rows = sweep.paper.rows.items()
+        errors += [f"paper.rows, {r}: {len(v)} values for {columns} columns" for r, v in rows if len(v) != columns]
+    if sweep.x and not all(isinstance(value, (int, float)) for value in sweep.grid.get(sweep.x, [""])):
+        errors.append(f"x: {sweep.x!r} is no key of the grid with numbers")
     raise_if_any(file, errors)
-    return read
+    return sweep
+
+
+def _set_keys(sweep: SweepFile) -> Iterator[tuple[str, str]]:
+    """(where, recipe key) of everything that the file sets."""
+    for where, keys in (("set", sweep.set), ("grid", sweep.grid), *((f"rows, {r.name}", r.set) for r in sweep.rows)):
+        for key in keys:
+            yield where, key
 
 
 def read_score(file: Path) -> ScoreFile:
     """With absolute paths. Raises RcdeployError with everything that is wrong in the file, missing files included."""
-    read: ScoreFile = _read(file, ScoreFile, "score")
+    score = _read(file, ScoreFile, "score")
     folder = file.resolve().parent
-    captions = [str((folder / c).resolve()) for c in read.captions]
-    named = {k: str((folder / path).resolve()) for k in WEIGHTS if (path := getattr(read, k))}
-    errors = [f"captions: {c} is not there" for c in captions if not Path(c).exists()]
-    errors += [f"{key}: {path} is not there" for key, path in named.items() if not Path(path).exists()]
+    captions = [str((folder / c).resolve()) for c in score.captions]
+    files = {key: str((folder / path).resolve()) for key in FILE_KEYS if (path := getattr(score, key))}
+    errors = [f"captions: {c} does not exist" for c in captions if not Path(c).exists()]
+    errors += [f"{key}: {path} does not exist" for key, path in files.items() if not Path(path).exists()]
     errors += [
-        f"show: {figure!r} begins with none of the parts {', '.join(read.prompts)}"
-        for figure in read.show
-        if not any(figure.startswith(f"{name} ") for name in read.prompts)
+        f"show: {metric!r} begins with none of the parts {', '.join(score.prompts)}"
+        for metric in score.show
+        if not any(metric.startswith(f"{name} ") for name in score.prompts)
     ]
     raise_if_any(file, errors)
-    return read.model_copy(update={"captions": captions, **named})
+    return score.model_copy(update={"captions": captions, **files})
 
 
-def _read(file: Path, model: type[Section], kind: str) -> Any:
+def _read(file: Path, model: type[T], kind: str) -> T:
     data = read_toml(file, f"{kind} file")
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise_if_any(file, validation_errors(error, model))
+        _raise(file, validation_errors(error, model))
+
+
+def _raise(file: Path, errors: list[str]) -> NoReturn:
+    raise_if_any(file, errors)
+    raise RcdeployError(f"{file} is not valid")

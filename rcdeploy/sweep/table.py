@@ -1,4 +1,4 @@
-"""The table of a sweep: JSON with every cell, Markdown with means and spreads beside the paper's figures."""
+"""The table of a sweep: JSON with every trial, Markdown with means and spreads beside the paper's values."""
 
 from __future__ import annotations
 
@@ -9,85 +9,94 @@ from typing import Any
 
 from rcdeploy_runtime.files import replacing, write_json
 
-from .figures import shown, unit, with_spread
-from .picture import draw
-from .plan import Cell, Plan
+from .metric_format import table_metrics, unit, with_spread
+from .plan import Plan
+from .plot import plot
+from .trial import Trial
+
+Score = Callable[[Trial], dict[str, float]]
 
 
-def collect(plan: Plan, score: Callable[[Cell], dict[str, float]]) -> dict[str, Any]:
-    """The result of a sweep as JSON, from the cells that are done; what a line sets, as its file has it."""
-    lines = [_line("teacher", {}, [plan.teacher], plan, score)]
-    lines += [_line(line.label, line.set, line.cells, plan, score) for line in plan.lines]
+def collect(plan: Plan, score: Score) -> dict[str, Any]:
+    """The result of a sweep as JSON, from the trials that are done."""
+    rows = [_row("teacher", {}, [plan.teacher], plan, score)]
+    rows += [_row(variant.label, variant.set, variant.trials, plan, score) for variant in plan.variants]
     return {
         "sweep": plan.name,
-        "title": plan.spec.title,
+        "title": plan.sweep.title,
         "recipe": plan.teacher.recipe.name,
-        "seeds": plan.spec.seeds,
+        "seeds": plan.sweep.seeds,
         "pictures": plan.score.count,
         "scored_by": plan.scored_by,
-        "lines": lines,
-        "paper": plan.spec.paper.model_dump() if plan.spec.paper else None,
-        "note": plan.spec.note,
+        "lines": rows,
+        "paper": plan.sweep.paper.model_dump() if plan.sweep.paper else None,
+        "note": plan.sweep.note,
     }
 
 
-def _line(
-    label: str, keys: dict[str, Any], cells: Sequence[Cell], plan: Plan, score: Callable[[Cell], dict[str, float]]
-) -> dict[str, Any]:
-    rows: list[dict[str, Any]] = [
-        plan.known.get(cell.key)
+def _row(label: str, keys: dict[str, Any], trials: Sequence[Trial], plan: Plan, score: Score) -> dict[str, Any]:
+    results: list[dict[str, Any]] = [
+        plan.known_result(trial)
         or {
-            "seed": cell.seed,
-            "key": cell.key,
-            "train_minutes": round(cell.train_seconds / 60, 3),
-            "scores": score(cell),
+            "seed": trial.seed,
+            "key": trial.key,
+            "train_minutes": round(trial.train_seconds / 60, 3),
+            "scores": score(trial),
         }
-        for cell in cells
-        if plan.is_done(cell)
+        for trial in trials
+        if plan.is_done(trial)
     ]
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    figures = {}
-    for name in names:
-        values = [row["scores"][name] for row in rows if name in row["scores"]]
-        figures[name] = {"mean": statistics.mean(values), "lowest": min(values), "highest": max(values)}
-    return {"label": label, "set": keys, "cells": rows, "missing": len(cells) - len(rows), "figures": figures}
+    metrics = {}
+    for name in dict.fromkeys(name for result in results for name in result["scores"]):
+        values = [result["scores"][name] for result in results if name in result["scores"]]
+        metrics[name] = {"mean": statistics.mean(values), "lowest": min(values), "highest": max(values)}
+    return {"label": label, "set": keys, "cells": results, "missing": len(trials) - len(results), "figures": metrics}
 
 
 def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
-    """Means over seeds with lowest and highest, the paper's figures, the command, what the table does not show."""
-    figures, paper = shown(plan, result), plan.spec.paper
-    heads = [f"{figure}{unit(figure)}" for figure in figures] + [
-        f"paper: {c}" for c in (paper.columns if paper else [])
-    ]
-    rows = [["", *heads]]
-    for line in result["lines"]:
-        cells = [with_spread(f, **line["figures"][f]) if f in line["figures"] else "" for f in figures]
-        theirs = [f"{v:.4f}" if abs(v) < 1 else f"{v:.2f}" for v in paper.rows.get(line["label"], [])] if paper else []
-        rows.append([line["label"], *cells, *(theirs or [""] * (len(heads) - len(cells)))])
-    table = ["| " + " | ".join(row) + " |" for row in rows]
-    table.insert(1, "|---|" + "---|" * len(heads))
-    missing = sum(line["missing"] for line in result["lines"])
-    seeds = len(plan.spec.seeds)
-    minutes = [cell["train_minutes"] for line in result["lines"][1:] for cell in line["cells"]]
-    spread = f"means of {seeds} seeds, lowest to highest in brackets; " if seeds > 1 else "one seed; "
-    said = [
-        f"# {plan.spec.title}",
-        "\n".join(table),
-        f"{spread}{plan.score.count:,} pictures a student."
-        + (f" {statistics.median(minutes):.2g} minutes of training a student, in the median." if minutes else ""),
-        *([f"**{missing} of {seeds * len(plan.lines) + 1} cells are not done.**"] if missing else []),
-        f"Command: `{command}`",
-        *([f"The paper's figures: {paper.source}"] if paper else []),
-        f"What it does not show: {plan.spec.note.strip()}",
-    ]
-    return "\n\n".join(s[:1].upper() + s[1:] if s is not said[1] else s for s in said) + "\n"
+    """Means over seeds with lowest and highest, the paper's values, the command, what the table does not show."""
+    paper = plan.sweep.paper
+    missing = sum(row["missing"] for row in result["lines"])
+    seeds = len(plan.sweep.seeds)
+    minutes = [trial["train_minutes"] for row in result["lines"][1:] for trial in row["cells"]]
+    summary = f"Means of {seeds} seeds, lowest to highest in brackets; " if seeds > 1 else "One seed; "
+    summary += f"{plan.score.count:,} images a student."
+    if minutes:
+        summary += f" {statistics.median(minutes):.2g} minutes of training a student, in the median."
+    paragraphs = [f"# {plan.sweep.title}", _table(plan, result), summary]
+    if missing:
+        paragraphs.append(f"**{missing} of {seeds * len(plan.variants) + 1} trials are not done.**")
+    paragraphs.append(f"Command: `{command}`")
+    if paper:
+        paragraphs.append(f"The paper's values: {paper.source}")
+    paragraphs.append(f"What it does not show: {plan.sweep.note.strip()}")
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _table(plan: Plan, result: dict[str, Any]) -> str:
+    paper = plan.sweep.paper
+    metrics = table_metrics(plan, result)
+    columns = paper.columns if paper else []
+    header = ["", *(f"{metric}{unit(metric)}" for metric in metrics), *(f"paper: {column}" for column in columns)]
+    rows = [header]
+    for row in result["lines"]:
+        values = [with_spread(m, **row["figures"][m]) if m in row["figures"] else "" for m in metrics]
+        theirs = paper.rows.get(row["label"], []) if paper else []
+        rows.append([row["label"], *values, *(map(_paper_value, theirs) if theirs else [""] * len(columns))])
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|---|" + "---|" * (len(header) - 1))
+    return "\n".join(lines)
+
+
+def _paper_value(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}"
 
 
 def write(plan: Plan, result: dict[str, Any], out: Path, command: str) -> list[Path]:
-    """NAME.json, NAME.md and NAME.png below `out`."""
-    written = [out / f"{plan.name}{end}" for end in (".json", ".md", ".png")]
-    write_json(written[0], {**result, "command": command})
-    with replacing(written[1]) as beside:
-        beside.write_text(markdown(plan, result, command), encoding="utf-8")
-    draw(plan, result, written[2])
-    return written
+    """Writes NAME.json, NAME.md and NAME.png below `out`, and returns their paths."""
+    paths = [out / f"{plan.name}{extension}" for extension in (".json", ".md", ".png")]
+    write_json(paths[0], {**result, "command": command})
+    with replacing(paths[1]) as temporary:
+        temporary.write_text(markdown(plan, result, command), encoding="utf-8")
+    plot(plan, result, paths[2])
+    return paths

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from .errors import RcdeployError
 from .files import inside
 from .onnx_file import read_onnx
 
-if TYPE_CHECKING:
-    from .package import Package
-
 CONTROL_FLOW = {"Loop", "If", "Scan", "SequenceMap", "TensorIterator"}
 """operators of ONNX and OpenVINO that hold graphs of their own: no network that we export has one, and a Loop of 2^62
 turns never ends"""
 
 
-def check_graph(package: Package, name: str) -> None:
-    """Raises RcdeployError when the file `name` is a network with control flow, or with weights that are not listed."""
+def check_graph(file: Path, name: str, listed: Collection[str]) -> None:
+    """Raises RcdeployError when a network has control flow, or weights outside its package.
+
+    file: the network. name: its name inside the package. listed: the names of the package's files.
+    """
     if name.endswith(".onnx"):
-        _check_onnx(package, name)
+        contents = read_onnx(file)
+        _check_operators(file, contents.operators)
+        for location in contents.external_files:
+            inside(file.parent, location)
+            if (Path(name).parent / location).as_posix() not in listed:
+                raise RcdeployError(f"{file} needs {location!r}, which is not in the package")
     elif name.endswith("openvino_model.xml"):
-        _check_operators(package, name, _openvino_operators(package.file(name)))
+        _check_operators(file, _openvino_operators(file))
 
 
-def _check_onnx(package: Package, name: str) -> None:
-    contents = read_onnx(package.file(name))
-    _check_operators(package, name, contents.operators)
-    for location in contents.external_files:
-        inside(package.file(name).parent, location)
-        if (Path(name).parent / location).as_posix() not in package.manifest.files:
-            raise RcdeployError(f"{package.path}: {name} needs {location!r}, which is not in the package")
-
-
-def _check_operators(package: Package, name: str, operators: set[str]) -> None:
-    if found := sorted(CONTROL_FLOW & operators):
+def _check_operators(file: Path, operators: set[str]) -> None:
+    if refused := sorted(CONTROL_FLOW & operators):
         raise RcdeployError(
-            f"{package.path}: {name} has the operators {', '.join(found)}; networks with control flow are refused",
+            f"{file} has the operators {', '.join(refused)}; networks with control flow are refused",
             fix="Export the model with rcdeploy export, which needs none.",
         )
 

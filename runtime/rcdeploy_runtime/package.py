@@ -176,7 +176,7 @@ class Package:
             if name not in self.manifest.files:
                 raise RcdeployError(f"{self.path}: its manifest lists no {name}", fix="Export it anew.")
         for name in self.manifest.files:
-            check_graph(self, name)
+            check_graph(self.file(name), name, self.manifest.files)
 
     @property
     def size(self) -> tuple[int, int]:
