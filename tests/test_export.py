@@ -84,9 +84,8 @@ def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Pat
     """No mid block and one layer; narrow widths that are no integer ratio."""
     config, _ = student_config(name, unet_config())
     save_teacher(tmp_path / "student")
-    model = LatentDiffusionModel(str(tmp_path / "student"))
-    model._parts["unet"] = build_student(config, 0).requires_grad_(False).eval()
-    unet = components(model)[1]
+    build_student(config, 0).save_pretrained(tmp_path / "student" / "unet")
+    unet = components(LatentDiffusionModel(str(tmp_path / "student")))[1]
     export_onnx(unet, tmp_path / "unet.onnx", opset=20)
     parity = compare(unet, OnnxSession(tmp_path / "unet.onnx", "cpu"), [(1, 8, 8), (2, 8, 16), (3, 16, 16)], "fp32")
     assert parity.relative_error < 1e-5
