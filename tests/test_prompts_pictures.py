@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration
 from typer.testing import CliRunner
 
-from rcdeploy import captioned_images, latent_cache
+from rcdeploy import cache_latents, captioned_images
 from rcdeploy.captioned_images import images_of_captions
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
@@ -105,7 +105,7 @@ def test_latents_of_a_cache_are_decoded_and_captioned(
 ) -> None:
     recipe = tiny_recipe()
     teacher = LatentDiffusionModel(recipe.teacher.path)
-    cache = latent_cache.make_latent_cache(recipe, teacher)
+    cache = cache_latents.make_latent_cache(recipe, teacher)
     prompts = [cache.prompts[1], cache.prompts[7], "none of its prompts"]
     decoded: list[Any] = []
     monkeypatch.setattr(captioned_images, "BATCH_SIZE", 1)

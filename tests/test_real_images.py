@@ -12,9 +12,9 @@ import torch
 from conftest import PAIRED
 from PIL import Image
 
+from rcdeploy.cache_latents import make_latent_cache
 from rcdeploy.captioned_images import images_of_captions
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.latent_cache import make_latent_cache
 from rcdeploy.real_images import captioned_images, encode_images
 from rcdeploy.recipe import Recipe
 from rcdeploy_runtime.errors import RcdeployError
