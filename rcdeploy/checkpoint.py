@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ from torch import Tensor, nn
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, read_json, sha256, write_json
 
-from .storage.tensors import load_tensors, save_tensors
+from .progress import Log, no_log
+from .storage.tensors import is_whole, load_tensors, save_tensors
+
+TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -44,7 +49,58 @@ def save(
         save_tensors(beside / "optimizer.safetensors", moments)
         save_tensors(beside / "ema.safetensors", dict(zip(trained_names(model), ema.shadow_params, strict=True)))
         scaling = scaler.state_dict() if scaler is not None else None
-        write_json(beside / "state.json", {**state, "ema_steps": ema.optimization_step, "scaler": scaling})
+        digests = {name: sha256(beside / name) for name in TENSOR_FILES}
+        saved = {**state, "ema_steps": ema.optimization_step, "scaler": scaling, "files": digests}
+        write_json(beside / "state.json", {**saved, "digest": _digest(saved)})
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """sha256 of a state as JSON reads it back."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
+
+
+def damage(folder: Path, step: int) -> str | None:
+    """What is wrong with the checkpoint of step N, naming the file; None when it is whole.
+
+    Checkpoints of rcdeploy 0.1 have no digests: of them only lengths are checked.
+    """
+    where = place(folder, step)
+    try:
+        state = read_json(where / "state.json")
+    except RcdeployError as error:
+        return error.message
+    if not isinstance(state, dict):
+        return f"{where / 'state.json'} is not a JSON object"
+    recorded = state.pop("digest", None)
+    if recorded is not None and recorded != _digest(state):
+        return f"{where / 'state.json'} has changed since it was written"
+    for name in TENSOR_FILES:
+        if not is_whole(where / name):
+            return f"{where / name} is missing or truncated"
+        if "files" in state and sha256(where / name) != state["files"].get(name):
+            return f"{where / name} has changed since it was written"
+    return None
+
+
+def newest_whole(folder: Path, log: Log = no_log) -> int | None:
+    """The step of the newest checkpoint that is whole; None when there is no checkpoint at all.
+
+    Logs each damaged one that is passed over. Raises RcdeployError when all are damaged.
+    """
+    problems = []
+    for step in reversed(steps_of(folder)):
+        problem = damage(folder, step)
+        if problem is None:
+            return step
+        log(f"{problem}: continuing from an earlier checkpoint")
+        problems.append(problem)
+    if problems:
+        raise RcdeployError(
+            f"{folder} has no checkpoint that is whole",
+            fix="Bring one back from a copy, or start over with --restart (which removes the run).",
+            errors=problems,
+        )
+    return None
 
 
 def trained_names(model: nn.Module) -> list[str]:

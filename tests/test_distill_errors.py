@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from training_runs import (
     Killed,
@@ -19,6 +20,8 @@ from training_runs import (
 
 from rcdeploy import checkpoint
 from rcdeploy.distill import loop
+from rcdeploy.distill.loop import distill
+from rcdeploy.progress import no_progress
 from rcdeploy.recipe import Recipe
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -65,12 +68,51 @@ def test_other_prompts_are_refused(whole: tuple[Recipe, str], tiny_recipe: Recip
         ran(tiny_recipe(train=train, prompts={"pool": ["further.txt", "more.txt"]}), folder)
 
 
-def test_a_truncated_checkpoint_is_named(whole: tuple[Recipe, str]) -> None:
+def _harm(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "truncated":
+        del data[-9:]
+    elif how == "flipped":
+        data[-2] ^= 1
+    elif how == "emptied":
+        data.clear()
+    file.write_bytes(data)
+    if how == "removed":
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied", "removed"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"])
+def test_a_run_continues_from_the_last_whole_checkpoint(whole: tuple[Recipe, str], name: str, how: str) -> None:
     recipe, folder = whole
-    file = step_folder(folder, 6) / "ema.safetensors"
-    file.write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(RcdeployError, match=r"step-00000006/ema\.safetensors cannot be read"):
+    before = metrics(folder)
+    expected = load_file(step_folder(folder, 6) / "ema.safetensors")
+    _harm(step_folder(folder, 6) / name, how)
+    remarks: list[str] = []
+    assert distill(recipe, Path(folder), no_progress, remarks.append).step == 6
+    if (name, how) != ("state.json", "removed"):  # without it the folder is not taken for a checkpoint
+        assert any(f"step-00000006/{name}" in remark for remark in remarks), remarks
+    assert any("continuing from step 5" in remark for remark in remarks), remarks
+    again = load_file(step_folder(folder, 6) / "ema.safetensors")
+    assert all(torch.equal(again[key], expected[key]) for key in expected)
+    assert metrics(folder) == before
+
+
+def test_a_changed_number_in_the_state_is_found(whole: tuple[Recipe, str]) -> None:
+    _, folder = whole
+    file = step_folder(folder, 6) / "state.json"
+    file.write_text(file.read_text().replace('"ema_steps": 6', '"ema_steps": 7'))
+    assert checkpoint.damage(Path(folder), 6) == f"{file} has changed since it was written"
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_says_so(whole: tuple[Recipe, str]) -> None:
+    recipe, folder = whole
+    steps = checkpoint.steps_of(Path(folder))
+    for step in steps:
+        _harm(step_folder(folder, step) / "model.safetensors", "flipped")
+    with pytest.raises(RcdeployError, match="no checkpoint that is whole") as caught:
         ran(recipe, folder)
+    assert len(caught.value.errors) == len(steps) and "--restart" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("log_every", [1, 100])

@@ -42,7 +42,7 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Train
 
 def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
     run = build_run(recipe, folder, progress, log)
-    state = run.load_checkpoint()
+    state = run.load_checkpoint(log)
     run.accelerator.wait_for_everyone()
     metrics_file = None
     if run.is_main:

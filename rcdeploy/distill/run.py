@@ -90,13 +90,16 @@ class Run:
         checkpoint.save(self.folder, self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler, saved)
         checkpoint.prune(self.folder, self.recipe.train.keep_checkpoints, state.best[1] if state.best else None)
 
-    def load_checkpoint(self) -> TrainState:
-        """Restores weights, optimizer and EMA of the newest checkpoint; a new state where there is none."""
-        steps = checkpoint.steps_of(self.folder)
-        if not steps:
+    def load_checkpoint(self, log: Log) -> TrainState:
+        """Restores weights, optimizer and EMA of the newest whole checkpoint; a new state where there is none.
+
+        Raises RcdeployError when all checkpoints are damaged.
+        """
+        step = checkpoint.newest_whole(self.folder, log if self.is_main else no_log)
+        if step is None:
             return TrainState()
         saved = checkpoint.load(
-            self.folder, steps[-1], self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler
+            self.folder, step, self.model, self.optimizer.optimizer, self.ema, self.accelerator.scaler
         )
         return TrainState.from_json(saved, self.recipe.evaluate.score, self.accelerator.device)
 
