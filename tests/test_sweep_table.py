@@ -12,9 +12,11 @@ from sweeps import SCORE, SWEEP, silent
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.sweep.comparison import compare
 from rcdeploy.sweep.metric_format import with_spread
 from rcdeploy.sweep.plan import Plan, load_plan
 from rcdeploy.sweep.run_trial import run_trial
+from rcdeploy.sweep.scores import TrialScores
 from rcdeploy.sweep.table import collect, markdown, write
 from rcdeploy.sweep.trial import Trial
 from rcdeploy_runtime.errors import RcdeployError
@@ -106,3 +108,28 @@ def test_curves_over_a_number(sweep_file: Callable[..., Path], tmp_path: Path) -
     assert files[2].stat().st_size > 1000
     with pytest.raises(RcdeployError, match="no key of the grid with numbers"):
         load_plan(sweep_file(text + '[grid]\n"student.init" = ["random"]\n'))
+
+
+def test_the_tests_stand_in_the_table(sweep_file: Callable[..., Path]) -> None:
+    """Random students of two seeds: every value is tested, and what differs is marked."""
+    plan = load_plan(sweep_file(train={"max_steps": 1}))
+    for trial in plan.trials:
+        run_trial(plan, trial, silent, silent)
+    scores = TrialScores(plan)
+    comparison = compare(plan, scores)
+    assert comparison is not None and comparison["baseline"] == "without"
+    (row,) = comparison["lines"]
+    assert row["label"] == "with" and row["seeds"] == 2
+    names = {f"{part} {metric}" for part in ("all", "shoes") for metric in ("item", "colour", "all")}
+    assert set(row["figures"]) == names and all(0 <= entry["p"] <= 1 for entry in row["figures"].values())
+    result = collect(plan, scores, comparison)
+    without, with_it = (line["figures"] for line in result["lines"][1:])
+    differences = {name: with_it[name]["mean"] - without[name]["mean"] for name in names}
+    assert {name: entry["difference"] for name, entry in row["figures"].items()} == pytest.approx(differences, abs=1e-4)
+    row["figures"]["all item"]["p"] = 0.01
+    text = markdown(plan, result, "")
+    assert text.count(" ✱ |") == 1 and 'differs from "without" (p < 0.05, Holm)' in text and "of 2 seeds" in text
+
+
+def test_one_seed_is_not_tested(finished: Plan) -> None:
+    assert compare(finished, TrialScores(finished)) is None

@@ -202,13 +202,14 @@ def _state(plan: Plan, trial: Trial) -> str:
 
 
 def _write_table(plan: Plan, scores: TrialScores, results: Path, command: str, quiet: bool) -> None:
+    from ..sweep.comparison import compare
     from ..sweep.table import collect, write
 
     if not _done(plan):
         if not quiet:
             err.print("no trial is done: no table is written")
         return
-    paths = write(plan, collect(plan, scores), results, command)
+    paths = write(plan, collect(plan, scores, compare(plan, scores)), results, command)
     if not quiet:
         for path in paths:
             print_line(str(path))

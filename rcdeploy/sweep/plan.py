@@ -55,6 +55,11 @@ class Plan:
         by_seed = itertools.chain.from_iterable(zip(*(variant.trials for variant in self.variants), strict=True))
         return list({trial.key: trial for trial in [self.teacher, *by_seed]}.values())
 
+    @property
+    def baseline(self) -> Variant:
+        """The variant that the others are tested against."""
+        return next((v for v in self.variants if v.label == self.sweep.baseline), self.variants[0])
+
     def trial(self, key: str) -> Trial:
         """key: whole, or its first digits as --dry-run lists them. Raises RcdeployError when no trial has it."""
         for trial in self.trials:
@@ -176,6 +181,8 @@ def load_plan(
     if sweep.paper:
         rows = [row for row in sweep.paper.rows if row not in (*labels, "teacher")]
         errors += [f"paper.rows: no variant is called {row!r}" for row in rows]
+    if sweep.baseline and sweep.baseline not in labels:
+        errors.append(f"baseline: no variant is called {sweep.baseline!r}")
     fix = "The comments at their heads describe what a sweep file and its recipe need."
     if sweep.prepare:
         fix = f"Files that do not exist yet are made by: {sweep.prepare}"

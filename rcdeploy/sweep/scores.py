@@ -40,8 +40,17 @@ class TrialScores:
         scores = {}
         for part, selected in self.parts.items():
             for name, value in scorer.scores(outputs, self.prompts, selected).items():
-                scores[f"{part} {table_name(name)}"] = value
+                scores[self.table_name(part, name)] = value
         return scores
+
+    @staticmethod
+    def table_name(part: str, metric: str) -> str:
+        """A metric's name in tables: "unseen", "judge.frechet_distance" -> "unseen frechet distance"."""
+        return f"{part} {metric.removeprefix('judge.').replace('_', ' ')}"
+
+    def has_outputs(self, trial: Trial) -> bool:
+        """Whether the trial was scored here, and is not only known from an earlier table."""
+        return self.plan.known_result(trial) is None and self.plan.is_done(trial)
 
     def outputs(self, trial: Trial) -> tuple[Scorer, Outputs]:
         """The stored outputs of all networks, a row for each prompt, and the scorer for images of their size."""
@@ -51,8 +60,3 @@ class TrialScores:
             self._scorers[size] = open_scorer(self.plan.evaluation_spec, size=size, device=scoring_device())
         scorer = self._scorers[size]
         return scorer, {name: image_set.outputs_of(net, no_progress) for name, net in scorer.networks.items()}
-
-
-def table_name(metric: str) -> str:
-    """A metric's name in tables: "judge.frechet_distance" -> "frechet distance"."""
-    return metric.removeprefix("judge.").replace("_", " ")

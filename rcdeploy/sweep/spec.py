@@ -47,6 +47,7 @@ class SweepFile(Section):
     grid: dict[str, list[Any]] = Field({}, description="recipe key -> its values, all combinations")
     paper: Paper | None = Field(None, description="the paper's own values")
     x: str | None = Field(None, description="a recipe key of the grid: the plot then has curves over it")
+    baseline: str | None = Field(None, description="label of the variant that others are tested against; the first")
     note: str = Field(min_length=1, description="what the table does not show")
     prepare: str | None = Field(
         None, description="the command that makes the files it needs; printed when one is missing, never executed"

@@ -9,16 +9,19 @@ from typing import Any
 
 from rcdeploy_runtime.files import replacing, write_json
 
+from .comparison import differing
 from .metric_format import table_metrics, unit, with_spread
 from .plan import Plan
 from .plot import plot
 from .trial import Trial
 
+MARK = " ✱"
+"""behind a value that differs from the baseline"""
 Score = Callable[[Trial], dict[str, float]]
 
 
-def collect(plan: Plan, score: Score) -> dict[str, Any]:
-    """The result of a sweep as JSON, from the trials that are done."""
+def collect(plan: Plan, score: Score, comparison: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The result of a sweep as JSON, from the trials that are done; comparison: as `compare` returns it."""
     rows = [_row("teacher", {}, [plan.teacher], plan, score)]
     rows += [_row(variant.label, variant.set, variant.trials, plan, score) for variant in plan.variants]
     return {
@@ -31,6 +34,7 @@ def collect(plan: Plan, score: Score) -> dict[str, Any]:
         "lines": rows,
         "paper": plan.sweep.paper.model_dump() if plan.sweep.paper else None,
         "note": plan.sweep.note,
+        **({"comparison": comparison} if comparison else {}),
     }
 
 
@@ -64,6 +68,8 @@ def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
     if minutes:
         summary += f" {statistics.median(minutes):.2g} minutes of training a student, in the median."
     paragraphs = [f"# {plan.sweep.title}", _table(plan, result), summary]
+    if result.get("comparison"):
+        paragraphs.append(_tests(result["comparison"]))
     if missing:
         paragraphs.append(f"**{missing} of {seeds * len(plan.variants) + 1} trials are not done.**")
     paragraphs.append(f"Command: `{command}`")
@@ -79,13 +85,25 @@ def _table(plan: Plan, result: dict[str, Any]) -> str:
     columns = paper.columns if paper else []
     header = ["", *(f"{metric}{unit(metric)}" for metric in metrics), *(f"paper: {column}" for column in columns)]
     rows = [header]
+    marked = differing(result.get("comparison"))
     for row in result["lines"]:
         values = [with_spread(m, **row["figures"][m]) if m in row["figures"] else "" for m in metrics]
+        values = [v + MARK * ((row["label"], m) in marked) for v, m in zip(values, metrics, strict=True)]
         theirs = paper.rows.get(row["label"], []) if paper else []
         rows.append([row["label"], *values, *(map(_paper_value, theirs) if theirs else [""] * len(columns))])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---|" + "---|" * (len(header) - 1))
     return "\n".join(lines)
+
+
+def _tests(comparison: dict[str, Any]) -> str:
+    """The paragraph that says what the mark means."""
+    seeds = sorted({row["seeds"] for row in comparison["lines"]})
+    return (
+        f'{MARK.strip()} differs from "{comparison["baseline"]}" (p < {comparison["significance"]}, Holm): by the test '
+        "paired by caption (exact McNemar for shares, bootstrap for means and Frechet distances) and by the t test of "
+        f"the differences of {' to '.join(map(str, seeds))} seeds. Without the mark no difference is shown."
+    )
 
 
 def _paper_value(value: float) -> str:
