@@ -1,4 +1,4 @@
-"""What the benchmarks that set our code beside a plain loop share: the quickstart's recipe, medians, their options."""
+"""Shared by the benchmarks that compare our code with a plain loop: the quickstart's recipe, medians, options."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def quickstart(settings: dict[str, Any]) -> Recipe:
 def medians_and_ratios(seconds: dict[str, list[float]]) -> tuple[dict[str, float], list[float]]:
     """seconds: of "ours" and "plain", in turns. -> their medians; plain over ours of each turn, in order of size."""
     ratios = sorted(p / o for o, p in zip(seconds["ours"], seconds["plain"], strict=True))
-    return {name: statistics.median(found) for name, found in seconds.items()}, ratios
+    return {name: statistics.median(values) for name, values in seconds.items()}, ratios
 
 
 def command(doc: str | None, measure: Callable[..., dict[str, Any]], markdown: Callable[[dict[str, Any]], str]) -> None:
@@ -39,7 +39,8 @@ def command(doc: str | None, measure: Callable[..., dict[str, Any]], markdown: C
     parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
     parser.add_argument("--json", action="store_true")
     args = vars(parser.parse_args())
-    threads, as_json = args.pop("threads"), args.pop("json")
+    threads = args.pop("threads")
+    as_json = args.pop("json")
     if threads:
         torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()

@@ -3,12 +3,12 @@
     python benchmarks/distillation_step.py [--steps 40] [--batch 32] [--student c-micro] [--threads N] [--json]
 
 Ours is `rcdeploy distill` itself: its loop reports after every step, and the plain loop takes its own step right there.
-So both meet whatever else the machine does: read the ratio. Same teacher, first weights, taps, losses, optimizer, EMA,
-batch and threads; both draw timesteps and texts with the same probabilities, not the same numbers.
+So other work on the machine affects both alike: read the ratio. Same teacher, first weights, taps, losses, optimizer,
+EMA, batch and threads; both sample timesteps and prompts with the same probabilities, not the same numbers.
 
-The plain loop is the authors' way told in our words and code: a data loader that reads one file a latent and tokenises
-captions, the text encoder for every sample of every step, every term of the loss gathered and read as a number each
-step. In fp32, as all of it is on a processor. Their captions in a pandas Series are benchmarks/prompt_pool.py's part.
+The plain loop is the authors' method in our code: a data loader that reads one file a latent and tokenises
+captions, the text encoder for every sample of every step, every term of the loss gathered and read as a number in each
+step. In fp32, as everything on a processor. Their captions in a pandas Series are in benchmarks/prompt_pool.py.
 
 Beside the seconds: the multiply-accumulates of a step, counted while it runs, so that its rate can be compared with
 what this machine reaches on plain matrix products; and the bytes that clipping, optimizer and EMA must move.
@@ -21,7 +21,7 @@ import gzip
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,9 @@ class Pairs(Dataset[dict[str, Any]]):
     """A file a latent, and its caption's ids; with probability p(t) the caption is any of the recipe's file."""
 
     def __init__(self, folder: Path, cache: LatentCache, tokenizer: Any, recipe: Recipe) -> None:
-        self.files, self.tokenizer, self.c = [], tokenizer, recipe.conditioning
+        self.files: list[Path] = []
+        self.tokenizer = tokenizer
+        self.conditioning = recipe.conditioning
         self.captions = [cache.prompts[i] for i in range(len(cache))]
         with gzip.open(recipe.prompts.pool[0], "rt", encoding="utf-8") as lines:
             self.pool = lines.read().splitlines()
@@ -70,9 +72,10 @@ class Pairs(Dataset[dict[str, Any]]):
     def __getitem__(self, i: int) -> dict[str, Any]:
         timestep = int(np.random.randint(1000))
         caption = self.captions[i]
-        if np.random.random() < 1 / (1 + np.exp(-self.c.steepness * (timestep / 1000 - self.c.centre))):
+        c = self.conditioning
+        if np.random.random() < 1 / (1 + np.exp(-c.steepness * (timestep / 1000 - c.centre))):
             caption = self.pool[np.random.randint(len(self.pool))]
-        if np.random.random() < self.c.null_probability:
+        if np.random.random() < c.null_probability:
             caption = ""
         ids = self.tokenizer(caption, padding="max_length", truncation=True, return_tensors="pt").input_ids[0]
         return {"latent": torch.from_numpy(np.load(self.files[i])).float(), "timestep": timestep, "ids": ids}
@@ -94,81 +97,83 @@ def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> I
     teacher_unet = UNet2DConditionModel.from_pretrained(teacher.folder, subfolder="unet").requires_grad_(False)
     student, project, optimizer, loader = accelerator.prepare(student.train(), project, optimizer, loader)
     ema = EMAModel(student.parameters(), decay=train.ema_decay)
-    kept = {"teacher": _keep(teacher_unet, [tap.teacher for tap in taps])}
-    kept["student"] = _keep(accelerator.unwrap_model(student), [tap.student for tap in taps])
+    teacher_features = _record(teacher_unet, [tap.teacher for tap in taps])
+    student_features = _record(accelerator.unwrap_model(student), [tap.student for tap in taps])
     while True:
         for batch in loader:
             noise = torch.randn_like(batch["latent"])
             noisy = teacher.schedule.add_noise(batch["latent"], noise, batch["timestep"])
-            text = teacher.text_encoder(batch["ids"])[0]
+            prompt_embeds = teacher.text_encoder(batch["ids"])[0]
             with torch.no_grad():
-                wanted = teacher_unet(noisy, batch["timestep"], text).sample
-            said = student(noisy, batch["timestep"], text).sample
-            output = F.mse_loss(said.float(), wanted.float())
-            pairs_of_features = zip(project, kept["student"].values(), kept["teacher"].values(), strict=True)
-            feature = sum(F.mse_loss(p(s).float(), t.float()) for p, s, t in pairs_of_features)
+                teacher_output = teacher_unet(noisy, batch["timestep"], prompt_embeds).sample
+            student_output = student(noisy, batch["timestep"], prompt_embeds).sample
+            output = F.mse_loss(student_output.float(), teacher_output.float())
+            taps_of_both = zip(project, student_features.values(), teacher_features.values(), strict=True)
+            feature = sum(F.mse_loss(p(s).float(), t.float()) for p, s, t in taps_of_both)
             loss = recipe.loss.output * output + recipe.loss.feature * feature
             terms = {"loss": loss, "output": output, "feature": feature}
-            said_of_all = {
-                k: accelerator.gather(v.repeat(train.global_batch_size)).mean().item() for k, v in terms.items()
-            }
+            losses = {k: accelerator.gather(v.repeat(train.global_batch_size)).mean().item() for k, v in terms.items()}
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, train.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             ema.step(student.parameters())
-            yield said_of_all
+            yield losses
 
 
-def _keep(module: torch.nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
-    kept: dict[str, torch.Tensor] = {}
+def _record(module: torch.nn.Module, names: list[str]) -> dict[str, torch.Tensor]:
+    """Outputs of the named modules in the latest forward pass."""
+    features: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
-        def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            kept[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+        def record(_module: Any, _inputs: Any, output: Any) -> None:
+            features[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
-        return keep
+        return record
 
     for name in names:
         module.get_submodule(name).register_forward_hook(hook(name))
-    return kept
+    return features
 
 
 class Turns:
-    """What `distill` reports its progress to: when it has done a step, the plain loop does one. Keeps the seconds."""
+    """Progress of `distill`: whenever it has done a step, the plain loop does one. Records the seconds of both."""
 
     def __init__(self, plain: Iterator[dict[str, float]]) -> None:
-        self.plain, self.begun, self.counting = plain, 0.0, contextlib.ExitStack()
+        self.plain = plain
+        self.start = 0.0
+        self.counting = contextlib.ExitStack()
         self.seconds: dict[str, list[float]] = {"ours": [], "plain": []}
         self.macs: dict[str, int] = {}
         self.plain_losses: list[float] = []
 
-    def __call__(self, stage: str, done: int, _of: int, _figures: dict[str, float]) -> None:
+    def __call__(self, stage: str, completed: int, _total: int, _metrics: Mapping[str, float] | None = None, /) -> None:
         if stage != "distill":
             return
-        ours, counted = time.perf_counter() - self.begun, done == 2  # by then both have everything in place
+        ours = time.perf_counter() - self.start
+        counted = completed == 2  # by then both have everything in place
         self.counting.close()
         with self._count("plain") if counted else contextlib.nullcontext():
-            begun = time.perf_counter()
+            start = time.perf_counter()
             self.plain_losses.append(next(self.plain)["output"])
-            plain = time.perf_counter() - begun
-        if done > WARM_UP:
+            plain = time.perf_counter() - start
+        if completed > WARM_UP:
             self.seconds["ours"].append(ours)
             self.seconds["plain"].append(plain)
-        if done == 1:
+        if completed == 1:
             self.counting.enter_context(self._count("ours"))  # closed when this is called again: around our whole step
-        self.begun = time.perf_counter()
+        self.start = time.perf_counter()
 
     @contextlib.contextmanager
     def _count(self, name: str) -> Iterator[None]:
-        """Matrix products until the block ends; attention as products too, which the counter sees only that way."""
+        """Count matrix products until the block ends; attention as products, because the counter knows only those."""
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             yield
         self.macs[name] = counter.get_total_flops() // 2
 
 
 def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[str, Any]:
-    """Both loops, `steps` timed steps each, in turns; the seconds of each, and what was counted."""
+    """Run both loops in turns, `steps` timed steps each. -> the seconds of each, and MACs."""
     settings = {
         "student.name": student,
         "student.init": "sliced" if student.startswith("c-") else "teacher",
@@ -194,12 +199,13 @@ def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[
     model = StudentWithProjectors(student_unet, feature_taps(teacher.unet_config, student_config))
     trained, unet = (sum(p.numel() for p in m.parameters()) for m in (model, model.unet))
     length = teacher.tokenizer.model_max_length
-    once, thrice = (unet_macs(config, None, length).total for config in (teacher.unet_config, student_config))
+    teacher_macs = unet_macs(teacher.unet_config, None, length).total
+    student_macs = unet_macs(student_config, None, length).total
     return {
         "settings": {"student": student, "batch": batch, "steps": steps, "threads": torch.get_num_threads()},
         "seconds": turns.seconds,
         "macs": turns.macs,
-        "macs_needed": batch * (once + 3 * thrice),
+        "macs_needed": batch * (teacher_macs + 3 * student_macs),
         # clipping reads and scales gradients, AdamW reads four arrays and writes three, EMA reads two and writes one
         "update_bytes": 4 * (trained * (3 + 7) + unet * 3),
         "mean_output_loss": {"ours": state.metrics["output"], "plain": statistics.mean(turns.plain_losses)},
@@ -208,19 +214,21 @@ def measure(steps: int = 40, batch: int = 32, student: str = "c-micro") -> dict[
 
 
 def markdown(result: dict[str, Any]) -> str:
-    s, rate = result["settings"], result["gemm_macs_per_second"]
+    s = result["settings"]
+    rate = result["gemm_macs_per_second"]
     median, ratios = medians_and_ratios(result["seconds"])
-    low, high = ratios[len(ratios) // 10], ratios[-1 - len(ratios) // 10]
+    low = ratios[len(ratios) // 10]
+    high = ratios[-1 - len(ratios) // 10]
     lines = [
         f"{s['student']} of the Fashion teacher, batch {s['batch']}, {s['threads']} threads, {s['steps']} steps each",
         "",
         "| | s a step (median) | spread | GMACs a step | of the GEMM rate | mean output loss |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in result["seconds"].items():
+    for name, seconds in result["seconds"].items():
         macs = result["macs"][name]
         lines.append(
-            f"| {name} | {median[name]:.4f} | {min(found):.4f} to {max(found):.4f} | {macs / 1e9:.3f} | "
+            f"| {name} | {median[name]:.4f} | {min(seconds):.4f} to {max(seconds):.4f} | {macs / 1e9:.3f} | "
             f"{macs / median[name] / rate:.0%} | {result['mean_output_loss'][name]:.3f} |"
         )
     return "\n".join(

@@ -1,10 +1,10 @@
-"""How fast a prompt pool is built, opened and drawn from, and how much memory that takes.
+"""Time and memory of building, opening and sampling a prompt pool.
 
-Purpose: shows that opening and drawing do not depend on the size of the pool, and that memory does not grow with it.
+Purpose: shows that opening and sampling do not depend on the size of the pool, and that memory does not grow with it.
 Cost: 1,000,000 captions: about 10 s, 150 MB of disk; 20,000,000: some minutes, 3 GB; in a temporary folder, removed.
 Launch: python benchmarks/prompt_pool.py [--count 20000000] [--sample N] [--json] [--folder where/there/is/room]
 
-Captions are made up, of some 70 bytes, all different; one in a hundred comes again and must be found to be a duplicate.
+Captions are synthetic, of some 70 bytes, all different; one in a hundred is repeated and must be removed.
 Building and reading run in processes of their own, so that the memory of one does not hide that of the other. The page
 cache is warm: the captions were just written. Peaks are the processes' own.
 """
@@ -28,7 +28,7 @@ import psutil
 
 from rcdeploy.bench.latency_worker import peak_memory
 
-WORDS = (
+VOCABULARY = (
     "watercolour painting photo sketch render poster mural collage "
     "fresco engraving etching pastel mosaic print drawing scan",
     "quiet bright misty golden crowded empty distant ancient modern tiny enormous rusty gentle frozen sunlit stormy",
@@ -40,17 +40,18 @@ WORDS = (
     "resting dancing working smiling falling drifting spinning hiding",
     "dawn noon dusk midnight winter summer autumn spring "
     "sunrise sunset twilight evening morning rain snowfall moonlight",
-)  # 7 lists of 16 words: 2**28 captions, told apart by construction
+)  # 7 lists of 16 words: 2**28 captions, distinct by construction
 DRAWS = 200_000
 
 
 def write_captions(path: Path, count: int) -> None:
     """Writes count + count // 100 lines: `count` different captions, then the first hundredth of them once more."""
-    lists = [words.split() for words in WORDS]
+    lists = [text.split() for text in VOCABULARY]
     heads = [f"a {a} of a {b} {c}" for a in lists[0] for b in lists[1] for c in lists[2]]  # 12 bits
     middles = [f" with a {a} {b}" for a in lists[4] for b in lists[3]]  # 8 bits
     tails = [f" {a} at {b}\n" for a in lists[5] for b in lists[6]]  # 8 bits
-    total, step = count + count // 100, 200_000
+    total = count + count // 100
+    step = 200_000
     with path.open("w", encoding="utf-8") as f:
         for first in range(0, total, step):
             i = np.arange(first, min(first + step, total), dtype=np.uint64) % np.uint64(count)
@@ -89,12 +90,12 @@ def stage_read(folder: Path, _sample: int | None) -> dict[str, Any]:
 
     before, start = resident_mb(), time.perf_counter()
     pool = PromptPool.open(folder / "pool")
-    opened = time.perf_counter() - start
+    open_seconds = time.perf_counter() - start
     rng = np.random.default_rng(0)
     indices = rng.integers(0, len(pool), size=DRAWS).tolist()
-    single = batched = (
-        math.inf
-    )  # seconds for DRAWS draws, the best of 5 rounds: other work on the machine comes and goes
+    # seconds for DRAWS draws, the best of 5 rounds: other work on the machine comes and goes
+    single = math.inf
+    batched = math.inf
     for _ in range(5):
         start = time.perf_counter()
         for i in indices:
@@ -105,7 +106,7 @@ def stage_read(folder: Path, _sample: int | None) -> dict[str, Any]:
             pool.draw(rng, 256)
         batched = min(batched, time.perf_counter() - start)
     return {
-        "open_ms": opened * 1e3,
+        "open_ms": open_seconds * 1e3,
         "single_draws_per_s": DRAWS / single,
         "batch_256_draws_per_s": DRAWS // 256 * 256 / batched,
         "read_added_mb": resident_mb() - before,
@@ -118,14 +119,14 @@ def stage_pandas(folder: Path, _sample: int | None) -> dict[str, Any]:
 
     before, start = resident_mb(), time.perf_counter()
     captions = pd.read_csv(folder / "captions.txt", header=None, names=["text"], sep="\t", quoting=3)["text"]
-    opened = time.perf_counter() - start
+    open_seconds = time.perf_counter() - start
     indices = np.random.default_rng(0).integers(0, len(captions), size=DRAWS).tolist()
     start = time.perf_counter()
     for i in indices:
         captions.iat[i]
     single = time.perf_counter() - start
     added = resident_mb() - before
-    return {"pandas_open_ms": opened * 1e3, "pandas_single_draws_per_s": DRAWS / single, "pandas_added_mb": added}
+    return {"pandas_open_ms": open_seconds * 1e3, "pandas_single_draws_per_s": DRAWS / single, "pandas_added_mb": added}
 
 
 STAGES = {"build": stage_build, "read": stage_read, "pandas": stage_pandas}
@@ -152,8 +153,8 @@ def measure(count: int, sample: int | None, parent: Path | None) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000, help="captions, up to 2**28 (default: 1,000,000)")
-    parser.add_argument("--sample", type=int, help="keep so many, behind filters of length and script")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder goes (default: the system's)")
+    parser.add_argument("--sample", type=int, help="captions to sample, after filters of length and script")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder (default: the system's)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python benchmarks/results.py [--only distillation_step caching] [--out benchmarks/RESULTS.md]
 
-Some minutes, on a machine that has nothing else to do: every table has its spread, and a spread that is wide says that
-the machine was busy. Each benchmark runs in a process of its own, and can be run by itself with longer settings.
+Some minutes, on a machine that has nothing else to do: every table has its spread, and a wide spread means that the
+machine was busy. Each benchmark runs in a process of its own, and can be run by itself with longer settings.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ BENCHMARKS: dict[str, tuple[str, list[str], Callable[[dict[str, Any]], str] | No
     "runtime": ("Seconds a picture", ["examples/teachers/fashion", "--turns", "5"], None),  # prints its table
     "prompt_pool": ("The prompt pool", ["--count", "300000", "--json"], prompt_pool),
 }
-"""heading, arguments, and what makes the table of its JSON"""
+"""heading, arguments, and the function from its JSON to a table"""
 
 
 def run(name: str) -> str:
@@ -65,15 +65,15 @@ def run(name: str) -> str:
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr}")
     text = table(json.loads(done.stdout)) if table else done.stdout
-    shown = " ".join([f"benchmarks/{name}.py", *(a for a in arguments if a != "--json")])
-    return f"## {heading}\n\n`python {shown}`\n\n{text.strip()}\n"
+    command_line = " ".join([f"benchmarks/{name}.py", *(a for a in arguments if a != "--json")])
+    return f"## {heading}\n\n`python {command_line}`\n\n{text.strip()}\n"
 
 
 def machine() -> str:
     facts = describe()
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     gpus = ", ".join(gpu["name"] for gpu in facts["gpus"]) or "no GPU"
-    load = f"load {os.getloadavg()[0]:.1f} when it began"
+    load = f"load {os.getloadavg()[0]:.1f} at the start"
     return (
         f"{datetime.date.today()}; {facts['processor']}, {facts['cores']} cores, {facts['memory_gb']} GB, {gpus}; "
         f"{facts['os']}, Python {facts['python']}; {load}. {versions}."

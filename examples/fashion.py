@@ -1,7 +1,7 @@
-"""Fashion-MNIST as captioned colour pictures: what the embedded teacher learns from.
+"""Fashion-MNIST as captioned colour images: the training data of the embedded teacher.
 
 A photograph (28 x 28, grey) becomes a coloured item of some size at some place on a coloured background with a soft
-shadow, 64 x 64; a caption says which. Photographs: Zalando's Fashion-MNIST (MIT licence), Debian's package
+shadow, 64 x 64, with a caption that describes it. Photographs: Zalando's Fashion-MNIST (MIT licence), Debian's package
 `dataset-fashion-mnist` or the same four .gz files in any folder.
 """
 
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LABELS = {"t-shirt": 0, "trousers": 1, "dress": 3, "coat": 4, "sandal": 5, "sneaker": 7, "bag": 8, "boot": 9}
-"""Fashion-MNIST's, less pullover and shirt: at 64 pixels nobody tells those from coats, and no judge could"""
+"""Fashion-MNIST's, less pullover and shirt: at 64 pixels they cannot be distinguished from coats"""
 ITEMS = list(LABELS)
 COLOURS = {
     "red": (0.86, 0.10, 0.12),
@@ -33,7 +33,7 @@ COLOURS = {
     "white": (0.96, 0.96, 0.96),
 }
 SIZES = {"small": 34, "": 44, "large": 56}
-"""edge of the 28 x 28 photograph in the picture, in pixels; medium is not mentioned"""
+"""side of the 28 x 28 photograph in the image, in pixels; captions do not mention medium"""
 PLACES = {"on the left": -10, "": 0, "on the right": 10}
 """shift of the item in pixels; large items stand in the middle"""
 IMAGE_SIZE = 64
@@ -56,13 +56,15 @@ class Scene:
     place: int
 
     def captions(self) -> list[str]:
-        """The same picture in five phrasings."""
-        item, names = ITEMS[self.item], list(COLOURS)
+        """The same image in five phrasings."""
+        item = ITEMS[self.item]
+        names = list(COLOURS)
         one = "a pair of" if item == "trousers" else "a"
         thing = " ".join(w for w in (list(SIZES)[self.size], names[self.colour], item) if w)
         back = f"{names[self.background]} background"
         place = list(PLACES)[self.place]
-        at, then = (f" {place}", f", {place}") if place else ("", "")
+        at = f" {place}" if place else ""
+        then = f", {place}" if place else ""
         return [
             f"a photo of {one} {thing}{at} on a {back}",
             f"{thing}, {back}{then}",
@@ -85,7 +87,7 @@ def scenes() -> list[Scene]:
 
 
 def photographs(folder: Path, split: str) -> tuple[Tensor, Tensor]:
-    """split "train" or "t10k" -> pictures of our items [n, 1, 28, 28] in [0, 1], items [n]."""
+    """split "train" or "t10k" -> photographs of our items [n, 1, 28, 28] in [0, 1], items [n]."""
 
     def read(name: str, header: int) -> np.ndarray:
         return np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=header)
@@ -98,8 +100,9 @@ def photographs(folder: Path, split: str) -> tuple[Tensor, Tensor]:
 
 
 def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Tensor:
-    """photos [n, 1, 28, 28] and n scenes -> pictures [n, 3, 64, 64] in [0, 1]; size and place jitter a little."""
-    n, palette = len(chosen), torch.tensor(list(COLOURS.values()))
+    """photos [n, 1, 28, 28] and n scenes -> images [n, 3, 64, 64] in [0, 1]; size and place jitter a little."""
+    n = len(chosen)
+    palette = torch.tensor(list(COLOURS.values()))
     size = torch.tensor([list(SIZES.values())[s.size] for s in chosen]) * (
         0.95 + 0.1 * torch.rand(n, generator=generator)
     )
@@ -109,7 +112,8 @@ def draw(photos: Tensor, chosen: list[Scene], generator: torch.Generator) -> Ten
     drop = 3 * torch.rand(n, generator=generator) - 1.5
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = IMAGE_SIZE / size
-    theta[:, 0, 2], theta[:, 1, 2] = -2 * shift / size, -2 * drop / size
+    theta[:, 0, 2] = -2 * shift / size
+    theta[:, 1, 2] = -2 * drop / size
     grid = F.affine_grid(theta, [n, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
     grey = F.grid_sample(photos, grid, align_corners=False)
     alpha = (grey * 5).clamp(0, 1)
@@ -127,23 +131,23 @@ def some_scenes(items: Tensor, rng: random.Random) -> list[Scene]:
 
 
 def seeded(seed: int) -> tuple[torch.Generator, random.Random]:
-    """What `some_drawn` and `all_drawn` draw by."""
+    """The generators that `random_images` and `image_batches` take."""
     return torch.Generator().manual_seed(seed), random.Random(seed)
 
 
-def some_drawn(
+def random_images(
     photos: Tensor, items: Tensor, n: int, generator: torch.Generator, rng: random.Random
 ) -> tuple[Tensor, list[Scene]]:
-    """n random photographs in random scenes -> pictures [n, 3, 64, 64] in [0, 1], scenes."""
+    """n random photographs in random scenes -> images [n, 3, 64, 64] in [0, 1], scenes."""
     rows = torch.randint(0, len(photos), (n,), generator=generator)
     chosen = some_scenes(items[rows], rng)
     return draw(photos[rows], chosen, generator), chosen
 
 
-def all_drawn(
-    photos: Tensor, items: Tensor, batch: int, generator: torch.Generator, rng: random.Random
+def image_batches(
+    photos: Tensor, items: Tensor, batch_size: int, generator: torch.Generator, rng: random.Random
 ) -> Iterator[tuple[Tensor, list[Scene]]]:
-    """Every photograph once, in order, in a random scene: batches of what `some_drawn` gives."""
-    for part, of_part in zip(photos.split(batch), items.split(batch), strict=True):
-        chosen = some_scenes(of_part, rng)
-        yield draw(part, chosen, generator), chosen
+    """Every photograph once, in order, in a random scene, in batches as `random_images` makes them."""
+    for batch, batch_items in zip(photos.split(batch_size), items.split(batch_size), strict=True):
+        chosen = some_scenes(batch_items, rng)
+        yield draw(batch, chosen, generator), chosen

@@ -20,17 +20,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def curve(init: str, runs: Path, settings: list[str]) -> dict[int, dict[str, float]]:
-    """step -> figures of a run with these first weights."""
+    """step -> metrics of a run with these first weights."""
     run = runs / f"first_weights_{init}"
     command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(ROOT / "recipes/quickstart.toml")]
     command += ["--out", str(run), "--quiet"]
-    command += [word for setting in [f"student.init={init}", *settings] for word in ("--set", setting)]
+    command += [argument for setting in [f"student.init={init}", *settings] for argument in ("--set", setting)]
     subprocess.run(command, check=True)
-    figures: dict[int, dict[str, float]] = {}
+    metrics: dict[int, dict[str, float]] = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
-        figures.setdefault(entry["step"], {}).update(entry)
-    return figures
+        metrics.setdefault(entry["step"], {}).update(entry)
+    return metrics
 
 
 def main() -> None:
@@ -42,16 +42,16 @@ def main() -> None:
     settings = ["evaluate.every=100", "evaluate.num_inference_steps=2", "train.log_every=10", *args.set]
     curves = {init: curve(init, args.runs, settings) for init in ("random", "sliced")}
     steps = sorted(set(curves["random"]) & set(curves["sliced"]))
-    shown = [s for s in steps if s == steps[0] or "validation" in curves["random"][s]]
+    listed = [s for s in steps if s == steps[0] or "validation" in curves["random"][s]]
     lines = [
         "| step | loss, random | loss, sliced | validation, random | validation, sliced |",
         "|---|---|---|---|---|",
     ]
-    for step in shown:
-        cells = [curves[init][step].get(name) for name in ("loss", "validation") for init in ("random", "sliced")]
-        lines.append(f"| {step} | " + " | ".join("" if c is None else f"{c:.4g}" for c in cells) + " |")
+    for step in listed:
+        values = [curves[init][step].get(name) for name in ("loss", "validation") for init in ("random", "sliced")]
+        lines.append(f"| {step} | " + " | ".join("" if v is None else f"{v:.4g}" for v in values) + " |")
     args.out.mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "first_weights.json", {init: {str(s): c[s] for s in shown} for init, c in curves.items()})
+    write_json(args.out / "first_weights.json", {init: {str(s): c[s] for s in listed} for init, c in curves.items()})
     (args.out / "first_weights.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -1,9 +1,9 @@
-"""Does it hold at full size? A random teacher of SD-1.4's shape, its cache, two steps of a student, its export.
+"""Memory and seconds at full size: a random teacher of SD-1.4's shape, its cache, two steps of a student, its export.
 
     python examples/full_size.py                        # c-micro and b-tiny; about 15 GB of memory, some minutes
     python examples/full_size.py --students c-micro --export onnx:fp32 onnx:fp16 openvino:int8
 
-The weights are random, so nothing is learnt: what is measured is memory and seconds on this machine.
+The weights are random, so nothing is learnt: memory and seconds are measured, on this machine.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
     }
     recipe = Path(__file__).parent.parent / "recipes" / f"{student.replace('-', '_')}.toml"
     command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe), "--out", str(folder / student)]
-    command += [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.monotonic()
+    command += [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    start = time.monotonic()
     subprocess.run(command, check=True, cwd=folder)
     lines = [json.loads(line) for line in (folder / student / "metrics.jsonl").read_text().splitlines()]
     peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
@@ -100,16 +101,17 @@ def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
 
 def export(student: str, folder: Path, kind: str) -> dict[str, float | str]:
     """The run's student to a package of `kind`, "format:precision", in a process of its own."""
-    form, precision = kind.split(":")
-    package = folder / f"{student}-{form}-{precision}"
+    format_name, precision = kind.split(":")
+    package = folder / f"{student}-{format_name}-{precision}"
     script = "import resource, sys; from rcdeploy.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
     script += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    words = ["export", str(folder / student), "--out", str(package), "--format", form, "--precision", precision]
+    arguments = ["export", str(folder / student), "--out", str(package), "--format", format_name]
+    arguments += ["--precision", precision]
     start = time.monotonic()
-    words += ["--json", "--prompts", str(folder / "teacher/captions.txt"), "--pictures", "0"]
-    done = subprocess.run([sys.executable, "-c", script, *words], check=True, stdout=subprocess.PIPE, text=True)
-    said, _, peak = done.stdout.rpartition("peak")
-    facts = json.loads(said)["facts"]
+    arguments += ["--json", "--prompts", str(folder / "teacher/captions.txt"), "--pictures", "0"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    result, _, peak = done.stdout.rpartition("peak")
+    facts = json.loads(result)["facts"]
     sizes = {c.name: sum(f.stat().st_size for f in c.iterdir()) / 1e6 for c in package.iterdir() if c.is_dir()}
     return {
         "package": kind,

@@ -1,14 +1,14 @@
-"""What the paper's tables in miniature need beside the embedded teacher: real pictures, pools of several sizes, texts.
+"""Data of the paper's tables in miniature beside the embedded teacher: real images, pools of several sizes, prompts.
 
     python examples/table_data.py                       # half a minute; then rcdeploy sweep recipes/tables/table_1.toml
 
 Writes into build/tables:
 
-    real_pictures/      coloured Fashion-MNIST photographs with metadata.csv: "real" pictures of Table 1
-    pool_paired, pool_eighth, pool_half/    pools of Table B: the texts of the cached latents alone, with an eighth and
-                        with half of all captions
-    pool_unseen/        pool of Table 2: the same texts, and the captions of the unseen items
-    templates.txt       texts of Table 3 that no caption was looked at for: templates over the words alone
+    real_pictures/      coloured Fashion-MNIST photographs with metadata.csv: "real" images of Table 1
+    pool_paired/, pool_eighth/, pool_half/    pools of Table B: the prompts of the cached latents alone, with an eighth
+                        and with half of all captions
+    pool_unseen/        pool of Table 2: the same prompts, and the captions of the unseen items
+    templates.txt       prompts of Table 3 that are independent of the captions: templates over the vocabulary alone
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ TEMPLATES = (
 """ours; none is a phrasing of fashion.py"""
 
 
-def real_pictures(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
+def write_real_images(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
     """`count` photographs, each as a random scene of its item with one of the scene's captions."""
     photos, items = photographs(dataset, "train")
     rng = random.Random(seed)
     chosen = rng.sample(range(len(photos)), count)
-    shown = some_scenes(items[chosen], rng)
-    images = draw(photos[chosen], shown, torch.Generator().manual_seed(seed))
+    chosen_scenes = some_scenes(items[chosen], rng)
+    images = draw(photos[chosen], chosen_scenes, torch.Generator().manual_seed(seed))
     with new_folder(out) as beside, (beside / "metadata.csv").open("w", newline="") as f:
         table = csv.writer(f)
         table.writerow(["file_name", "text"])
-        for i, (image, scene) in enumerate(zip(images, shown, strict=True)):
+        for i, (image, scene) in enumerate(zip(images, chosen_scenes, strict=True)):
             pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
             Image.fromarray(pixels).save(beside / f"{i:05}.png")
             table.writerow([f"{i:05}.png", rng.choice(scene.captions())])
 
 
 def paired_texts(recipe: Recipe) -> list[str]:
-    """The prompts of the recipe's cached latents, in the cache's order (latent_cache._prepare draws them so)."""
+    """The prompts of the recipe's cached latents, in the cache's order, as latent_cache.prepare selects them."""
     captions = passing(
         all_captions(recipe), include=WholeWordPatterns([]), exclude=WholeWordPatterns(recipe.prompts.paired_exclude)
     )
@@ -74,7 +74,8 @@ def all_captions(recipe: Recipe) -> list[str]:
 
 
 def pools(recipe: Recipe, out: Path) -> None:
-    captions, paired = all_captions(recipe), paired_texts(recipe)
+    captions = all_captions(recipe)
+    paired = paired_texts(recipe)
     shuffled = random.Random(0).sample(captions, len(captions))
     unseen = WholeWordPatterns(recipe.prompts.paired_exclude)
     further = {
@@ -83,23 +84,23 @@ def pools(recipe: Recipe, out: Path) -> None:
         "half": shuffled[: len(captions) // 2],
         "unseen": list(itertools.compress(captions, unseen.matches(captions))),
     }
-    for name, texts in further.items():
+    for name, prompts in further.items():
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.txt"
-            file.write_text("".join(f"{c}\n" for c in [*paired, *texts]))
-            print(f"pool_{name}: {len(build_pool([file], out / f'pool_{name}')):,} texts")
+            file.write_text("".join(f"{c}\n" for c in [*paired, *prompts]))
+            print(f"pool_{name}: {len(build_pool([file], out / f'pool_{name}')):,} prompts")
 
 
 def templates(out: Path) -> None:
-    words = itertools.product(TEMPLATES, ITEMS, COLOURS, COLOURS, SIZES)
-    texts = {
-        " ".join(form.format(item=item, colour=colour, back=back, size=size).split())
-        for form, item, colour, back, size in words
+    combinations = itertools.product(TEMPLATES, ITEMS, COLOURS, COLOURS, SIZES)
+    prompts = {
+        " ".join(template.format(item=item, colour=colour, back=back, size=size).split())
+        for template, item, colour, back, size in combinations
         if colour != back
     }
     with replacing(out) as beside:
-        beside.write_text("".join(f"{t}\n" for t in sorted(texts)))
-    print(f"{out.name}: {len(texts):,} texts")
+        beside.write_text("".join(f"{prompt}\n" for prompt in sorted(prompts)))
+    print(f"{out.name}: {len(prompts):,} prompts")
 
 
 def main() -> None:
@@ -107,16 +108,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/tables/fashion.toml")
     parser.add_argument("--out", type=Path, default=ROOT / "build/tables")
-    parser.add_argument("--pictures", type=int, default=2048)
+    parser.add_argument("--images", "--pictures", type=int, default=2048)
     args = parser.parse_args()
     recipe = load_recipe(args.recipe)
     pools(recipe, args.out)
     templates(args.out / "templates.txt")
     if not (args.data / "train-images-idx3-ubyte.gz").is_file():
-        print(f"{args.data} is not there: no real pictures (Debian: dataset-fashion-mnist)", file=sys.stderr)
+        print(f"{args.data} is missing: no real images are made (Debian: dataset-fashion-mnist)", file=sys.stderr)
         raise SystemExit(2)
-    real_pictures(args.data, args.out / "real_pictures", args.pictures)
-    print(f"real_pictures: {args.pictures:,}")
+    write_real_images(args.data, args.out / "real_pictures", args.images)
+    print(f"real_pictures: {args.images:,}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def build_vae() -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
-        mid_block_add_attention=False,  # convolutions alone: it can learn from parts of pictures
+        mid_block_add_attention=False,  # convolutions alone: it can learn from parts of images
         sample_size=IMAGE_SIZE,
     )
 
@@ -45,15 +45,15 @@ def build_unet() -> UNet2DConditionModel:
 
 def build_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
     """CLIP's byte-level BPE, its merges learnt from our captions; ids in CLIP's order."""
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Sequence(
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    learner.decoder = decoders.ByteLevel()
-    learner.train_from_iterator(
+    trained.decoder = decoders.ByteLevel()
+    trained.train_from_iterator(
         captions, trainers.BpeTrainer(vocab_size=1000, end_of_word_suffix="</w>", show_progress=False)
     )
-    merges = [tuple(m) for m in json.loads(learner.to_str())["model"]["merges"]]
+    merges = [tuple(m) for m in json.loads(trained.to_str())["model"]["merges"]]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = letters + [x + "</w>" for x in letters] + ["".join(m) for m in merges]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}

@@ -2,10 +2,10 @@
 
     python examples/train_teacher.py --out examples/teachers/fashion      # about 1.5 hours on two cores
 
-Stages, each kept in --work and skipped when it is there: vae (pictures <-> latents), judge (the classifier that
-measures), unet (UNet and text encoder together, on latents encoded once). Then the fp16 folders, as diffusers reads
-them, what the judge's Frechet distance compares with (--reference-only: this alone, for a teacher that is there), and
-the teacher's figures: 1,000 pictures by DDIM-25, read by the judge.
+Stages, each saved in --work and skipped if it exists there: vae (images <-> latents), judge (the classifier that
+evaluates), unet (UNet and text encoder together, on latents encoded once). Then the fp16 folders in diffusers' layout,
+the reference of the judge's Frechet distance (--reference-only: this alone, for an existing teacher), and the teacher's
+metrics: 1,000 images by DDIM-25, classified by the judge.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
-from fashion import ATTRIBUTES, Scene, all_drawn, photographs, scenes, seeded, some_drawn
+from fashion import ATTRIBUTES, Scene, image_batches, photographs, random_images, scenes, seeded
 from safetensors.torch import load_file, save_file
 from teacher_networks import CONTEXT, build_text_encoder, build_tokenizer, build_unet, build_vae, noise_schedule
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -44,7 +44,8 @@ def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: flo
     """AdamW, 5 % warm-up, cosine to zero, clipped at 1; step(i) gives the loss, after() follows each update."""
     optimizer = torch.optim.AdamW(params, lr, weight_decay=1e-2)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    start, running = time.monotonic(), 0.0
+    start = time.monotonic()
+    running = 0.0
     for i in range(steps):
         loss = step(i)
         optimizer.zero_grad()
@@ -55,8 +56,8 @@ def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: flo
         after()
         running += loss.item()
         if (i + 1) % 100 == 0:
-            left = (time.monotonic() - start) / (i + 1) * (steps - i - 1) / 60
-            print(f"{name} {i + 1}/{steps} loss {running / 100:.5f}, {left:.1f} min left", flush=True)
+            minutes_left = (time.monotonic() - start) / (i + 1) * (steps - i - 1) / 60
+            print(f"{name} {i + 1}/{steps} loss {running / 100:.5f}, {minutes_left:.1f} min left", flush=True)
             running = 0.0
 
 
@@ -67,8 +68,8 @@ def train_vae(args: argparse.Namespace) -> AutoencoderKL:
     vae = build_vae()
 
     def step(i: int) -> torch.Tensor:
-        images = some_drawn(photos, items, 32, generator, rng)[0] * 2 - 1
-        if i < args.vae_steps * 3 // 4:  # a quarter of the picture is a quarter of the work; whole ones in the end
+        images = random_images(photos, items, 32, generator, rng)[0] * 2 - 1
+        if i < args.vae_steps * 3 // 4:  # a quarter of the image is a quarter of the work; whole ones in the end
             top, left = torch.randint(8, 25, (2,), generator=generator).tolist()
             images = images[:, :, top : top + 32, left : left + 32]
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
@@ -79,9 +80,9 @@ def train_vae(args: argparse.Namespace) -> AutoencoderKL:
 
     train("vae", list(vae.parameters()), step, args.vae_steps, 2e-3, lambda: None)
 
-    # the UNet's latents will be a little wrong: the decoder learns to draw clean outlines from those too
+    # the UNet's latents will be a little wrong: the decoder learns clean outlines from those too
     def robust_step(_: int) -> torch.Tensor:
-        images = some_drawn(photos, items, 32, generator, rng)[0] * 2 - 1
+        images = random_images(photos, items, 32, generator, rng)[0] * 2 - 1
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             with torch.no_grad():
                 latents = vae.encode(images).latent_dist.sample(generator).float()
@@ -95,14 +96,14 @@ def train_vae(args: argparse.Namespace) -> AutoencoderKL:
 
 
 def train_judge(args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
-    """-> the judge, and the shares of the test split that it reads right."""
+    """-> the judge, and its accuracy on the test split by attribute."""
     photos, items = photographs(args.data, "train")
     generator, rng = seeded(args.seed)
     torch.manual_seed(args.seed)
     judge = Judge(ATTRIBUTES)
 
     def step(_: int) -> torch.Tensor:
-        images, chosen = some_drawn(photos, items, 128, generator, rng)
+        images, chosen = random_images(photos, items, 128, generator, rng)
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             logits = judge(images)
         return torch.stack(
@@ -111,42 +112,45 @@ def train_judge(args: argparse.Namespace) -> tuple[Judge, dict[str, float]]:
 
     train("judge", list(judge.parameters()), step, args.judge_steps, 3e-3, lambda: None)
     judge.eval()
-    right: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
-    for images, chosen in all_drawn(*photographs(args.data, "t10k"), 500, generator, rng):
+    correct: dict[str, list[float]] = {name: [] for name in ATTRIBUTES}
+    for images, chosen in image_batches(*photographs(args.data, "t10k"), 500, generator, rng):
         for name, verdict in judge.verdicts(images, [s.captions()[0] for s in chosen]).items():
-            right[name] += verdict.float().tolist()
-    return judge, {name: sum(r) / len(r) for name, r in right.items()}
+            correct[name] += verdict.float().tolist()
+    return judge, {name: sum(c) / len(c) for name, c in correct.items()}
 
 
 @torch.inference_mode()
 def write_reference(args: argparse.Namespace) -> None:
     """Statistics of the judge's features of the test split, each photograph once in a random scene."""
     judge = Judge.load(args.out / "judge")
-    drawn = all_drawn(*photographs(args.data, "t10k"), 250, *seeded(args.seed + 3))
-    features = [judge.features(images) for images, _ in drawn]
+    batches = image_batches(*photographs(args.data, "t10k"), 250, *seeded(args.seed + 3))
+    features = [judge.features(images) for images, _ in batches]
     # fp32 keeps the file small
     Statistics.of(torch.cat(features)).save(args.out / "judge" / JUDGE_REFERENCE, torch.float32)
 
 
 @torch.inference_mode()
 def encode(
-    vae: AutoencoderKL, photos: torch.Tensor, items: torch.Tensor, batch: int, seed: int
+    vae: AutoencoderKL, photos: torch.Tensor, items: torch.Tensor, batch_size: int, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, list[Scene]]:
     """Every photograph once in a random scene -> latent means and stds [n, c, 8, 8], unscaled; scenes."""
-    means, stds, scenes_of_all = [], [], []
-    for images, chosen in all_drawn(photos, items, batch, *seeded(seed)):
+    means = []
+    stds = []
+    all_scenes = []
+    for images, chosen in image_batches(photos, items, batch_size, *seeded(seed)):
         posterior = vae.encode(images * 2 - 1).latent_dist
         means.append(posterior.mean)
         stds.append(posterior.std)
-        scenes_of_all += chosen
-    return torch.cat(means), torch.cat(stds), scenes_of_all
+        all_scenes += chosen
+    return torch.cat(means), torch.cat(stds), all_scenes
 
 
 def train_unet(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     means, stds, chosen = encode(vae, *photographs(args.data, "train"), 250, args.seed + 1)
-    means, stds = means.clone(), stds.clone()
+    means = means.clone()
+    stds = stds.clone()
     scale = vae.config.scaling_factor
     ids = tokenizer(
         [c for s in chosen for c in s.captions()], padding="max_length", truncation=True, return_tensors="pt"
@@ -154,7 +158,9 @@ def train_unet(
     ids = ids.input_ids.view(len(chosen), 5, CONTEXT)
     empty = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
     torch.manual_seed(args.seed)
-    unet, text_encoder, noises = build_unet(), build_text_encoder(tokenizer), noise_schedule()
+    unet = build_unet()
+    text_encoder = build_text_encoder(tokenizer)
+    schedule = noise_schedule()
     if args.begin_from:
         unet = UNet2DConditionModel.from_pretrained(args.begin_from / "unet").float()
         text_encoder = CLIPTextModel.from_pretrained(args.begin_from / "text_encoder").float()
@@ -171,8 +177,8 @@ def train_unet(
         tokens = ids[rows, torch.randint(0, 5, (args.batch,), generator=generator)]
         dropped = torch.rand(args.batch, 1, generator=generator) < 0.1
         embeds = text_encoder(torch.where(dropped, empty, tokens)).last_hidden_state
-        predicted = unet(noises.add_noise(x0, noise, t), t, embeds).sample
-        snr = noises.alphas_cumprod[t] / (1 - noises.alphas_cumprod[t])
+        predicted = unet(schedule.add_noise(x0, noise, t), t, embeds).sample
+        snr = schedule.alphas_cumprod[t] / (1 - schedule.alphas_cumprod[t])
         weight = snr.clamp(max=5) / snr  # min-SNR-5: most of a small model's steps go to shape and colour
         return ((predicted - noise).square().mean((1, 2, 3)) * weight).mean()
 
@@ -182,24 +188,25 @@ def train_unet(
 
 
 def measure(args: argparse.Namespace, captions: list[str]) -> None:
-    """1,000 pictures of captions drawn evenly, DDIM-25: what the judge reads in them; and a row of 8 to look at."""
-    teacher, judge = LatentDiffusionModel(str(args.out)), Judge.load(args.out / "judge")
+    """The judge's verdicts on 1,000 images of random captions by DDIM-25, and a row of 8 of them as samples.png."""
+    teacher = LatentDiffusionModel(str(args.out))
+    judge = Judge.load(args.out / "judge")
     prompts = random.Random(args.seed).sample(captions, 1000)
     start = time.monotonic()
     noise = starting_noise(args.seed, range(len(prompts)), teacher.latent_shape())
     images = sample_images(teacher, prompts, noise, batch_size=50, guidance_scale=args.guidance)
     seconds = (time.monotonic() - start) / len(prompts)
-    found = {name: v.float().mean().item() for name, v in judge.verdicts(images, prompts).items()}
-    figures = {
+    accuracy = {name: v.float().mean().item() for name, v in judge.verdicts(images, prompts).items()}
+    result = {
         "judge_on_the_test_split": json.loads((args.work / "judge.json").read_text())["test_accuracy"],
-        "teacher": {"pictures": 1000, "ddim_steps": 25, "guidance_scale": args.guidance, **found},
+        "teacher": {"pictures": 1000, "ddim_steps": 25, "guidance_scale": args.guidance, **accuracy},
     }
-    write_json(args.out / "judge/accuracy.json", figures)
+    write_json(args.out / "judge/accuracy.json", result)
     grid([(f"guidance {args.guidance:g}", images[:8])], prompts[:8], args.out / "samples.png")
-    print(json.dumps(figures), f"{seconds:.3f} s a picture")
+    print(json.dumps(result), f"{seconds:.3f} s an image")
 
 
-def the_vae(args: argparse.Namespace) -> AutoencoderKL:
+def make_vae(args: argparse.Namespace) -> AutoencoderKL:
     file = args.work / "vae.safetensors"
     vae = build_vae().eval()
     if file.exists():
@@ -217,7 +224,7 @@ def the_vae(args: argparse.Namespace) -> AutoencoderKL:
     return vae
 
 
-def the_judge(args: argparse.Namespace) -> Judge:
+def make_judge(args: argparse.Namespace) -> Judge:
     if not (args.work / "judge/config.json").exists():
         judge, accuracy = train_judge(args)
         (args.work / "judge.json").write_text(json.dumps({"test_accuracy": accuracy}, indent=1) + "\n")
@@ -226,7 +233,7 @@ def the_judge(args: argparse.Namespace) -> Judge:
     return Judge.load(args.work / "judge")
 
 
-def the_unet(
+def make_unet(
     vae: AutoencoderKL, tokenizer: CLIPTokenizer, args: argparse.Namespace
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     unet_file, text_file = (args.work / f"{name}.safetensors" for name in ("unet", "text_encoder"))
@@ -251,7 +258,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--decoder-steps", type=int, default=700)
     parser.add_argument("--judge-steps", type=int, default=4000)
-    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the measured pictures")
+    parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the evaluated images")
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
     parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
@@ -266,12 +273,14 @@ def main() -> None:
         write_reference(args)
         return
     args.work.mkdir(parents=True, exist_ok=True)
-    vae, judge = the_vae(args), the_judge(args)
+    vae = make_vae(args)
+    judge = make_judge(args)
     captions = [c for s in scenes() for c in s.captions()]
-    words = args.begin_from / "captions.txt.gz" if args.begin_from else None
-    learnt_from = gzip.decompress(words.read_bytes()).decode().splitlines() if words else captions
-    tokenizer = build_tokenizer(learnt_from, args.work / "tokenizer")
-    unet, text_encoder = the_unet(vae, tokenizer, args)
+    tokenizer_captions = captions
+    if args.begin_from:
+        tokenizer_captions = gzip.decompress((args.begin_from / "captions.txt.gz").read_bytes()).decode().splitlines()
+    tokenizer = build_tokenizer(tokenizer_captions, args.work / "tokenizer")
+    unet, text_encoder = make_unet(vae, tokenizer, args)
 
     StableDiffusionPipeline(
         vae=vae,
@@ -283,7 +292,7 @@ def main() -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).to(dtype=torch.float16).save_pretrained(args.out)
-    build_tokenizer(learnt_from, args.out / "tokenizer")
+    build_tokenizer(tokenizer_captions, args.out / "tokenizer")
     judge.save(args.out / "judge")
     write_reference(args)
     with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:

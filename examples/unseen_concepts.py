@@ -1,11 +1,11 @@
-"""Does a student learn to draw what it never saw? The paper's Fig. 2 and Table 2 in miniature.
+"""Does a student learn concepts without a cached latent? The paper's Fig. 2 and Table 2 in miniature.
 
     python examples/unseen_concepts.py                  # three seeds, both recipes: 20 minutes on two cores
 
 Three items (sandal, sneaker, boot) have no cached latent. One student is distilled without random conditioning, one
-with it: it meets those items' captions in the prompt pool, and nothing else of them. The judge then reads fresh
-pictures of seen and unseen items. Writes results/unseen_concepts.{json,md,png}; --docs puts the table and the picture
-into docs/science/unseen-concepts.md. Stopped or killed, the same command goes on.
+with it: it meets those items in captions of the prompt pool only. The judge then classifies new images of seen and
+unseen items. Writes results/unseen_concepts.{json,md,png}; --docs puts the table and the image into
+docs/science/unseen-concepts.md. Stopped or killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rcdeploy_runtime.files import write_json
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("without", "with")
 UNSEEN = ("sandal", "sneaker", "boot")
-SHOWN = [
+GRID_PROMPTS = [
     "a photo of a red sandal on a white background",
     "a photo of a white sneaker on a blue background",
     "a photo of a purple boot on a yellow background",
@@ -45,11 +45,11 @@ SHOWN = [
 
 
 def distill(kind: str, seed: int, args: argparse.Namespace, threads: int) -> Path:
-    """In a process of its own: its threads are its own, and a defect stops one run, not all."""
+    """Run a distillation in a process of its own: it has its own threads, and a failure stops one run only."""
     run = args.runs / f"fashion_unseen_{kind}-{seed}"
     settings = [f"train.seed={seed}", f"student.seed={seed}", *args.set]
     command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe_file(kind)), "--out", str(run), "-q"]
-    command += [word for setting in settings for word in ("--set", setting)]
+    command += [argument for setting in settings for argument in ("--set", setting)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
     print(f"{kind} random conditioning, seed {seed}: done", flush=True)
     return run
@@ -69,7 +69,13 @@ def test_prompts(captions: list[str], count: int) -> dict[str, list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=300, help="read by the judge, of seen and of unseen items each")
+    parser.add_argument(
+        "--images",
+        "--pictures",
+        type=int,
+        default=300,
+        help="that the judge classifies, of seen and of unseen items each",
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at once, one thread each when there are more")
@@ -80,39 +86,42 @@ def main() -> None:
     recipe = load_recipe(recipe_file("with"), args.set)
     # the cache is shared: fill it once, with every core
     command = [sys.executable, "-m", "rcdeploy.cli.main", "cache", str(recipe_file("without"))]
-    subprocess.run(command + [w for s in args.set for w in ("--set", s)], check=True)
-    work = [(kind, seed) for seed in range(args.seeds) for kind in KINDS]
+    subprocess.run(command + [argument for s in args.set for argument in ("--set", s)], check=True)
+    trials = [(kind, seed) for seed in range(args.seeds) for kind in KINDS]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = dict(zip(work, pool.map(lambda w: distill(*w, args, threads), work), strict=True))
+        runs = dict(zip(trials, pool.map(lambda trial: distill(*trial, args, threads), trials), strict=True))
 
-    teacher, judge = LatentDiffusionModel(recipe.teacher.path), Judge.load(Path(recipe.teacher.path) / "judge")
+    teacher = LatentDiffusionModel(recipe.teacher.path)
+    judge = Judge.load(Path(recipe.teacher.path) / "judge")
     captions = all_captions(Path(recipe.prompts.paired[0]))
-    prompts = test_prompts(captions, args.pictures)
+    prompts = test_prompts(captions, args.images)
     models = {("teacher", 0): None} | {
-        work: UNet2DConditionModel.from_pretrained(run / "pipeline", subfolder="unet").eval()
-        for work, run in runs.items()
+        trial: UNet2DConditionModel.from_pretrained(run / "pipeline", subfolder="unet").eval()
+        for trial, run in runs.items()
     }
     scale = recipe.cache.guidance_scale
     scores: dict[str, list[dict[str, float]]] = {}
     for (kind, seed), unet in models.items():
         row = {}
-        for which, asked in prompts.items():
-            noise = starting_noise(99, range(len(asked)), teacher.latent_shape())
-            images = sample_images(teacher, asked, noise, unet=unet, batch_size=50, guidance_scale=scale)
-            verdicts = judge.verdicts(images, asked)
-            row |= {f"{which} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
+        for group, group_prompts in prompts.items():
+            noise = starting_noise(99, range(len(group_prompts)), teacher.latent_shape())
+            images = sample_images(teacher, group_prompts, noise, unet=unet, batch_size=50, guidance_scale=scale)
+            verdicts = judge.verdicts(images, group_prompts)
+            row |= {f"{group} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
         scores.setdefault(kind, []).append(row)
         print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
-    noise = starting_noise(7, range(len(SHOWN)), teacher.latent_shape())
+    noise = starting_noise(7, range(len(GRID_PROMPTS)), teacher.latent_shape())
     compared = (
         ("teacher", None),
         ("without random conditioning", models["without", 0]),
         ("with random conditioning", models["with", 0]),
     )
-    drawn = [(name, sample_images(teacher, SHOWN, noise, unet=u, guidance_scale=scale)) for name, u in compared]
+    samples = [
+        (name, sample_images(teacher, GRID_PROMPTS, noise, unet=u, guidance_scale=scale)) for name, u in compared
+    ]
     args.out.mkdir(parents=True, exist_ok=True)
-    grid(drawn, SHOWN, args.out / "unseen_concepts.png", image_size=110)
+    grid(samples, GRID_PROMPTS, args.out / "unseen_concepts.png", image_size=110)
     write_json(args.out / "unseen_concepts.json", {"recipe": recipe.resolved()["train"], "scores": scores})
     text = table(scores)
     (args.out / "unseen_concepts.md").write_text(text)
@@ -132,17 +141,18 @@ def table(scores: dict[str, list[dict[str, float]]]) -> str:
     columns = ("unseen item", "unseen colour", "seen item", "seen colour", "seen background")
     lines = ["| judged right, % | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for kind, rows in scores.items():
-        cells = []
+        values_of_row = []
         for column in columns:
             values = [100 * row[column] for row in rows]
             spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        lines.append(f"| {names[kind]} | " + " | ".join(cells) + " |")
+            values_of_row.append(f"{statistics.mean(values):.1f}{spread}")
+        lines.append(f"| {names[kind]} | " + " | ".join(values_of_row) + " |")
     return "\n".join(lines) + "\n"
 
 
 def replace_between_markers(page: Path, new: str) -> None:
-    begin, end = "<!-- unseen concepts: begin -->\n", "<!-- unseen concepts: end -->"
+    begin = "<!-- unseen concepts: begin -->\n"
+    end = "<!-- unseen concepts: end -->"
     text = page.read_text()
     head, rest = text.split(begin)
     page.write_text(head + begin + new + end + rest.split(end)[1])

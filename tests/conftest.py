@@ -68,7 +68,7 @@ def unet_config(**changes: Any) -> dict[str, Any]:
 
 
 def tokenizer() -> CLIPTokenizer:
-    """Bytes and the letters of few words: CLIP's order of ids, ends last."""
+    """A CLIP tokenizer of bytes and five merges; ids in CLIP's order, special tokens last."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("r", "e"), ("s", "h"), ("b", "l"), ("a", "g</w>"), ("re", "d</w>")]
     tokens = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges)]
@@ -77,22 +77,22 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def save_teacher(folder: Path, *, seed: int = 0, **unet: Any) -> Path:
-    """A diffusers folder with random weights; `unet`: what its UNet's config has otherwise."""
-    words = tokenizer()
+    """Write a diffusers folder with random weights. unet: changes of its UNet's config."""
+    clip_tokenizer = tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(words),
+                vocab_size=len(clip_tokenizer),
                 hidden_size=16,
                 intermediate_size=32,
                 projection_dim=16,
                 num_hidden_layers=2,
                 num_attention_heads=2,
                 max_position_embeddings=CONTEXT,
-                bos_token_id=words.bos_token_id,
-                eos_token_id=words.eos_token_id,
-                pad_token_id=words.pad_token_id,
+                bos_token_id=clip_tokenizer.bos_token_id,
+                eos_token_id=clip_tokenizer.eos_token_id,
+                pad_token_id=clip_tokenizer.pad_token_id,
             )
         )
         vae = AutoencoderKL(
@@ -117,7 +117,7 @@ def save_teacher(folder: Path, *, seed: int = 0, **unet: Any) -> Path:
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text_encoder,
-        tokenizer=words,
+        tokenizer=clip_tokenizer,
         unet=model,
         scheduler=schedule,
         safety_checker=None,

@@ -1,4 +1,4 @@
-"""Claims: who may make a thing, when a claim is taken over, and what those who wait are told."""
+"""Claims: who may make a thing, when a claim is taken over, and the log of those who wait."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rcdeploy.storage.shards import claim_missing_shards
 from rcdeploy_runtime.errors import RcdeployError
 
 HOST = socket.gethostname()
-# holds a claim until it is told to end by a line on stdin
+# holds a claim until a line comes on stdin
 HOLD = """
 import sys
 from pathlib import Path
@@ -130,7 +130,7 @@ def test_the_claim_of_a_living_process_of_this_machine_does_not_expire(tmp_path:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"host": null, "pid": "x"}', '{"host": "', "\x00"])
-def test_a_claim_without_a_holder_expires_after_some_seconds(tmp_path: Path, content: str) -> None:
+def test_an_unreadable_claim_expires_after_some_seconds(tmp_path: Path, content: str) -> None:
     write_claim(tmp_path / "x", content)
     assert not Claim(tmp_path / "x").take()
     write_claim(tmp_path / "x", content, age=STALE_SECONDS_UNREADABLE + 1)
@@ -210,7 +210,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_make_once_waits_and_logs_for_whom(tmp_path: Path) -> None:
     other = hold(tmp_path / "pool.build")
     remarks: list[str] = []
-    made: list[int] = []
+    calls: list[int] = []
 
     def log(text: str) -> None:
         remarks.append(text)
@@ -220,21 +220,21 @@ def test_make_once_waits_and_logs_for_whom(tmp_path: Path) -> None:
     whole = tmp_path / "pool" / "manifest.json"
 
     def make() -> None:
-        made.append(1)
+        calls.append(1)
         whole.parent.mkdir()
         whole.touch()
 
     make_once(make, whole, Claim(tmp_path / "pool.build"), (whole.parent, tmp_path), log)
-    assert made == [1]
+    assert calls == [1]
     (remark,) = remarks
     about = re.escape(f"waiting for process {other.pid} on {HOST}, which has been making {whole.parent} since ")
     assert re.fullmatch(about + r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", remark)
     make_once(make, whole, Claim(tmp_path / "pool.build"), (whole.parent, tmp_path), log)
-    assert made == [1]
+    assert calls == [1]
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_waits_for_shards_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_shards_is_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcdeploy.storage.shards.is_whole", lambda path: path.exists())
     files = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
     write_claim(files[1], of_this_process(host="another-machine"))

@@ -1,4 +1,4 @@
-"""Random conditioning: Table C, how often a text is replaced, and that chance has no state."""
+"""Random conditioning: Table C, how often a prompt is replaced, and that randomness has no state."""
 
 from __future__ import annotations
 
@@ -47,56 +47,56 @@ def test_parameters_of_the_formulas() -> None:
 
 
 def draws(name: str, n: int, *, null: float = 0.0, **parameters: float) -> list[tuple[int, int, int, int]]:
-    """(row, timestep, text, prompt) of n samples, over steps of 100."""
+    """(row, timestep, prompt kind, prompt) of n samples, over steps of 100."""
     conditioning = RandomConditioning(
         probability(name, **parameters), rows=7, pool_size=11, null_probability=null, seed=3
     )
-    drawn = (conditioning.draw(i // 100, i % 100, SHAPE) for i in range(n))
-    return [(d.row, d.timestep, d.prompt_kind, d.prompt) for d in drawn]
+    samples = (conditioning.draw(i // 100, i % 100, SHAPE) for i in range(n))
+    return [(s.row, s.timestep, s.prompt_kind, s.prompt) for s in samples]
 
 
 def within(hits: int, of: int, p: float, deviations: float = 4.5) -> bool:
-    """Is a binomial count where chance would leave it? 4.5 deviations: once in 150,000 bins."""
+    """Whether a binomial count is within 4.5 standard deviations: chance exceeds that once in 150,000 bins."""
     return abs(hits - of * p) <= deviations * math.sqrt(of * p * (1 - p)) + 1e-9
 
 
 @pytest.mark.parametrize("name", TABLE_C)
-def test_texts_are_replaced_as_often_as_p_of_t_says(name: str) -> None:
+def test_prompts_are_replaced_with_probability_p_of_t(name: str) -> None:
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(20)]
-    for _, t, text, _ in draws(name, 12_000):
-        bins[t * 20 // T].append((TABLE_C[name](t), text == UNPAIRED))
-    for number, found in enumerate(bins):
-        expected = sum(p for p, _ in found)
-        spread = math.sqrt(sum(p * (1 - p) for p, _ in found))
-        replaced = sum(hit for _, hit in found)
+    for _, t, kind, _ in draws(name, 12_000):
+        bins[t * 20 // T].append((TABLE_C[name](t), kind == UNPAIRED))
+    for number, samples in enumerate(bins):
+        expected = sum(p for p, _ in samples)
+        spread = math.sqrt(sum(p * (1 - p) for p, _ in samples))
+        replaced = sum(is_unpaired for _, is_unpaired in samples)
         # where p is tiny the normal bound is too narrow for counts: one more is allowed
         assert abs(replaced - expected) <= 4.5 * spread + (1 if 0 < expected < 10 else 1e-9), (name, number)
 
 
-def test_constant_one_replaces_every_text() -> None:
-    assert {text for _, _, text, _ in draws("constant", 500, p=1.0)} == {UNPAIRED}
-    assert {text for _, _, text, _ in draws("none", 500)} == {PAIRED}
+def test_constant_one_replaces_every_prompt() -> None:
+    assert {kind for _, _, kind, _ in draws("constant", 500, p=1.0)} == {UNPAIRED}
+    assert {kind for _, _, kind, _ in draws("none", 500)} == {PAIRED}
 
 
 def test_the_null_condition_comes_after_the_replacement() -> None:
-    """10 % of all, paired and unpaired alike, whatever p(t): the rest is split as p(t) says."""
-    texts = [text for _, _, text, _ in draws("constant", 20_000, null=0.1)]
-    nulls = texts.count(NULL)
-    assert within(nulls, len(texts), 0.1)
-    assert within(texts.count(UNPAIRED), len(texts) - nulls, 0.5)
+    """10 % of all, paired and unpaired alike, whatever p(t), which splits the rest."""
+    kinds = [kind for _, _, kind, _ in draws("constant", 20_000, null=0.1)]
+    nulls = kinds.count(NULL)
+    assert within(nulls, len(kinds), 0.1)
+    assert within(kinds.count(UNPAIRED), len(kinds) - nulls, 0.5)
     for name in ("none", "linear"):
-        assert within([text for _, _, text, _ in draws(name, 5_000, null=0.1)].count(NULL), 5_000, 0.1)
+        assert within([kind for _, _, kind, _ in draws(name, 5_000, null=0.1)].count(NULL), 5_000, 0.1)
 
 
 def test_rows_timesteps_and_prompts_are_uniform() -> None:
-    drawn = draws("linear", 14_000)
-    rows = np.bincount([d[0] for d in drawn], minlength=7)
-    prompts = np.bincount([d[3] for d in drawn if d[2] == UNPAIRED], minlength=11)
-    timesteps = np.bincount([d[1] * 20 // T for d in drawn], minlength=20)
+    samples = draws("linear", 14_000)
+    rows = np.bincount([s[0] for s in samples], minlength=7)
+    prompts = np.bincount([s[3] for s in samples if s[2] == UNPAIRED], minlength=11)
+    timesteps = np.bincount([s[1] * 20 // T for s in samples], minlength=20)
     assert len(rows) == 7 and len(prompts) == 11 and len(timesteps) == 20
     for counts in (rows, prompts, timesteps):
         assert all(within(int(c), int(counts.sum()), 1 / len(counts)) for c in counts)
-    assert {min(d[1] for d in drawn), max(d[1] for d in drawn)} <= {0, T - 1}, "both ends are reached"
+    assert {min(s[1] for s in samples), max(s[1] for s in samples)} <= {0, T - 1}, "both ends are reached"
 
 
 def test_timesteps_end_before_num_train_timesteps() -> None:
@@ -109,19 +109,19 @@ def test_p_is_of_the_timestep_as_a_fraction() -> None:
     conditioning = RandomConditioning(
         probability("linear"), rows=1, pool_size=1, num_train_timesteps=4, null_probability=0.0
     )
-    drawn = [conditioning.draw(0, i, SHAPE) for i in range(8_000)]
+    samples = [conditioning.draw(0, i, SHAPE) for i in range(8_000)]
     for t in range(4):
-        here = [d.prompt_kind == UNPAIRED for d in drawn if d.timestep == t]
-        assert within(sum(here), len(here), t / 4)
+        unpaired = [s.prompt_kind == UNPAIRED for s in samples if s.timestep == t]
+        assert within(sum(unpaired), len(unpaired), t / 4)
 
 
 def test_a_draw_is_a_function_of_seed_step_and_sample_alone() -> None:
     first = RandomConditioning(probability("linear"), rows=1000, pool_size=1000, seed=5)
     again = RandomConditioning(probability("linear"), rows=1000, pool_size=1000, seed=5)
-    forth = [first.draw(step, i, (2, 3, 3)) for step in range(3) for i in range(4)]
-    np.random.default_rng(0).random(10)  # somebody else draws meanwhile
-    back = [again.draw(step, i, (2, 3, 3)) for step in (2, 1, 0) for i in (3, 2, 1, 0)][::-1]
-    for a, b in zip(forth, back, strict=True):
+    forwards = [first.draw(step, i, (2, 3, 3)) for step in range(3) for i in range(4)]
+    np.random.default_rng(0).random(10)  # other code draws in between
+    backwards = [again.draw(step, i, (2, 3, 3)) for step in (2, 1, 0) for i in (3, 2, 1, 0)][::-1]
+    for a, b in zip(forwards, backwards, strict=True):
         assert (a.row, a.timestep, a.prompt_kind, a.prompt) == (b.row, b.timestep, b.prompt_kind, b.prompt)
         assert a.noise.tobytes() == b.noise.tobytes()
 

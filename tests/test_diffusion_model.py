@@ -114,11 +114,11 @@ class Trap:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_a_pickled_file_is_never_opened(model: Path, component: str, tmp_path: Path) -> None:
+def test_a_pickled_file_is_never_loaded(model: Path, component: str, tmp_path: Path) -> None:
     (file,) = (model / component).glob("*.safetensors")
     for name in ("diffusion_pytorch_model.bin", "pytorch_model.bin"):
         (model / component / name).write_bytes(pickle.dumps(Trap()))
-    LatentDiffusionModel(str(model)).load(component)  # beside safetensors it is not looked at
+    LatentDiffusionModel(str(model)).load(component)  # ignored beside safetensors
     file.unlink()
     with pytest.raises(RcdeployError, match=f"the {component} cannot be loaded from") as caught:
         LatentDiffusionModel(str(model)).load(component)
@@ -145,7 +145,7 @@ except RcdeployError as error:
 
 
 @pytest.mark.parametrize("stdin", ["y\n", ""])
-def test_the_code_of_a_tokenizer_is_not_run_and_nobody_is_asked(model: Path, tmp_path: Path, stdin: str) -> None:
+def test_the_code_of_a_tokenizer_is_neither_run_nor_offered_on_stdin(model: Path, tmp_path: Path, stdin: str) -> None:
     config = json.loads((model / "tokenizer/tokenizer_config.json").read_text())
     config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
     (model / "tokenizer/tokenizer_config.json").write_text(json.dumps(config))

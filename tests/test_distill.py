@@ -6,9 +6,7 @@ import pytest
 import torch
 from conftest import unet_config
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from training_runs import (
-    STUDENTS,
-)
+from training_runs import STUDENTS
 
 from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED
 from rcdeploy.diffusion_model import training_target
@@ -33,8 +31,10 @@ def features_of(student: str, *, checkpointing: bool) -> tuple[StudentWithProjec
 
 def gradients(model: StudentWithProjectors, feature: torch.Tensor) -> dict[str, torch.Tensor]:
     named = dict(model.named_parameters())
-    found = torch.autograd.grad(feature.square().mean(), list(named.values()), retain_graph=True, allow_unused=True)
-    return {name: g for name, g in zip(named, found, strict=True) if g is not None}
+    all_gradients = torch.autograd.grad(
+        feature.square().mean(), list(named.values()), retain_graph=True, allow_unused=True
+    )
+    return {name: g for name, g in zip(named, all_gradients, strict=True) if g is not None}
 
 
 @pytest.mark.parametrize("student", STUDENTS)
@@ -44,14 +44,15 @@ def test_every_tap_reaches_the_student(student: str) -> None:
     saving, again, _ = features_of(student, checkpointing=True)
     assert saving.unet.is_gradient_checkpointing and not plain.unet.is_gradient_checkpointing
     for name, feature, feature_again in zip(names, features, again, strict=True):
-        expected, got = gradients(plain, feature), gradients(saving, feature_again)
+        expected = gradients(plain, feature)
+        actual = gradients(saving, feature_again)
         inside = [k for k in expected if k.startswith(f"unet.{name}.")]
         assert any(expected[k].abs().max() > 0 for k in inside), f"{name}: nothing reaches the tapped block"
         before = [k for k in expected if k.startswith("unet.conv_in.")]
         assert all(expected[k].abs().max() > 0 for k in before), f"{name}: nothing reaches the first layer"
-        assert expected.keys() == got.keys()
+        assert expected.keys() == actual.keys()
         for key in expected:
-            assert torch.allclose(expected[key], got[key], rtol=1e-4, atol=1e-7), (name, key)
+            assert torch.allclose(expected[key], actual[key], rtol=1e-4, atol=1e-7), (name, key)
 
 
 def test_taps_are_the_papers() -> None:

@@ -45,7 +45,7 @@ def test_a_finished_run_may_go_on_for_longer(whole: tuple[Recipe, str], tiny_rec
     recipe, folder = whole
     train = recipe.train.model_dump(exclude={"micro_batch_size"})
     assert ran(tiny_recipe(train={**train, "max_steps": 8, "log_every": 2}), folder).step == 8
-    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4, 5, 6, 8]
+    assert [entry["step"] for entry in metrics(folder)] == [1, 2, 3, 4, 5, 6, 8]
     assert checkpoint.steps_of(Path(folder))[-2:] == [7, 8]
 
 
@@ -57,7 +57,7 @@ def test_another_teacher_is_refused(
     other = tiny_recipe(train=train, teacher={"path": str(other_teacher)}, cache={"folder": "another"})
     with pytest.raises(RcdeployError, match="started with another teacher"):
         ran(other, folder)
-    assert not (tmp_path / "another").exists(), "it is refused before latents are made"
+    assert not (tmp_path / "another").exists(), "it is refused before latents are sampled"
 
 
 def test_other_prompts_are_refused(whole: tuple[Recipe, str], tiny_recipe: RecipeOf, tmp_path: Path) -> None:

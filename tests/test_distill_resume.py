@@ -48,7 +48,7 @@ def test_metrics_cover_steps_before_and_after_an_interruption(tiny_recipe: Recip
     with pytest.raises(Killed):
         ran(recipe, "other", at_step(4, fail))
     ran(recipe, "other")
-    assert [line["step"] for line in metrics("one")] == [4, 6]
+    assert [entry["step"] for entry in metrics("one")] == [4, 6]
     same_bytes("one", "other", 6)
 
 
@@ -66,13 +66,13 @@ def _run_and_die(recipe: Recipe, where: str) -> None:
     ran(recipe, "other")
 
 
-@pytest.mark.parametrize(("where", "left"), [("between checkpoints", [2, 4]), ("while one is written", [2])])
-def test_a_killed_run_goes_on(one: Recipe, where: str, left: list[int]) -> None:
+@pytest.mark.parametrize(("where", "remaining"), [("between checkpoints", [2, 4]), ("while one is written", [2])])
+def test_a_killed_run_goes_on(one: Recipe, where: str, remaining: list[int]) -> None:
     process = FORK.Process(target=_run_and_die, args=(one, where))
     process.start()
     process.join(100)
     assert process.exitcode == -signal.SIGKILL
-    assert checkpoint.steps_of(Path("other")) == left
+    assert checkpoint.steps_of(Path("other")) == remaining
     ran(one, "other")
     same_bytes("one", "other", 6)
     assert not list(Path("other").rglob("*.part")) and not list(Path("other").rglob("*.old"))
@@ -121,7 +121,7 @@ def test_two_processes_equal_one(recipe_file: Callable[..., Path], tiny_recipe: 
     train = {**GENTLE, "max_steps": 3, "checkpoint_every": 1, "keep_checkpoints": 9}
     ran(tiny_recipe(train=train), "one")
     options = {"--num_processes": "2", "--num_machines": "1", "--mixed_precision": "no", "--main_process_port": "0"}
-    launch = ["-m", "accelerate.commands.launch", "--cpu", *(word for pair in options.items() for word in pair)]
+    launch = ["-m", "accelerate.commands.launch", "--cpu", *(argument for pair in options.items() for argument in pair)]
     command = ["-m", "rcdeploy.cli.main", "distill", str(recipe_file(train=train)), "--out", "two", "-q"]
     done = subprocess.run(
         [sys.executable, *launch, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300

@@ -1,4 +1,4 @@
-"""A whole run: golden losses, EMA, pipeline, and what is kept."""
+"""A whole run: golden losses, EMA, pipeline, and which checkpoints stay."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime.manifest import Manifest
 
-# the tiny recipe's own losses, as this code gave them when it was tested by all that stands here
+# the tiny recipe's losses when this code passed all the tests here
 GOLDEN = [
     {"loss": 3.33959, "output": 0.266184, "feature": 3.0734},
     {"loss": 3.31802, "output": 0.246577, "feature": 3.07145},
@@ -34,11 +34,11 @@ GOLDEN = [
 
 
 def test_golden_losses(whole: tuple[Recipe, str]) -> None:
-    lines = metrics(whole[1])
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    for line, golden in zip(lines, GOLDEN, strict=False):
-        assert {k: line[k] for k in golden} == pytest.approx(golden, rel=1e-3)
-        assert line["loss"] == pytest.approx(line["output"] + line["feature"], rel=1e-5)
+    entries = metrics(whole[1])
+    assert [entry["step"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    for entry, golden in zip(entries, GOLDEN, strict=False):
+        assert {k: entry[k] for k in golden} == pytest.approx(golden, rel=1e-3)
+        assert entry["loss"] == pytest.approx(entry["output"] + entry["feature"], rel=1e-5)
 
 
 def test_the_pipeline_runs_in_one_precision_when_the_teacher_is_stored_in_half(
@@ -57,8 +57,8 @@ def test_the_pipeline_opens_with_diffusers_alone(whole: tuple[Recipe, str]) -> N
     folder = Path(whole[1])
     pipeline = StableDiffusionPipeline.from_pretrained(folder / "pipeline", local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline("a red shirt", num_inference_steps=2, output_type="np").images
-    assert picture.shape == (1, 64, 64, 3) and 0 <= picture.min() <= picture.max() <= 1
+    image = pipeline("a red shirt", num_inference_steps=2, output_type="np").images
+    assert image.shape == (1, 64, 64, 3) and 0 <= image.min() <= image.max() <= 1
     assert tuple(pipeline.unet.config.block_out_channels) == (4, 4, 8, 8)
     averages = load_file(step_folder(whole[1], 6) / "ema.safetensors")
     (file,) = (folder / "pipeline" / "unet").glob("*.safetensors")
@@ -96,7 +96,7 @@ def test_projectors_are_trained_and_saved(whole: tuple[Recipe, str]) -> None:
     assert not any(k.startswith("projectors.") for k in load_file(step_folder(whole[1], 6) / "ema.safetensors"))
 
 
-def test_the_last_checkpoints_and_the_best_are_kept(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_checkpoints_and_the_best_stay(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 1.0, 2.0, 2.5])
     monkeypatch.setattr(Validator, "validation_loss", lambda *_: next(values))
     monkeypatch.setattr(Validator, "_write_grid", lambda *_: None)
@@ -109,8 +109,9 @@ def test_the_last_checkpoints_and_the_best_are_kept(tiny_recipe: RecipeOf, monke
 def test_sample_images_and_curves_of_a_run(tiny_recipe: RecipeOf) -> None:
     recipe = tiny_recipe(train={"max_steps": 2}, evaluate={"every": 2, "prompts": ["a red shirt", "a blue bag"]})
     state = ran(recipe)
-    lines = [line for line in metrics("run") if "validation" in line]
-    assert [line["step"] for line in lines] == [2] and state.best == (lines[0]["validation"], 2)
+    (entry,) = [entry for entry in metrics("run") if "validation" in entry]
+    assert entry["step"] == 2
+    assert state.best == (entry["validation"], 2)
     assert (Path("run") / "loss.png").stat().st_size > 0
     latest = Path("run") / "samples" / "latest.png"
     assert latest.read_bytes() == (Path("run") / "samples" / "step-00000002.png").read_bytes()

@@ -24,8 +24,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 EMBED = EXAMPLES / "embed"
 
 
-def call(name: str, *words: str, folder: Path = EMBED) -> str:
-    done = subprocess.run([sys.executable, str(folder / name), *words], capture_output=True, text=True)
+def call(name: str, *arguments: str, folder: Path = EMBED) -> str:
+    done = subprocess.run([sys.executable, str(folder / name), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -36,8 +36,8 @@ def test_draw(package: Path, tmp_path: Path) -> None:
 
 
 def test_studio(package: Path, tmp_path: Path) -> None:
-    call("studio.py", str(package), "a red bag", "a blue bag", "a coat", "--out", "drawn")
-    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == ["0.png", "1.png", "2.png"]
+    call("studio.py", str(package), "a red bag", "a blue bag", "a coat", "--out", "images")
+    assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
 def test_figure_3(tmp_path: Path) -> None:
@@ -49,23 +49,24 @@ def test_figure_3(tmp_path: Path) -> None:
         LABEL_WIDTH + 4 * step,
         3,
     )  # columns: x_0, two timesteps, from noise
-    drawn = sheet[CAPTION_HEIGHT:, LABEL_WIDTH:].reshape(4, step, 4, step, 3).swapaxes(1, 2)
-    apart = np.abs(drawn - drawn[:, :1]).mean((0, 2, 3, 4))
-    assert apart[1] < apart[2]  # from t = 100 it stays what it was, from t = 800 it does not
+    images = sheet[CAPTION_HEIGHT:, LABEL_WIDTH:].reshape(4, step, 4, step, 3).swapaxes(1, 2)
+    difference = np.abs(images - images[:, :1]).mean((0, 2, 3, 4))
+    assert difference[1] < difference[2]  # from t = 100 it stays what it was, from t = 800 it does not
 
 
 def test_figure_5(tmp_path: Path) -> None:
     call("figure_5.py", "--count", "8", "--out", "figure.png", folder=EXAMPLES)
-    found = json.loads((tmp_path / "figure.json").read_text())
-    assert found["told_apart"][0] == 1
-    noise, x_0 = found["difference_predicted_noise"], found["difference_predicted_x_0"]
-    assert len(noise) == len(x_0) == len(found["timesteps"])
+    result = json.loads((tmp_path / "figure.json").read_text())
+    assert result["told_apart"][0] == 1
+    noise = result["difference_predicted_noise"]
+    x_0 = result["difference_predicted_x_0"]
+    assert len(noise) == len(x_0) == len(result["timesteps"])
     assert noise[0] > noise[-1]
     assert x_0[0] < x_0[-1]
 
 
 def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The texts of the pairs are those that the cache draws; pictures of a dataset that is as big as a thumb."""
+    """The paired prompts are those of the cache; real images from a tiny dataset."""
     monkeypatch.syspath_prepend(EXAMPLES)
     import table_data
 
@@ -90,8 +91,8 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("labels-idx1-ubyte", 8, np.resize(np.array([0, 1, 3, 4, 5, 7, 8, 9], np.uint8), n)),
     ):
         (tmp_path / f"train-{name}.gz").write_bytes(gzip.compress(bytes(header) + values.tobytes()))
-    table_data.real_pictures(tmp_path, tmp_path / "pictures", 10)
-    pairs = captioned_images(tmp_path / "pictures")
+    table_data.write_real_images(tmp_path, tmp_path / "images", 10)
+    pairs = captioned_images(tmp_path / "images")
     assert len(pairs) == 10
     assert all(Image.open(file).size == (64, 64) for file, _ in pairs)
     assert {text for _, text in pairs} <= set(table_data.all_captions(recipe))

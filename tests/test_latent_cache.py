@@ -1,8 +1,7 @@
-"""The latent cache: the same bytes however it is filled, refused when it is another's, mended when it is broken."""
+"""The latent cache: the same bytes however it is filled, refused when it is another's, repaired when it is damaged."""
 
 from __future__ import annotations
 
-import csv
 import json
 import multiprocessing
 import os
@@ -12,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import PAIRED, save_teacher
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rcdeploy import cache_latents
@@ -60,7 +57,7 @@ def reference(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return shards(filled(recipe))
 
 
-def test_what_is_stored(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
+def test_contents_of_a_cache(tiny_recipe: RecipeOf, reference: dict[str, bytes]) -> None:
     """fp16, scaled, a whole latent a row, in shards of shard_size; no larger than it must be."""
     recipe = tiny_recipe()
     folder = filled(recipe)
@@ -149,14 +146,14 @@ def test_a_killed_process_changes_nothing(tiny_recipe: RecipeOf, reference: dict
     assert len(whole) == (at - 1) // 5
     with pytest.raises(RcdeployError, match="lacks"):
         LatentCache.open(folder)
-    filled(tiny_recipe(cache={"batch_size": 3}))  # begun with 4: it goes on with 4
+    filled(tiny_recipe(cache={"batch_size": 3}))  # started with 4: it continues with 4
     assert shards(folder) == reference
-    assert {name: (folder / name).stat().st_mtime_ns for name in whole} == whole, "whole shards are kept"
+    assert {name: (folder / name).stat().st_mtime_ns for name in whole} == whole, "whole shards stay"
     assert not list(folder.rglob("*.claim"))
 
 
 @pytest.mark.parametrize("cut", [0, 4, 60, -1])
-def test_a_truncated_shard_is_named_and_only_it_is_made_anew(
+def test_a_truncated_shard_is_named_and_only_it_is_replaced(
     tiny_recipe: RecipeOf, reference: dict[str, bytes], cut: int
 ) -> None:
     recipe = tiny_recipe()
@@ -179,9 +176,7 @@ def test_a_truncated_shard_is_named_and_only_it_is_made_anew(
     assert after == before
 
 
-def test_a_full_cache_is_opened_without_asking_the_teacher(
-    tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_cache_is_loaded_without_the_teacher(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = tiny_recipe()
     folder = filled(recipe)
     before = {p.name: p.stat().st_mtime_ns for p in folder.rglob("*")}
@@ -237,46 +232,6 @@ def test_the_vae_is_never_loaded(tiny_recipe: RecipeOf, monkeypatch: pytest.Monk
     filled(tiny_recipe())
 
 
-def _pictures(folder: Path, captions: list[str]) -> None:
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    with (folder / "metadata.csv").open("w", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["file_name", "text"])
-        for i, caption in enumerate(captions):
-            Image.fromarray(rng.integers(0, 256, (70 + i, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-            table.writerow([f"{i}.png", caption])
-
-
-def test_real_pictures_give_the_scaled_mode_of_the_posterior(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
-    _pictures(tmp_path / "images", [*PAIRED[:3], "a caption that is not among the paired"])
-    recipe = tiny_recipe(cache={"source": "real", "images": "images"}, prompts={"paired_count": None})
-    teacher = LatentDiffusionModel(recipe.teacher.path)
-    cache = make_latent_cache(recipe, teacher)
-    assert sorted(cache.prompts) == sorted(PAIRED[:3]), "a picture belongs to it if its caption is a paired prompt"
-    for row, caption in enumerate(cache.prompts):
-        number = PAIRED.index(caption)
-        with Image.open(tmp_path / "images" / f"{number}.png") as image:
-            pixels = np.asarray(image).astype(np.float32)
-        if number == 0:  # 70 x 64 is cut to 64 x 64: nothing is resized, so the encoder's input is known
-            square = torch.from_numpy(pixels[3:67]).permute(2, 0, 1)[None] / 127.5 - 1
-            expected = teacher.vae.encode(square).latent_dist.mode() * 0.5
-            assert torch.allclose(cache.latents([row]), expected, rtol=2e-3, atol=2e-3)
-    assert cache.latents(range(3)).std() > 0
-
-
-def test_real_pictures_that_are_not_there(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
-    _pictures(tmp_path / "images", PAIRED[:2])
-    (tmp_path / "images" / "1.png").unlink()
-    recipe = tiny_recipe(cache={"source": "real", "images": "images"})
-    with pytest.raises(RcdeployError, match="1 of 2 images are missing, the first is .*1.png"):
-        filled(recipe)
-    with (tmp_path / "images" / "metadata.csv").open("a") as f:
-        f.write("../paired.txt,a red shirt\n")
-    with pytest.raises(RcdeployError, match="points outside"):
-        filled(recipe)
-
-
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_a_teacher_with_nan_weights_is_refused(
     tiny_recipe: RecipeOf, tiny_teacher: Path, tmp_path: Path, part: str
@@ -292,7 +247,7 @@ def test_a_teacher_with_nan_weights_is_refused(
     assert not (tmp_path / "cache").exists()
 
 
-def test_nan_latents_are_not_kept(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_nan_latents_are_not_stored(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(cache_latents, "sample_latents", lambda _u, _s, noise, *_a, **_k: noise * float("nan"))
     with pytest.raises(RcdeployError, match="made NaN of 'a "):
         filled(tiny_recipe())

@@ -134,3 +134,28 @@ def test_a_cache_whose_teacher_has_changed_is_refused(
     link.symlink_to(other_teacher)
     with pytest.raises(RcdeployError, match="is not the one that made the latent cache"):
         list(images_of_captions(folder, {PAIRED[0]}))
+
+
+def test_a_cache_of_real_images_holds_those_whose_caption_is_a_paired_prompt(
+    images: Path, tiny_recipe: Callable[..., Recipe]
+) -> None:
+    recipe = tiny_recipe(cache={"source": "real", "images": "images"}, prompts={"paired_count": None})
+    teacher = LatentDiffusionModel(recipe.teacher.path)
+    cache = make_latent_cache(recipe, teacher)
+    assert sorted(cache.prompts) == sorted(PAIRED[:2])
+    row = list(cache.prompts).index(PAIRED[0])
+    expected = encode_images(teacher, [images / "0.png"], cache.shape)
+    assert torch.allclose(cache.latents([row]), expected, rtol=2e-3, atol=2e-3)
+    assert cache.latents(range(2)).std() > 0
+
+
+def test_a_cache_of_missing_or_foreign_images_is_refused(images: Path, tiny_recipe: Callable[..., Recipe]) -> None:
+    recipe = tiny_recipe(cache={"source": "real", "images": "images"})
+    teacher = LatentDiffusionModel(recipe.teacher.path)
+    (images / "1.png").unlink()
+    with pytest.raises(RcdeployError, match=r"1 of 3 images are missing, the first is .*1\.png"):
+        make_latent_cache(recipe, teacher)
+    with (images / "metadata.csv").open("a") as file:
+        file.write("../paired.txt,a red shirt\n")
+    with pytest.raises(RcdeployError, match="points outside"):
+        make_latent_cache(recipe, teacher)

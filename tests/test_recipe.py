@@ -53,7 +53,7 @@ def test_the_papers_students_are_trained_as_in_the_paper(name: str) -> None:
     assert accumulation_steps(recipe.train, 4) * 4 * 16 == 256
 
 
-def test_everything_wrong_is_said_at_once(recipe_file: RecipeFile) -> None:
+def test_all_errors_are_reported_at_once(recipe_file: RecipeFile) -> None:
     file = recipe_file(
         student={"name": "c-mikro"},
         cache={"num_inference_step": 3},
@@ -61,24 +61,24 @@ def test_everything_wrong_is_said_at_once(recipe_file: RecipeFile) -> None:
         train={"max_steps": "many"},
         losses={"output": 1},
     )
-    said = errors_of(file, "train.sede=1", "evaluat.every=2", "nonsense")
-    assert any("[losses]: no such section; did you mean 'loss'?" in e for e in said)
-    assert any("cache.num_inference_step: no such key; did you mean 'num_inference_steps'?" in e for e in said)
-    assert any("student.name: 'c-mikro' is none of b-base" in e and "did you mean 'c-micro'?" in e for e in said)
-    assert any("conditioning.probability: should be 'none'" in e and "'exponential'?" in e for e in said)
-    assert any("conditioning.null_probability: should be less than or equal to 1, not 1.5" in e for e in said)
-    assert any("train.max_steps: should be a valid integer" in e and "not 'many'" in e for e in said)
-    assert any("train.sede: no such key; did you mean 'seed'?" in e for e in said)
-    assert any("no section 'evaluat'; did you mean 'evaluate'?" in e for e in said)
-    assert any("--set nonsense: write it as section.key=value" in e for e in said)
-    assert len(said) == 9
+    errors = errors_of(file, "train.sede=1", "evaluat.every=2", "nonsense")
+    assert any("[losses]: no such section; did you mean 'loss'?" in e for e in errors)
+    assert any("cache.num_inference_step: no such key; did you mean 'num_inference_steps'?" in e for e in errors)
+    assert any("student.name: 'c-mikro' is none of b-base" in e and "did you mean 'c-micro'?" in e for e in errors)
+    assert any("conditioning.probability: should be 'none'" in e and "'exponential'?" in e for e in errors)
+    assert any("conditioning.null_probability: should be less than or equal to 1, not 1.5" in e for e in errors)
+    assert any("train.max_steps: should be a valid integer" in e and "not 'many'" in e for e in errors)
+    assert any("train.sede: no such key; did you mean 'seed'?" in e for e in errors)
+    assert any("no section 'evaluat'; did you mean 'evaluate'?" in e for e in errors)
+    assert any("--set nonsense: write it as section.key=value" in e for e in errors)
+    assert len(errors) == 9
 
 
 def test_needed_keys_and_sections(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("[teacher]\n")
-    said = errors_of(tmp_path / "r.toml")
-    assert any(e.startswith("teacher.path: this key is needed (diffusers folder") for e in said)
-    assert "[prompts]: this section is needed" in said
+    errors = errors_of(tmp_path / "r.toml")
+    assert any(e.startswith("teacher.path: this key is needed (diffusers folder") for e in errors)
+    assert "[prompts]: this section is needed" in errors
     (tmp_path / "r.toml").write_text("[teacher\n")
     with pytest.raises(RcdeployError, match="cannot be read as TOML"):
         load_recipe(tmp_path / "r.toml")
@@ -87,7 +87,7 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"student": {"init": "teacher"}}, "student.init: 'teacher' copies whole tensors"),
         ({"student": {"name": "b-tiny", "init": "sliced"}}, "student.init: 'sliced' is for channel students"),
@@ -106,9 +106,9 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
         ({"student": {"name": "koala-1b"}}, "koala-1b does not fit"),
     ],
 )
-def test_contradictions_and_missing_files(recipe_file: RecipeFile, changes: dict, said: str) -> None:
+def test_contradictions_and_missing_files(recipe_file: RecipeFile, changes: dict, expected: str) -> None:
     errors = errors_of(recipe_file(**changes))
-    assert any(said in e for e in errors), errors
+    assert any(expected in e for e in errors), errors
 
 
 def test_a_teacher_of_another_class_is_named(recipe_file: RecipeFile, tmp_path: Path) -> None:
@@ -116,8 +116,8 @@ def test_a_teacher_of_another_class_is_named(recipe_file: RecipeFile, tmp_path: 
     (folder / "unet").mkdir(parents=True)
     (folder / "model_index.json").write_text("{}")
     (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
-    (said,) = errors_of(recipe_file(teacher={"path": str(folder)}))
-    assert "is a FluxTransformer2DModel, not a UNet2DConditionModel" in said
+    (error,) = errors_of(recipe_file(teacher={"path": str(folder)}))
+    assert "is a FluxTransformer2DModel, not a UNet2DConditionModel" in error
 
 
 def test_overrides_are_typed(recipe_file: RecipeFile) -> None:

@@ -1,4 +1,4 @@
-"""Our teacher and sampler against diffusers' own pipeline, on the same weights and noise."""
+"""Our model and sampler compared with diffusers' own pipeline, on the same weights and noise."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_added_conditions_go_along_with_the_embeddings() -> None:
     assert taken.added["text_embeds"].tolist() == [2, 0, 1]
 
 
-def test_a_schedule_that_says_nothing_of_clipping_does_not_clip(tiny_teacher: Path) -> None:
+def test_a_schedule_without_clip_sample_does_not_clip(tiny_teacher: Path) -> None:
     assert LatentDiffusionModel(str(tiny_teacher)).schedule.config.clip_sample is False
 
 

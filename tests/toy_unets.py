@@ -1,4 +1,4 @@
-"""Configs of two small UNets: one of SD-1.4's make, one of SDXL's; their students, and what these answer."""
+"""Configs of two small UNets, one like SD-1.4's and one like SDXL's; their students, and the outputs of these."""
 
 from __future__ import annotations
 

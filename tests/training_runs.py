@@ -37,13 +37,14 @@ def step_folder(folder: str, step: int) -> Path:
 
 
 def metrics(folder: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in lines]
+    entries = [json.loads(text) for text in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if k != "seconds_per_step"} for entry in entries]
 
 
 def same_bytes(one: str, other: str, step: int) -> None:
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
-        a, b = load_file(step_folder(one, step) / name), load_file(step_folder(other, step) / name)
+        a = load_file(step_folder(one, step) / name)
+        b = load_file(step_folder(other, step) / name)
         assert list(a) == list(b) and len(a) > 0
         assert [k for k in a if not torch.equal(a[k], b[k])] == [], name
     assert metrics(one) == metrics(other)
@@ -63,7 +64,7 @@ def same_to_rounding(one: str, other: str, step: int) -> None:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that several tests look at, each made once, by the first test that asks."""
+    """Runs that several tests share, each trained once, by the first test that needs it."""
     return tmp_path_factory.mktemp("shared")
 
 
@@ -80,7 +81,7 @@ def once(shared: Path, recipe: Recipe, name: str) -> None:
 
 @pytest.fixture
 def one(tiny_recipe: RecipeOf, shared: Path) -> Recipe:
-    """The tiny recipe; in tmp_path/one lies a run of it that nobody interrupted."""
+    """The tiny recipe; tmp_path/one is an uninterrupted run of it."""
     recipe = tiny_recipe()
     once(shared, recipe, "one")
     return recipe
@@ -88,7 +89,7 @@ def one(tiny_recipe: RecipeOf, shared: Path) -> Recipe:
 
 @pytest.fixture
 def whole(tiny_recipe: RecipeOf, shared: Path) -> tuple[Recipe, str]:
-    """A run with every checkpoint kept, and a fast EMA."""
+    """A run with all its checkpoints, and a fast EMA."""
     recipe = tiny_recipe(train={"checkpoint_every": 1, "keep_checkpoints": 10, "ema_decay": 0.25})
     once(shared, recipe, "run")
     return recipe, "run"
@@ -99,8 +100,8 @@ class Killed(Exception):
 
 
 def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
-    def progress(stage: str, done: int, *_: Any) -> None:
-        if stage == "distill" and done == step:
+    def progress(stage: str, completed: int, *_: Any) -> None:
+        if stage == "distill" and completed == step:
             do()
 
     return progress
