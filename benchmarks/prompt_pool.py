@@ -71,7 +71,8 @@ def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
     from rcdeploy.prompts.pool_builder import build_pool
 
     options = PoolOptions(min_length=10, max_length=300, script="latin", sample=sample) if sample else PoolOptions()
-    before, start = resident_mb(), time.perf_counter()
+    before = resident_mb()
+    start = time.perf_counter()
     with build_pool([folder / "captions.txt"], folder / "pool", options) as pool:
         seconds = time.perf_counter() - start
         (source,) = pool.facts.sources
@@ -88,7 +89,8 @@ def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
 def stage_read(folder: Path, _sample: int | None) -> dict[str, Any]:
     from rcdeploy.prompts.pool import PromptPool
 
-    before, start = resident_mb(), time.perf_counter()
+    before = resident_mb()
+    start = time.perf_counter()
     pool = PromptPool.open(folder / "pool")
     open_seconds = time.perf_counter() - start
     rng = np.random.default_rng(0)
@@ -117,7 +119,8 @@ def stage_read(folder: Path, _sample: int | None) -> dict[str, Any]:
 def stage_pandas(folder: Path, _sample: int | None) -> dict[str, Any]:
     import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
-    before, start = resident_mb(), time.perf_counter()
+    before = resident_mb()
+    start = time.perf_counter()
     captions = pd.read_csv(folder / "captions.txt", header=None, names=["text"], sep="\t", quoting=3)["text"]
     open_seconds = time.perf_counter() - start
     indices = np.random.default_rng(0).integers(0, len(captions), size=DRAWS).tolist()

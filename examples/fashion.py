@@ -76,7 +76,9 @@ class Scene:
 
 def scenes() -> list[Scene]:
     """All of them: 8 items x 56 pairs of colours x 7 sizes and places = 3,136."""
-    n_colours, large, middle = len(COLOURS), 2, 1
+    n_colours = len(COLOURS)
+    large = 2
+    middle = 1
     return [
         Scene(i, c, b, s, p)
         for i, c, b, s, p in itertools.product(

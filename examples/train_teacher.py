@@ -16,17 +16,16 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from fashion import ATTRIBUTES, Scene, image_batches, photographs, random_images, scenes, seeded
 from safetensors.torch import load_file, save_file
 from teacher_networks import CONTEXT, build_text_encoder, build_tokenizer, build_unet, build_vae, noise_schedule
+from training_loop import train
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
@@ -36,29 +35,6 @@ from rcdeploy.evaluate.metrics import JUDGE_REFERENCE
 from rcdeploy.plots import grid
 from rcdeploy.sampling import sample_images, starting_noise
 from rcdeploy_runtime.files import write_json
-
-Step = Callable[[int], torch.Tensor]
-
-
-def train(name: str, params: list[torch.Tensor], step: Step, steps: int, lr: float, after: Callable[[], None]) -> None:
-    """AdamW, 5 % warm-up, cosine to zero, clipped at 1; step(i) gives the loss, after() follows each update."""
-    optimizer = torch.optim.AdamW(params, lr, weight_decay=1e-2)
-    schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
-    start = time.monotonic()
-    running = 0.0
-    for i in range(steps):
-        loss = step(i)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        schedule.step()
-        after()
-        running += loss.item()
-        if (i + 1) % 100 == 0:
-            minutes_left = (time.monotonic() - start) / (i + 1) * (steps - i - 1) / 60
-            print(f"{name} {i + 1}/{steps} loss {running / 100:.5f}, {minutes_left:.1f} min left", flush=True)
-            running = 0.0
 
 
 def train_vae(args: argparse.Namespace) -> AutoencoderKL:
@@ -238,7 +214,8 @@ def make_unet(
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     unet_file, text_file = (args.work / f"{name}.safetensors" for name in ("unet", "text_encoder"))
     if unet_file.exists():
-        unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+        unet = build_unet()
+        text_encoder = build_text_encoder(tokenizer)
         unet.load_state_dict(load_file(unet_file))
         text_encoder.load_state_dict(load_file(text_file))
     else:

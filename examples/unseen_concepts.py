@@ -101,16 +101,7 @@ def main() -> None:
         for trial, run in runs.items()
     }
     scale = recipe.cache.guidance_scale
-    scores: dict[str, list[dict[str, float]]] = {}
-    for (kind, seed), unet in models.items():
-        row = {}
-        for group, group_prompts in prompts.items():
-            noise = starting_noise(99, range(len(group_prompts)), teacher.latent_shape())
-            images = sample_images(teacher, group_prompts, noise, unet=unet, batch_size=50, guidance_scale=scale)
-            verdicts = judge.verdicts(images, group_prompts)
-            row |= {f"{group} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
-        scores.setdefault(kind, []).append(row)
-        print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
+    scores = score_models(models, teacher, judge, prompts, scale)
     noise = starting_noise(7, range(len(GRID_PROMPTS)), teacher.latent_shape())
     compared = (
         ("teacher", None),
@@ -129,6 +120,29 @@ def main() -> None:
     if args.docs:
         image = "![teacher, student without, student with](../../results/unseen_concepts.png)\n"
         replace_between_markers(ROOT / "docs/science/unseen-concepts.md", f"{text}\n{image}")
+
+
+def score_models(
+    models: dict[tuple[str, int], UNet2DConditionModel | None],
+    teacher: LatentDiffusionModel,
+    judge: Judge,
+    prompts: dict[str, list[str]],
+    guidance_scale: float,
+) -> dict[str, list[dict[str, float]]]:
+    """The judge's accuracy for each kind of model, by seed. models: (kind, seed) -> UNet, None for the teacher's."""
+    scores: dict[str, list[dict[str, float]]] = {}
+    for (kind, seed), unet in models.items():
+        row = {}
+        for group, group_prompts in prompts.items():
+            noise = starting_noise(99, range(len(group_prompts)), teacher.latent_shape())
+            images = sample_images(
+                teacher, group_prompts, noise, unet=unet, batch_size=50, guidance_scale=guidance_scale
+            )
+            verdicts = judge.verdicts(images, group_prompts)
+            row |= {f"{group} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
+        scores.setdefault(kind, []).append(row)
+        print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
+    return scores
 
 
 def all_captions(path: Path) -> list[str]:

@@ -32,7 +32,8 @@ pytest_plugins = ["training_runs"]
 torch.set_num_threads(1)
 
 CONTEXT = 16
-COLOURS, THINGS = ("red", "blue", "green", "black"), ("shirt", "shoe", "bag", "coat", "dress")
+COLOURS = ("red", "blue", "green", "black")
+THINGS = ("shirt", "shoe", "bag", "coat", "dress")
 PAIRED = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS]
 FURTHER = [f"two {thing}s on a {colour} table" for colour in COLOURS for thing in THINGS]
 

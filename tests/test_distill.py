@@ -24,7 +24,8 @@ def features_of(student: str, *, checkpointing: bool) -> tuple[StudentWithProjec
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = StudentWithProjectors(build_student(config, 0), taps, gradient_checkpointing=checkpointing).train()
-        x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)
+        x = torch.randn(2, 4, 8, 8)
+        text = torch.randn(2, 5, 16)
     _, features = model(x, torch.tensor([10, 700]), text, {})
     return model, features, [tap.student for tap in taps]
 
@@ -61,7 +62,8 @@ def test_taps_are_the_papers() -> None:
             (tap.student, tap.teacher) for tap in feature_taps(unet_config(), student_config(student, unet_config())[0])
         ]
 
-    downs, ups = [f"down_blocks.{i}" for i in range(4)], [f"up_blocks.{i}" for i in range(4)]
+    downs = [f"down_blocks.{i}" for i in range(4)]
+    ups = [f"up_blocks.{i}" for i in range(4)]
     assert pairs("b-base") == pairs("b-small") == [(n, n) for n in downs + ups]
     assert pairs("c-base") == pairs("c-micro") == [(n, n) for n in [*downs, "mid_block", *ups]]
     assert pairs("b-tiny") == [
@@ -89,7 +91,8 @@ def test_student_features_have_the_teachers_shapes(student: str) -> None:
 
 
 def test_losses_by_hand() -> None:
-    a, b = torch.zeros(2, 1, 1, 2), torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2)
+    a = torch.zeros(2, 1, 1, 2)
+    b = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(2, 1, 1, 2)
     assert output_loss(a, b).item() == pytest.approx((1 + 4 + 9 + 16) / 4)
     assert feature_loss([a, a], [b, 2 * b]).item() == pytest.approx(7.5 + 30)
 
@@ -105,7 +108,9 @@ def test_the_task_loss_is_of_true_pairs_alone() -> None:
 
 
 def test_the_target_is_noise_or_velocity() -> None:
-    x, noise, t = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2), torch.tensor([5, 900])
+    x = torch.randn(2, 4, 2, 2)
+    noise = torch.randn(2, 4, 2, 2)
+    t = torch.tensor([5, 900])
     schedule = DDIMScheduler()
     assert torch.equal(training_target(schedule, x, noise, t), noise)
     a = schedule.alphas_cumprod[t].view(2, 1, 1, 1)

@@ -107,7 +107,8 @@ def test_counted_on_meta_is_what_is_alive_on_a_processor() -> None:
             inputs = torch.zeros(2, 3, 16, 16)
         return lambda: layers(inputs).square().mean().backward()
 
-    on_meta, real = cost_of(network("meta")), cost_of(network("cpu"))
+    on_meta = cost_of(network("meta"))
+    real = cost_of(network("cpu"))
     assert on_meta.macs == real.macs
     assert on_meta.peak_bytes == pytest.approx(real.peak_bytes, rel=0.05)
     assert on_meta.final_bytes == real.final_bytes

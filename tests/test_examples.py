@@ -85,7 +85,8 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = (tmp_path / "templates.txt").read_text().splitlines()
     assert not set(texts) & set(table_data.all_captions(recipe))
 
-    rng, n = np.random.default_rng(0), 24
+    rng = np.random.default_rng(0)
+    n = 24
     for name, header, values in (
         ("images-idx3-ubyte", 16, rng.integers(0, 256, (n, 28, 28), np.uint8)),
         ("labels-idx1-ubyte", 8, np.resize(np.array([0, 1, 3, 4, 5, 7, 8, 9], np.uint8), n)),

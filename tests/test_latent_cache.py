@@ -70,7 +70,8 @@ def test_contents_of_a_cache(tiny_recipe: RecipeOf, reference: dict[str, bytes])
     assert all(load_file(p)["latents"].dtype == torch.float16 for p in folder.glob("latents-*.safetensors"))
     assert max(len(b) for b in reference.values()) < 5 * 4 * 8 * 8 * 2 + 200
 
-    cache, teacher = LatentCache.open(folder), LatentDiffusionModel(recipe.teacher.path)
+    cache = LatentCache.open(folder)
+    teacher = LatentDiffusionModel(recipe.teacher.path)
     assert len(cache) == 12 and len(cache.prompts) == 12
     assert len(set(cache.prompts)) == 12 and set(cache.prompts) <= set(PAIRED)
     by_hand = sample_latents(
@@ -93,14 +94,16 @@ def test_contents_of_a_cache(tiny_recipe: RecipeOf, reference: dict[str, bytes])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batch_size_changes_no_more_than_rounding(tiny_recipe: RecipeOf, batch_size: int) -> None:
     """Kernels of another size add in another order (oneDNN, BLAS): fp32 rounding, seen in a few fp16 values."""
-    four, other = tiny_recipe(), tiny_recipe(cache={"batch_size": batch_size, "folder": "other"})
+    four = tiny_recipe()
+    other = tiny_recipe(cache={"batch_size": batch_size, "folder": "other"})
     a, b = (make_latent_cache(r, LatentDiffusionModel(r.teacher.path)).latents(range(12)) for r in (four, other))
     assert torch.allclose(a, b, rtol=2**-10, atol=2**-14), "one unit in the last place of fp16"
     assert (a == b).float().mean() > 0.98
 
 
 def test_shard_size_changes_no_more_than_rounding(tiny_recipe: RecipeOf) -> None:
-    five, seven = tiny_recipe(), tiny_recipe(cache={"shard_size": 7, "folder": "seven"})
+    five = tiny_recipe()
+    seven = tiny_recipe(cache={"shard_size": 7, "folder": "seven"})
     a, b = (make_latent_cache(r, LatentDiffusionModel(r.teacher.path)).latents(range(12)) for r in (five, seven))
     assert torch.allclose(a, b, rtol=2**-10, atol=2**-14)
     assert [len(s.get_shape()) and s.get_shape()[0] for s in LatentCache.open(Path("seven")).shards] == [7, 5]

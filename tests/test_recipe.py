@@ -23,7 +23,10 @@ def errors_of(file: Path, *overrides: str) -> list[str]:
 
 def test_defaults_are_the_papers() -> None:
     recipe = Recipe.model_validate({"name": "x", "teacher": {"path": "t"}, "prompts": {"paired": ["p"]}})
-    train, cache, conditioning, loss = recipe.train, recipe.cache, recipe.conditioning, recipe.loss
+    train = recipe.train
+    cache = recipe.cache
+    conditioning = recipe.conditioning
+    loss = recipe.loss
     assert (train.global_batch_size, train.learning_rate, train.lr_schedule) == (256, 5e-5, "constant")
     assert (train.adam_beta1, train.adam_beta2, train.adam_eps, train.weight_decay) == (0.9, 0.999, 1e-8, 1e-2)
     assert (train.max_grad_norm, train.mixed_precision, train.ema_decay) == (1.0, "fp16", 0.9999)

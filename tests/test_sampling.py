@@ -45,14 +45,16 @@ def test_an_image_depends_on_its_index_and_not_on_its_batch(tiny_teacher: Path) 
 
 
 def test_without_guidance_the_unet_computes_one_branch(tiny_teacher: Path) -> None:
-    teacher, calls = LatentDiffusionModel(str(tiny_teacher)), []
+    teacher = LatentDiffusionModel(str(tiny_teacher))
+    calls = []
 
     class Counting(torch.nn.Module):
         def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
             calls.append(len(x))
             return (torch.zeros_like(x),)
 
-    condition, null = teacher.encode_prompts(PROMPTS), teacher.encode_prompts([""])
+    condition = teacher.encode_prompts(PROMPTS)
+    null = teacher.encode_prompts([""])
     noise = starting_noise(0, range(3), teacher.latent_shape())
     for scale, rows in ((1.0, 3), (2.0, 6)):
         calls.clear()
@@ -63,7 +65,9 @@ def test_without_guidance_the_unet_computes_one_branch(tiny_teacher: Path) -> No
 
 
 def test_target_follows_the_prediction_type() -> None:
-    x_0, noise, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    x_0 = torch.randn(2, 4, 8, 8)
+    noise = torch.randn(2, 4, 8, 8)
+    t = torch.tensor([10, 900])
     assert training_target(DDIMScheduler(prediction_type="epsilon"), x_0, noise, t) is noise
     schedule = DDIMScheduler(prediction_type="v_prediction")
     alpha = schedule.alphas_cumprod[t].view(2, 1, 1, 1)
