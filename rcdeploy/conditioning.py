@@ -105,6 +105,14 @@ class RandomConditioning:
     null_probability: float = 0.1
     seed: int = 0
 
+    @classmethod
+    def from_recipe(
+        cls, section: Conditioning, *, rows: int, pool_size: int, num_train_timesteps: int, seed: int
+    ) -> RandomConditioning:
+        """Random conditioning as a recipe's section [conditioning] has it."""
+        p = recipe_probability(section)
+        return cls(p, rows, pool_size, num_train_timesteps, section.null_probability, seed)
+
     def draw(self, step: int, sample: int, latent_shape: tuple[int, ...]) -> Draw:
         """Sample row and t uniformly, replace the prompt with probability p(t) (eq. 3), then drop it at random."""
         rng = generator(self.seed, TRAINING, step, sample)

@@ -6,7 +6,7 @@ import resource
 import shutil
 import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,14 @@ from typer.testing import CliRunner
 from rcdeploy.cli.main import app
 from rcdeploy_export import package as package_module
 from rcdeploy_runtime.errors import RcdeployError
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A process that a script starts in the background ignores SIGINT, and so would these tests in it."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
 
 
 def press_ctrl_c() -> None:

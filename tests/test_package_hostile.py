@@ -286,6 +286,6 @@ def test_a_graph_is_checked_without_reading_its_weights(copy: Path, monkeypatch:
     reseal(copy)
     package = Package(copy, verify=False)
     before = int(Path("/proc/self/io").read_text().split()[1]) if Path("/proc/self/io").exists() else 0
-    check_graph(package, "unet/model.onnx")
+    check_graph(package.file("unet/model.onnx"), "unet/model.onnx", package.manifest.files)
     after = int(Path("/proc/self/io").read_text().split()[1]) if Path("/proc/self/io").exists() else 0
     assert after - before < 2**20

@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from ..evaluate.spec import SCORE_KEYS
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
-from ..run_folder import MetricsFile, exclusive
+from ..run_folder import MetricsFile, check_recipe, exclusive
 from .features import FeatureRecorder
 from .pipeline import write_pipeline, write_run_manifest
 from .run import Run, build_run
@@ -41,6 +41,7 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Train
 
 
 def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
+    check_recipe(folder, recipe)
     run = build_run(recipe, folder, progress, log)
     state = run.load_checkpoint(log)
     run.accelerator.wait_for_everyone()

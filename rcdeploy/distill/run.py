@@ -18,7 +18,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .. import cache_latents, checkpoint
-from ..conditioning import RandomConditioning, recipe_probability
+from ..conditioning import RandomConditioning
 from ..diffusion_model import LatentDiffusionModel
 from ..latent_cache import LatentCache
 from ..progress import Log, Progress, no_log
@@ -26,7 +26,7 @@ from ..prompts.pool import PromptPool
 from ..prompts.recipe_pool import open_pool, paired_sources
 from ..recipe import Recipe, Student, Train, digest
 from ..recipe import Teacher as TeacherSection
-from ..run_folder import check_recipe, check_sources
+from ..run_folder import check_sources
 from ..student.build import build_student
 from ..student.init import initialise
 from ..student.spec import student_config
@@ -107,9 +107,8 @@ class Run:
 def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run:
     """Loads the teacher, fills the cache, opens the pool, builds student and optimizer.
 
-    Raises RcdeployError for a folder that holds a run of another recipe, and for everything that cannot be used.
+    Raises RcdeployError for everything that cannot be used, and for other sources than the folder's run was made of.
     """
-    check_recipe(folder, recipe)
     accelerator = make_accelerator(recipe.train, folder)
     accumulation = accumulation_steps(recipe.train, accelerator.num_processes)
     if not accelerator.is_main_process:
@@ -124,8 +123,8 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     teacher.load("unet", "text_encoder")
     unet, config, notes = make_student(recipe.student, teacher)
     paired = paired_sources(recipe, log)
-    pool = open_pool(recipe, log)
     cache_folder = cache_latents.prepare(recipe, teacher, paired, log)
+    pool = open_pool(recipe, log)
     cache = cache_latents.fill(cache_folder, recipe.cache, teacher, progress, log)
     for note in notes:
         log(note)
@@ -136,7 +135,21 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Run
     model.train()
     wrapped, optimizer = accelerator.prepare(model, make_optimizer(model, recipe.train))
     ema = make_ema(model, recipe.train)
-    batches = make_batches(recipe, teacher, cache, pool)
+    conditioning = RandomConditioning.from_recipe(
+        recipe.conditioning,
+        rows=len(cache),
+        pool_size=len(pool),
+        num_train_timesteps=int(teacher.schedule.config.num_train_timesteps),
+        seed=recipe.train.seed,
+    )
+    batches = BatchMaker(
+        teacher,
+        cache,
+        pool,
+        conditioning,
+        text_cache_bytes=recipe.train.text_cache_gb * 1e9,
+        task_target=recipe.loss.task > 0,
+    )
     run = Run(
         recipe=recipe,
         folder=folder,
@@ -200,23 +213,3 @@ def make_student(section: Student, teacher: LatentDiffusionModel) -> tuple[torch
     if section.first_weights != "random":
         initialise(unet, teacher.unet, section.first_weights)
     return unet, config, notes
-
-
-def make_batches(recipe: Recipe, teacher: LatentDiffusionModel, cache: LatentCache, pool: PromptPool) -> BatchMaker:
-    """Batches by random conditioning over cache and pool."""
-    conditioning = RandomConditioning(
-        p=recipe_probability(recipe.conditioning),
-        rows=len(cache),
-        pool_size=len(pool),
-        num_train_timesteps=int(teacher.schedule.config.num_train_timesteps),
-        null_probability=recipe.conditioning.null_probability,
-        seed=recipe.train.seed,
-    )
-    return BatchMaker(
-        teacher,
-        cache,
-        pool,
-        conditioning,
-        text_cache_bytes=recipe.train.text_cache_gb * 1e9,
-        task_target=recipe.loss.task > 0,
-    )
