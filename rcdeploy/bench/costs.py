@@ -1,4 +1,4 @@
-"""What a model costs on any machine: parameters, weight bytes, and multiply-accumulates of a call and of an image."""
+"""Costs that do not depend on the machine: parameters, weight bytes, multiply-accumulates of a call and an image."""
 
 from __future__ import annotations
 

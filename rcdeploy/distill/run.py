@@ -40,7 +40,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Run:
-    """What a distillation works with; what it has reached is a TrainState.
+    """The models, data and optimizer of a distillation; its progress is a TrainState.
 
     accumulation_steps: forward passes per update. student_config: of its UNet. wrapped: the model as accelerate wraps
     it (DDP, autocast).

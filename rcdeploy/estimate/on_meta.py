@@ -26,7 +26,7 @@ AUTOCAST_TO_FLOAT = ("group_norm", "layer_norm")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of code costs.
+    """Cost of a piece of code.
 
     macs: multiply-accumulates of matrix products. operations: kernels started. peak_bytes: of the tensors that the code
     allocated, the most alive at once (weights are not counted). final_bytes: those still alive when it ended, such as

@@ -1,4 +1,4 @@
-"""What a model's own folder states about its evaluation: recipe, prompts, judge, image size. Imports no torch."""
+"""Defaults of an evaluation from the model's own folder: recipe, prompts, judge, image size. Imports no torch."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TARGET_TAGS = {"trt": "tensorrt"}
 
 @dataclass(frozen=True)
 class CardOptions:
-    """What a user adds to a card.
+    """A user's additions to a card.
 
     Attributes:
         teacher: its diffusers folder, where the recipe does not lead to it.

@@ -38,7 +38,7 @@ from .unet_diagram import diagram
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a page is made of.
+    """The content of a page.
 
     Attributes:
         package: made from the run.

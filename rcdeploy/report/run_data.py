@@ -29,7 +29,7 @@ MAX_PROMPTS = 8
 
 @dataclass
 class RunData:
-    """What a report is made from.
+    """The data of a report.
 
     Attributes:
         folder, manifest, metrics: of the run.

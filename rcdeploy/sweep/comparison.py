@@ -32,7 +32,7 @@ MAX_BOOTSTRAP_FEATURES = 512
 
 @dataclass(frozen=True)
 class CaptionValues:
-    """What a metric is computed from, a row for each caption of a part.
+    """The data that a metric is computed from, a row for each caption of a part.
 
     values: [n] of which the metric is the mean, NaN where a caption does not count; or features [n, d], with the
     reference of their Frechet distance. is_share: the values are 0 and 1.

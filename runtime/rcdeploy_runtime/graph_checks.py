@@ -1,4 +1,4 @@
-"""What a network's file may not do: read beside its package, or loop without an end."""
+"""Checks of a network's file: no weights outside its package, no control flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may ask of the runtime, and what a package may ask: every bound in one place."""
+"""Bounds on the arguments of a caller and on the contents of a package, in one place."""
 
 from __future__ import annotations
 

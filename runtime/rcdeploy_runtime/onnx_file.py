@@ -1,4 +1,4 @@
-"""What an ONNX file refers to and which operators it has, read without onnx and without its weights.
+"""External files and operators of an ONNX file, read without onnx and without its weights.
 
 The protobuf is walked by hand, so that a device needs no onnx: ModelProto.graph (7) and functions (25), their nodes (1)
 with operator (4) and attributes (5), initializers (5) and sub-graphs; TensorProto.external_data (13) of key (1) and

@@ -36,7 +36,7 @@ OLD_PRECISION = {"onnx": "int8-matmul", "openvino": "int8-weights"}
 
 @dataclass(frozen=True)
 class PackageFacts:
-    """What a package's manifest says under `facts`.
+    """The facts of a package's manifest.
 
     format: onnx, openvino or trt. target: the format that it was exported for. precision: by component. parity: one
     entry a component, {"component", "max_abs_error", "relative_error", "shapes"}. pixels_per_latent: a latent's side
@@ -74,7 +74,7 @@ class PackageFacts:
 
 @dataclass(frozen=True)
 class LatentFacts:
-    """What a manifest says under `latents`. shape: (channels, height, width)."""
+    """The latents of a package's manifest. shape: (channels, height, width)."""
 
     shape: tuple[int, int, int]
     scaling_factor: float
