@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -98,11 +97,10 @@ def _package(package: Package, description: ModelDescription, device: str) -> Im
         images, _ = runtime.generate(list(prompts), seed=seeds[0], sampler="ddim", **settings)
         return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
-    manifest = json.dumps(asdict(package.manifest), sort_keys=True)  # it holds the sha256 of every file
     record = {
         "kind": "package",
         "path": description.source,
-        "digest": hashlib.sha256(manifest.encode()).hexdigest()[:16],
+        "digest": package.manifest.digest,
         "format": package.format,
         "precision": description.precision,
     }

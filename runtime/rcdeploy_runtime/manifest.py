@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +61,11 @@ class Manifest:
         Raises RcdeployError that names every key that is missing or of another type.
         """
         return typed.from_json(cls, self.facts, f"{self.source}: facts")
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hex digits of the sha256 of the whole manifest, which holds the sha256 of every file."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     def add_file(self, folder: Path, relative: str) -> None:
         path = inside(folder, relative)
