@@ -26,7 +26,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rcdeploy.cli.main import app
-from rcdeploy.recipe import SECTIONS, Recipe
+from rcdeploy.recipe import MAX_SEED, SECTIONS, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py: edit the code, then run `make docs`. -->\n"
@@ -40,7 +40,14 @@ SECTION_TITLES = {
     "train": "Optimisation, precision, checkpoints.",
     "evaluate": "Evaluation during training, and the defaults of `rcdeploy evaluate`.",
 }
-BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "min_length": "length at least"}
+BOUNDS = {
+    "gt": "above",
+    "ge": "at least",
+    "lt": "below",
+    "le": "at most",
+    "min_length": "length at least",
+    "max_length": "length at most",
+}
 TREE = {
     "rcdeploy": "The workstation: recipes, students, distillation, evaluation (torch)",
     "export/rcdeploy_export": "Export to packages",
@@ -111,12 +118,19 @@ def _literal(annotation: Any) -> str:
 
 def _bounds(field: FieldInfo) -> list[str]:
     limits = [
-        f"{word} {getattr(item, key):g}"
+        f"{word} {_bound(getattr(item, key))}"
         for item in field.metadata
         for key, word in BOUNDS.items()
         if getattr(item, key, None) is not None
     ]
     return [" and ".join(limits)] if limits else []
+
+
+def _bound(value: float) -> str:
+    """1,000,000 and 0.5; the largest seed as a power of two."""
+    if value == MAX_SEED:
+        return "2^63 - 1"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _toml(value: Any) -> str:
