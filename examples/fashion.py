@@ -74,6 +74,17 @@ class Scene:
         ]
 
 
+def is_held_out(scene: Scene) -> bool:
+    """Whether a scene is kept out of caches and prompt pools, to be scored: one combination of item, colour and
+    background in seven.
+
+    Each item, each colour and each background is held out as often as any other; each item's pairs are of their own
+    (t-shirt and boot share theirs), so every pair of colours is met in text with other items.
+    """
+    step = 1 + scene.item % (len(COLOURS) - 1)
+    return (scene.background - scene.colour) % len(COLOURS) == step
+
+
 def scenes() -> list[Scene]:
     """All of them: 8 items x 56 pairs of colours x 7 sizes and places = 3,136."""
     n_colours = len(COLOURS)
