@@ -39,6 +39,10 @@ SECTION_TITLES = {
     "loss": "Weights of the three losses.",
     "train": "Optimisation, precision, checkpoints.",
     "evaluate": "Evaluation during training, and the defaults of `rcdeploy evaluate`.",
+    "distill": "What the student learns beyond the paper's target.",
+    "few_steps": "The stage after distillation that makes a few steps enough. Without this section there is none.",
+    "decoder": "A tiny decoder in place of the VAE's. Without this section the package has the VAE's.",
+    "export": "The package that `rcdeploy build` ends with.",
 }
 BOUNDS = {
     "gt": "above",

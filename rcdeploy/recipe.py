@@ -7,40 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
+
+from .recipe_section import (
+    MAX_COUNT,
+    MAX_RESOLUTION,
+    MAX_SHARD_SIZE,
+    MAX_STEPS,
+    BatchSize,
+    Fraction,
+    InferenceSteps,
+    Section,
+    Seed,
+    Steps,
+    Weight,
+)
+from .recipe_stages import Decoder, Distill, Export, FewSteps
 from .student.spec import StudentSpec, find_student
 
 WORDNET = "wordnet"
 """entry of prompts.paired and prompts.pool in place of a file: prompts made from WordNet's nouns"""
 MAX_PROMPTS_PER_NOUN = 2000
 """different prompts that templates can make of a noun"""
-
-MAX_SEED = 2**63 - 1
-"""What both numpy's Philox and torch's generators take."""
-MAX_STEPS = 10**9
-MAX_BATCH_SIZE = 2**16
-MAX_SHARD_SIZE = 2**20
-MAX_COUNT = 10**9
-"""Prompts or images."""
-MAX_INFERENCE_STEPS = 1000
-"""Timesteps of the usual noise schedules: a sampler cannot visit more."""
-MAX_RESOLUTION = 8192
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
-BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH_SIZE)]
-InferenceSteps = Annotated[int, Field(gt=0, le=MAX_INFERENCE_STEPS)]
-
-
-class Section(BaseModel):
-    """Strict: an unknown key is an error. Numbers are finite."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
 
 
 class Teacher(Section):
@@ -262,6 +254,18 @@ class Recipe(Section):
     loss: Loss = Loss()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
+    distill: Distill = Distill()
+    few_steps: FewSteps | None = None
+    decoder: Decoder | None = None
+    export: Export | None = None
+
+    @property
+    def student_sampling(self) -> SamplingDefaults:
+        """How the distilled student is sampled: as [evaluate] says; without guidance where it is folded in."""
+        return SamplingDefaults(
+            num_inference_steps=self.evaluate.num_inference_steps,
+            guidance_scale=self.evaluate.guidance_scale if self.distill.guidance_scale is None else 1.0,
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as JSON."""
@@ -277,7 +281,13 @@ SECTIONS: dict[str, type[Section]] = {
     "loss": Loss,
     "train": Train,
     "evaluate": Evaluate,
+    "distill": Distill,
+    "few_steps": FewSteps,
+    "decoder": Decoder,
+    "export": Export,
 }
+STAGES = ("few_steps", "decoder", "export")
+"""Sections of the stages after distillation; a recipe without one has no such stage."""
 PATHS = {("teacher", "path"), ("prompts", "paired"), ("prompts", "pool"), ("cache", "images"), ("cache", "folder")}
 PATHS |= {("evaluate", key) for key in ("prompt_files", "inception", "reference", "clip")}
 

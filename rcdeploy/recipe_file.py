@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from .model_config import is_hub_name
-from .recipe import PATHS, SECTIONS, WORDNET, Recipe
+from .recipe import PATHS, SECTIONS, STAGES, WORDNET, Recipe
 from .recipe_checks import check_sections
 from .toml_files import nearest_name, raise_if_any, read_toml, validation_errors
 
@@ -91,6 +91,8 @@ def _validate_sections(data: dict[str, Any], errors: list[str]) -> dict[str, Any
     for section, model in SECTIONS.items():
         if section not in data and section in REQUIRED_SECTIONS:
             errors.append(f"[{section}]: this section is needed")
+            continue
+        if section not in data and section in STAGES:
             continue
         try:
             sections[section] = model.model_validate(data.get(section, {}))

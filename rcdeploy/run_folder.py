@@ -13,8 +13,9 @@ from typing import Any
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
-from .recipe import Recipe
+from .recipe import STAGES, Recipe
 from .storage.claims import STALE_SECONDS, Claim
 
 METRICS = "metrics.jsonl"
@@ -43,7 +44,8 @@ where things lie (their digests are compared)."""
 class RunFacts:
     """The facts of a run's manifest.
 
-    steps: updates done when the manifest was written. cache_folder: as the recipe resolved it. The last five are there
+    steps: updates done when the manifest was written. cache_folder: as the recipe resolved it. sampling: how the
+    student wants to be sampled; None in runs that rcdeploy 0.1 began. The last five are there
     once the run has finished: pipeline_step is the step whose EMA weights are in pipeline/, score the metric that
     best_score is of.
     """
@@ -53,6 +55,7 @@ class RunFacts:
     steps: int
     cache_folder: str
     machine: dict[str, Any]
+    sampling: SamplingDefaults | None = None
     finished: bool = False
     best_step: int | None = None
     best_score: float | None = None
@@ -111,7 +114,7 @@ def check_recipe(folder: Path, recipe: Recipe) -> None:
     differences = [
         f"{section}.{key}: {before.get(section, {}).get(key)} -> {value}"
         for section, keys in recipe.resolved().items()
-        if isinstance(keys, dict) and section != "evaluate"
+        if isinstance(keys, dict) and section not in ("evaluate", *STAGES)
         for key, value in keys.items()
         if (section, key) not in CHANGEABLE and before.get(section, {}).get(key) != value
     ]

@@ -25,6 +25,8 @@ FLOORS = [
     ["judge_files", "model_config", "model_files", "plots", "storage", "toml_files"],
     # students are rules over a teacher's config; recipes name them
     ["student"],
+    ["recipe_section"],
+    ["recipe_stages"],
     ["recipe"],
     ["recipe_checks"],
     ["recipe_file"],

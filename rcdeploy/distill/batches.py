@@ -20,13 +20,15 @@ class Batch:
     """n samples on the teacher's device.
 
     noisy_latents: [n, c, h, w], x_t. timesteps: [n]. prompt_kinds: [n], NULL, PAIRED or UNPAIRED. condition: n rows, in
-    the teacher's precision. target: [n, c, h, w], of the task loss; None without one.
+    the teacher's precision. null: one row, the null condition. target: [n, c, h, w], of the task loss, or
+    None.
     """
 
     noisy_latents: Tensor
     timesteps: Tensor
     prompt_kinds: Tensor
     condition: Condition
+    null: Condition
     target: Tensor | None = None
 
 
@@ -76,6 +78,7 @@ class BatchMaker:
             condition=self._condition(
                 kinds=[d.prompt_kind for d in draws], rows=[d.row for d in draws], prompts=[d.prompt for d in draws]
             ),
+            null=self.null,
             target=training_target(schedule, x_0, noise, timesteps) if self.task_target else None,
         )
 

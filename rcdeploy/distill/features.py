@@ -85,20 +85,25 @@ class FeatureRecorder:
         self.names = names
         self._features: dict[str, Tensor] = {}
         self._enabled = False
+        self._first_call = False
         for name in names:
             module.get_submodule(name).register_forward_hook(self._hook(name))
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def record(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._enabled:
+            if self._enabled and not (self._first_call and name in self._features):
                 self._features[name] = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
 
         return record
 
     @contextmanager
-    def recording(self) -> Iterator[list[Tensor]]:
-        """Yields a list that holds the features, in the order of the names, once the block has ended."""
+    def recording(self, *, first_call: bool = False) -> Iterator[list[Tensor]]:
+        """Yields a list that holds the features, in the order of the names, once the block has ended.
+
+        first_call: those of the module's first call inside the block; by default those of the last.
+        """
         features: list[Tensor] = []
+        self._first_call = first_call
         self._enabled = True
         try:
             yield features

@@ -85,7 +85,12 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                 with nullcontext() if is_last_part else accelerator.no_sync(run.wrapped):
                     # the prepared model casts by itself; the teacher's weights are in their own precision already
                     loss, losses = distillation_loss(
-                        run.wrapped, run.teacher.unet, teacher_features, batch, run.recipe.loss
+                        run.wrapped,
+                        run.teacher.unet,
+                        teacher_features,
+                        batch,
+                        run.recipe.loss,
+                        run.recipe.distill.guidance_scale,
                     )
                     accelerator.backward(loss / parts)
                 state.add(losses, weight=1 / parts)

@@ -39,6 +39,7 @@ def _facts(run: Run, state: TrainState) -> RunFacts:
         steps=state.step,
         cache_folder=str(run.cache.folder),
         machine=describe(),
+        sampling=run.recipe.student_sampling,
     )
 
 

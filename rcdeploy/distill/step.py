@@ -47,8 +47,32 @@ class StudentWithProjectors(nn.Module):
         return output, [project(f) for project, f in zip(self.projectors, features, strict=True)]
 
 
+def guided_prediction(
+    unet: nn.Module,
+    noisy_latents: Tensor,
+    timesteps: Tensor,
+    condition: Condition,
+    null: Condition,
+    guidance_scale: float | None,
+) -> Tensor:
+    """The output under classifier-free guidance: null + scale (conditional - null); None: the conditional output.
+
+    null: one row. Rows whose condition is the null condition keep its output, whatever the scale.
+    """
+    conditional = predict(unet, noisy_latents, timesteps, condition)
+    if guidance_scale is None:
+        return conditional
+    unconditional = predict(unet, noisy_latents, timesteps, null.take([0] * len(condition)))
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
 def distillation_loss(
-    student: nn.Module, teacher_unet: nn.Module, teacher_features: FeatureRecorder, batch: Batch, weights: Loss
+    student: nn.Module,
+    teacher_unet: nn.Module,
+    teacher_features: FeatureRecorder,
+    batch: Batch,
+    weights: Loss,
+    guidance_scale: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of equations 1 and 2 and the task loss, and each loss by itself (detached, on the device).
 
@@ -58,12 +82,16 @@ def distillation_loss(
         teacher_features: recorder on `teacher_unet`, with the taps of the student's projectors.
         batch: with a target if the task loss has a weight.
         weights: losses with weight 0 are not computed, output loss apart.
+        guidance_scale: of the teacher's output; features are those of its conditional pass.
     """
     condition = batch.condition
     # no_grad, not inference_mode: the teacher's output is needed in the student's backward pass
-    with torch.no_grad(), teacher_features.recording() as target_features:
+    with torch.no_grad():
         noisy_latents = batch.noisy_latents.to(condition.prompt_embeds.dtype)
-        teacher_output = predict(teacher_unet, noisy_latents, batch.timesteps, condition)
+        with teacher_features.recording(first_call=True) as target_features:
+            teacher_output = guided_prediction(
+                teacher_unet, noisy_latents, batch.timesteps, condition, batch.null, guidance_scale
+            )
     condition = condition.to(batch.noisy_latents.device, torch.float32)
     output, features = student(batch.noisy_latents, batch.timesteps, condition.prompt_embeds, condition.added)
     losses = {"output": output_loss(teacher_output, output)}

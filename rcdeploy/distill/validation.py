@@ -27,6 +27,7 @@ from ..sampling import sample_images, starting_noise
 from .losses import output_loss
 from .pipeline import ema_weights, plain_copy
 from .run import Run
+from .step import guided_prediction
 from .train_state import TrainState
 
 GRID_COLUMNS = 8
@@ -78,11 +79,14 @@ class Validator:
         if self._validation_batches is None:
             self._validation_batches = _validation_batches(self.run)
         teacher = self.run.teacher
+        scale = self.run.recipe.distill.guidance_scale
         total = 0.0
         count = 0
         for noisy_latents, timesteps, prompts in self._validation_batches:
             condition = teacher.encode_prompts(prompts)
-            teacher_output = predict(teacher.unet, noisy_latents.to(teacher.dtype), timesteps, condition)
+            teacher_output = guided_prediction(
+                teacher.unet, noisy_latents.to(teacher.dtype), timesteps, condition, self.run.batches.null, scale
+            )
             condition = condition.to(noisy_latents.device, torch.float32)
             student_output = predict(unet, noisy_latents, timesteps, condition)
             total += output_loss(teacher_output, student_output).item() * len(prompts)
@@ -104,7 +108,7 @@ class Validator:
                 noise,
                 unet=unet,
                 num_inference_steps=section.num_inference_steps,
-                guidance_scale=section.guidance_scale,
+                guidance_scale=section.guidance_scale if unet is None else run.recipe.student_sampling.guidance_scale,
             )
 
         if self._teacher_images is None:
@@ -165,6 +169,7 @@ class Scoring:
             metrics=SCORE_METRICS[section.score],
             judge=judge_of(teacher.folder),
             shard_size=SCORE_SHARD_SIZE,
+            guidance_scale=run.recipe.student_sampling.guidance_scale,
         )
         prompts = choose_prompts(spec)
         for remark in spec.check_enough_images({"all": len(prompts)}):

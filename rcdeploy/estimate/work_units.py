@@ -177,10 +177,13 @@ def _forward_and_backward(networks: Networks, recipe: Recipe, sizes: Sizes) -> C
     latents = torch.ones(batch_size, *sizes.latent, device=networks.device)
     timesteps = torch.ones(batch_size, dtype=torch.long, device=networks.device)
     condition = _zero_condition(networks, batch_size, sizes.tokens)
-    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, target=latents)
+    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, condition.take([0]), target=latents)
+    guidance_scale = recipe.distill.guidance_scale
 
     def run() -> None:
-        loss, _ = distillation_loss(networks.student, networks.teacher, networks.teacher_features, batch, recipe.loss)
+        loss, _ = distillation_loss(
+            networks.student, networks.teacher, networks.teacher_features, batch, recipe.loss, guidance_scale
+        )
         loss.backward()
 
     return run

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..evaluate.spec import EvaluationSpec
-from ..recipe import Section
+from ..recipe_section import Section
 from ..toml_files import raise_if_any, read_toml, validation_errors
 
 FILE_KEYS = ("judge", "inception", "clip", "vqa", "reference")
