@@ -26,7 +26,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rcdeploy.cli.main import app
-from rcdeploy.recipe import MAX_SEED, SECTIONS, Recipe
+from rcdeploy.recipe import SECTIONS, Recipe
+from rcdeploy.recipe_section import MAX_SEED
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTE = "<!-- Written by docs/generate.py: edit the code, then run `make docs`. -->\n"
