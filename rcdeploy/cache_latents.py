@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcdeploy_runtime.digests import DigestCache
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import replacing, sha256, write_json
+from rcdeploy_runtime.files import new_folder, replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 from .diffusion_model import Condition, LatentDiffusionModel
 from .latent_cache import CacheFolder, LatentCache, LatentCacheFacts
 from .progress import Log, Progress, no_log, no_progress
 from .prompts.filters import PoolOptions
-from .prompts.pool import PromptPool
+from .prompts.pool import PromptPool, open_whole
 from .prompts.pool_builder import build_pool
 from .prompts.readers import files_of
 from .prompts.recipe_pool import paired_sources
@@ -29,7 +30,7 @@ from .recipe import Cache, Recipe, digest
 from .sampling import sample_latents, starting_noise
 from .storage.claims import Claim, make_once
 from .storage.shards import claim_missing_shards
-from .storage.tensors import save_tensors
+from .storage.tensors import is_whole, save_tensors
 
 
 def identity(recipe: Recipe, teacher: LatentDiffusionModel, sources: Sequence[Path]) -> dict[str, Any]:
@@ -47,11 +48,24 @@ def identity(recipe: Recipe, teacher: LatentDiffusionModel, sources: Sequence[Pa
     }
 
 
-def prepare(recipe: Recipe, teacher: LatentDiffusionModel, sources: Sequence[Path], log: Log = no_log) -> CacheFolder:
+def prepare(
+    recipe: Recipe,
+    teacher: LatentDiffusionModel,
+    sources: Sequence[Path],
+    log: Log = no_log,
+    digests: DigestCache | None = None,
+) -> CacheFolder:
     """Writes the folder with its prompts and manifest unless it exists; checks that it belongs to this recipe.
 
-    sources: files of the paired prompts (recipe_pool.paired_sources). Raises RcdeployError for a cache of another
-    teacher, resolution or set of prompts.
+    Args:
+        recipe: whose cache it is.
+        teacher: of the recipe.
+        sources: files of the paired prompts (recipe_pool.paired_sources).
+        log: receives whom this process waits for, and what was damaged.
+        digests: that are known of the folder's files, instead of the remembered ones.
+
+    Raises:
+        RcdeployError: the cache has another teacher, resolution or set of prompts.
     """
     expected = identity(recipe, teacher, sources)
     default = Path("caches") / f"{Path(teacher.name).name}-{digest(expected)[:8]}"
@@ -66,8 +80,9 @@ def prepare(recipe: Recipe, teacher: LatentDiffusionModel, sources: Sequence[Pat
         (folder, *folder.parents),
         log,
     )
-    cache = CacheFolder.read(folder)
+    cache = CacheFolder.read(folder, digests)
     _check_identity(cache, expected, teacher)
+    _mend_prompts(cache, log)
     return cache
 
 
@@ -95,7 +110,7 @@ def _write_prompts_and_manifest(
     chosen = [prompts[i] for i in order] if images else candidates.take(order)
     with replacing(folder / "prompts.txt") as beside:
         beside.write_text("".join(f"{prompt}\n" for prompt in chosen), encoding="utf-8")
-    build_pool([folder / "prompts.txt"], folder / "prompts", PoolOptions(deduplicate=False))
+    stored = build_pool([folder / "prompts.txt"], folder / "prompts", PoolOptions(deduplicate=False))
     candidates.close()
     shutil.rmtree(folder / "all_prompts")
     Manifest(
@@ -111,9 +126,43 @@ def _write_prompts_and_manifest(
                 shard_size=cache.shard_size,
                 batch_size=cache.batch_size,
                 images=[images[i] for i in order] if images else [],
+                prompts=stored.digest,
             )
         ),
     ).write(folder)
+
+
+def _mend_prompts(cache: CacheFolder, log: Log) -> None:
+    """Builds damaged prompts again from prompts.txt. Raises RcdeployError when that has changed too."""
+    folder, expected = cache.folder / "prompts", cache.prompts_digest
+    problem = _damage(cache, folder)
+    if problem is None:
+        return
+    log(f"{problem}; it is built again")
+    beside = cache.folder / f".prompts.{os.getpid()}.again"
+    try:
+        with build_pool([cache.folder / "prompts.txt"], beside, PoolOptions(deduplicate=False)) as pool:
+            whole = len(pool) == cache.facts.count and expected in (None, pool.digest)
+        if not whole:
+            raise RcdeployError(
+                f"{folder} and {cache.folder / 'prompts.txt'} have both changed since they were written",
+                fix=f"Bring one back from a copy, or remove {cache.folder}: the same command makes it anew.",
+            )
+        with new_folder(folder) as empty:
+            shutil.copytree(beside, empty, dirs_exist_ok=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _damage(cache: CacheFolder, folder: Path) -> str | None:
+    """Why the prompts in `folder` are not those of the cache; None when they are."""
+    try:
+        with open_whole(folder, cache.digests) as pool:
+            if len(pool) == cache.facts.count and cache.prompts_digest in (None, pool.digest):
+                return None
+        return f"{folder} holds other prompts than those that the cache was begun with"
+    except RcdeployError as error:
+        return error.message
 
 
 def _check_identity(cache: CacheFolder, expected: dict[str, Any], teacher: LatentDiffusionModel) -> None:
@@ -148,13 +197,17 @@ def fill(
 
     Under `accelerate launch` each process begins at another shard. Raises RcdeployError for NaN latents, a full disk.
     """
-    if missing := cache.missing():
+    missing = cache.missing()
+    for file in (cache.shard_files[i] for i in missing):
+        if is_whole(file):
+            log(f"{file} has changed since it was written and is made again")
+    if missing:
         log(f"the teacher makes {cache.describe_missing(missing)}, in {cache.folder}")
     prompts = PromptPool.open(cache.folder / "prompts")
     null = teacher.encode_prompts([""])
     rank = int(os.environ.get("RANK", 0))
     made_any = False
-    for shard, _claim in claim_missing_shards(cache.shard_files, offset=rank, log=log):
+    for shard, _claim in claim_missing_shards(cache.shard_files, whole=cache.is_whole, offset=rank, log=log):
         pending = set(cache.missing())
         completed = sum(len(rows) for i, rows in enumerate(cache.shard_rows) if i not in pending)
         batches = []
@@ -162,11 +215,11 @@ def fill(
             batches.append(_batch_latents(cache, settings, teacher, prompts.take(list(batch)), null, batch))
             completed += len(batch)
             progress("latent cache", completed, cache.facts.count)
-        save_tensors(cache.shard_files[shard], {"latents": torch.cat(batches)})
+        save_tensors(cache.shard_files[shard], {"latents": torch.cat(batches)}, digest=True)
         made_any = True
-    if made_any or not cache.manifest.files:
+    if made_any or not cache.manifest.files or cache.manifest.wrong_files(cache.folder, contents=False):
         _write_digests(cache)
-    return LatentCache.open(cache.folder)
+    return LatentCache.open_filled(cache)
 
 
 def make_latent_cache(

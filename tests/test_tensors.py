@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(
 ) -> None:
     before = file.read_bytes()
 
-    def full(_tensors: Any, path: Path) -> None:
+    def full(_tensors: Any, path: Path, _metadata: Any) -> None:
         path.write_bytes(b"half")
         raise error
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import typer
 
+from rcdeploy_runtime.digests import DigestCache
+
 from ..recipe_file import load_recipe
 from .console import (
     make_log,
     print_json,
     print_next,
-    print_warning,
     quieten_libraries,
     resumable,
     short_path,
@@ -25,7 +26,7 @@ def cache_command(
     recipe: Path = RECIPE,
     override: list[str] = SET,
     verify: bool = typer.Option(
-        False, "--verify", help="Compare every file with its digest, and replace damaged ones."
+        False, "--verify", help="Read every file again, also those whose digests are remembered; replace damaged ones."
     ),
     as_json: bool = JSON,
     quiet: bool = QUIET,
@@ -45,12 +46,9 @@ def cache_command(
     log = make_log(quiet)
     with resumable("Finished shards of latents are kept: run the same command to resume."):
         teacher = load_teacher(resolved.teacher, make_accelerator(resolved.train, Path("runs")))
-        cache_folder = cache_latents.prepare(resolved, teacher, paired_sources(resolved, log), log)
+        digests = DigestCache(remember=not verify)  # a disk may lose bits without changing a file's time
+        cache_folder = cache_latents.prepare(resolved, teacher, paired_sources(resolved, log), log, digests)
         folder = cache_folder.folder
-        if verify:
-            for name in cache_folder.manifest.wrong_files(folder):
-                (folder / name).unlink(missing_ok=True)
-                print_warning(f"{folder / name} differs from its digest and is replaced")
         with stages(quiet) as progress:
             cache = cache_latents.fill(cache_folder, resolved.cache, teacher, progress, log)
     facts = {

@@ -17,7 +17,7 @@ import os
 import struct
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
+from rcdeploy_runtime.digests import DigestCache
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
-PROMPTS, OFFSETS = "prompts.bin", "offsets.bin"
+PROMPTS, OFFSETS = POOL_FILES = "prompts.bin", "offsets.bin"
 _unpack_pair = struct.Struct("<QQ").unpack
 _ITERATION_ROWS = 8192
 
@@ -130,8 +131,12 @@ class PromptPool:
     @property
     def digest(self) -> str:
         """64 hex digits that identify the prompts and their order, wherever the pool lies. Taken from the manifest."""
-        recorded = "".join(str(self.manifest.files[name].get("sha256")) for name in (PROMPTS, OFFSETS))
-        return hashlib.sha256(recorded.encode()).hexdigest()
+        return pool_digest(self.manifest.files)
+
+    def changed_files(self, digests: DigestCache) -> list[str]:
+        """Names of the files whose contents are not those that the manifest records. Reads them unless remembered."""
+        recorded = self.manifest.files
+        return [name for name in POOL_FILES if digests.sha256(self.folder / name) != recorded[name]["sha256"]]
 
     def __len__(self) -> int:
         return self._count
@@ -194,6 +199,31 @@ class PromptPool:
         return _reopen, (self.folder, self.digest)
 
 
+def pool_digest(files: Mapping[str, Mapping[str, Any]]) -> str:
+    """PromptPool.digest from the entries of a manifest's files."""
+    recorded = "".join(str(files[name].get("sha256")) for name in POOL_FILES)
+    return hashlib.sha256(recorded.encode()).hexdigest()
+
+
+def open_whole(folder: Path, digests: DigestCache | None = None, fix: str | None = None) -> PromptPool:
+    """Opens a pool after comparing its files with their digests. Raises RcdeployError that names a changed file.
+
+    Args:
+        folder: of the pool.
+        digests: those that are known, instead of the remembered ones.
+        fix: what to do about a changed file, instead of building the pool again.
+    """
+    pool = PromptPool.open(folder)
+    digests = digests or DigestCache()
+    changed = pool.changed_files(digests)
+    digests.save()
+    if changed:
+        pool.close()
+        verb = "has" if len(changed) == 1 else "have"
+        raise _damaged(pool.folder, f"{' and '.join(changed)} {verb} changed since the pool was built", fix)
+    return pool
+
+
 def _reopen(folder: Path, digest: str) -> PromptPool:
     """Raises RcdeployError when another pool stands there by now: two workers must not draw from different pools."""
     pool = PromptPool.open(folder)
@@ -221,6 +251,6 @@ def _closed(size: int, at: int) -> bytes:
     raise ValueError("the prompt pool is closed")
 
 
-def _damaged(folder: Path, what: str) -> RcdeployError:
-    fix = "Build it again: rcdeploy prompts build SOURCES --out DIR"
+def _damaged(folder: Path, what: str, fix: str | None = None) -> RcdeployError:
+    fix = fix or "Build it again: rcdeploy prompts build SOURCES --out DIR"
     return RcdeployError(f"the prompt pool {folder} is damaged: {what}", fix=fix)

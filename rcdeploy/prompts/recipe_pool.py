@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from rcdeploy_runtime.manifest import NAME
 
 from ..progress import Log, no_log
 from ..recipe import WORDNET, Recipe, digest
-from ..storage.claims import Claim, make_once
+from ..storage.claims import Claim, Waiting, make_once
 from . import templates
 from .filters import PoolOptions
 from .generate import balanced, from_templates, write_lines
 from .nouns import Noun, shipped_digests, visual_by_kind, wordnet_nouns
-from .pool import PromptPool
+from .pool import PromptPool, open_whole
 from .pool_builder import build_pool
 from .readers import files_of
 from .wordnet import FILES, find_wordnet
@@ -92,11 +93,12 @@ def _claim(path: Path) -> Claim:
 def open_pool(recipe: Recipe, log: Log = no_log) -> PromptPool:
     """Opens the pool C of a recipe: a built pool that prompts.pool names, or pools/NAME-DIGEST, built once from files.
 
-    The built one holds the paired prompts too; without prompts.pool, C is the paired prompts alone.
+    The built one holds the paired prompts too; without prompts.pool, C is the paired prompts alone. When its contents
+    have changed it is built again. Raises RcdeployError for a named pool whose contents have changed.
     """
     extra = pool_sources(recipe, log)
     if len(extra) == 1 and (extra[0] / NAME).is_file():
-        return PromptPool.open(extra[0])
+        return open_whole(extra[0])
     files = list(dict.fromkeys([*extra, *paired_sources(recipe, log)]))
     for file in files:
         if (file / NAME).is_file():
@@ -110,8 +112,31 @@ def open_pool(recipe: Recipe, log: Log = no_log) -> PromptPool:
         log(f"building the prompt pool {folder}")
         build_pool(files, folder, PoolOptions(column=recipe.prompts.column, exclude=tuple(exclude)))
 
-    make_once(make, folder / NAME, _claim(folder), (folder, folder.parent), log)
-    return PromptPool.open(folder)
+    def build() -> PromptPool:
+        make_once(make, folder / NAME, _claim(folder), (folder, folder.parent), log)
+        return open_whole(folder)
+
+    try:
+        return build()
+    except RcdeployError as error:
+        if not (folder / NAME).is_file():
+            raise  # it could not be built
+        log(f"{error.message}; it is built again")
+    _remove_damaged(folder, log)
+    return build()
+
+
+def _remove_damaged(folder: Path, log: Log) -> None:
+    """Removes a pool that was built from files, unless another process has done so and built it again meanwhile."""
+    claim, waiting = _claim(folder), Waiting(log)
+    while not claim.take():
+        waiting.wait(claim, folder)
+    try:
+        open_whole(folder).close()
+    except RcdeployError:
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        claim.release()
 
 
 def find_pool(

@@ -15,14 +15,15 @@ def shard_ranges(count: int, shard_size: int) -> list[range]:
     return [range(start, min(start + shard_size, count)) for start in range(0, count, shard_size)]
 
 
-def missing_shards(files: Sequence[Path]) -> list[int]:
-    """Indices of the shards that are absent or truncated."""
-    return [i for i, file in enumerate(files) if not is_whole(file)]
+def missing_shards(files: Sequence[Path], whole: Callable[[Path], bool] | None = None) -> list[int]:
+    """Indices of the shards that are absent or truncated, or that `whole` finds damaged."""
+    return [i for i, file in enumerate(files) if not (whole or is_whole)(file)]
 
 
 def claim_missing_shards(
     files: Sequence[Path],
     *,
+    whole: Callable[[Path], bool] | None = None,
     offset: int = 0,
     waiting: Callable[[list[int]], None] = lambda _missing: None,
     log: Log = no_log,
@@ -30,6 +31,7 @@ def claim_missing_shards(
     """Yields (shard, claim) for every shard to make here, until all files are whole; the caller writes files[shard].
 
     Args:
+        whole: whether a file is as it was written; by default whether its length is what its header announces.
         offset: rotates the order, so that processes that start together begin at different shards.
         waiting: called with the missing shards before each attempt, for progress.
         log: receives whom this process waits for, once the remaining shards are all being made by others.
@@ -37,7 +39,7 @@ def claim_missing_shards(
     While others hold the claims of the last shards this waits for them; the shard of a process that died is taken over.
     """
     others = Waiting(log)
-    while missing := missing_shards(files):
+    while missing := missing_shards(files, whole):
         waiting(missing)
         start = offset % len(missing)
         claims = {shard: Claim(files[shard]) for shard in missing[start:] + missing[:start]}
@@ -47,7 +49,7 @@ def claim_missing_shards(
             continue
         try:
             # another process may have finished it between the check and the claim
-            if not is_whole(files[shard]):
+            if not (whole or is_whole)(files[shard]):
                 yield shard, claims[shard]
         finally:
             claims[shard].release()
