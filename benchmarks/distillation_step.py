@@ -40,8 +40,8 @@ from rcdeploy.bench.macs import unet_macs
 from rcdeploy.cache_latents import make_latent_cache
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill import loop
+from rcdeploy.distill.distillation import make_student
 from rcdeploy.distill.features import feature_taps
-from rcdeploy.distill.run import make_student
 from rcdeploy.distill.step import StudentWithProjectors
 from rcdeploy.latent_cache import LatentCache
 from rcdeploy.machine import gemm_rate

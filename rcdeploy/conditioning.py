@@ -96,6 +96,7 @@ class RandomConditioning:
     """Draws training samples. Sample i of step s is a function of (seed, s, i) alone.
 
     p: the conditioning probability, of t / num_train_timesteps. rows: latents in the cache. pool_size: prompts in C.
+    timesteps: those that samples are drawn at; all by default.
     """
 
     p: Probability
@@ -104,20 +105,31 @@ class RandomConditioning:
     num_train_timesteps: int = 1000
     null_probability: float = 0.1
     seed: int = 0
+    timesteps: tuple[int, ...] | None = None
 
     @classmethod
     def from_recipe(
-        cls, section: Conditioning, *, rows: int, pool_size: int, num_train_timesteps: int, seed: int
+        cls,
+        section: Conditioning,
+        *,
+        rows: int,
+        pool_size: int,
+        num_train_timesteps: int,
+        seed: int,
+        timesteps: tuple[int, ...] | None = None,
     ) -> RandomConditioning:
         """Random conditioning as a recipe's section [conditioning] has it."""
         p = recipe_probability(section)
-        return cls(p, rows, pool_size, num_train_timesteps, section.null_probability, seed)
+        return cls(p, rows, pool_size, num_train_timesteps, section.null_probability, seed, timesteps)
 
     def draw(self, step: int, sample: int, latent_shape: tuple[int, ...]) -> Draw:
         """Sample row and t uniformly, replace the prompt with probability p(t) (eq. 3), then drop it at random."""
         rng = generator(self.seed, TRAINING, step, sample)
         row = int(rng.integers(self.rows))
-        timestep = int(rng.integers(self.num_train_timesteps))
+        if self.timesteps is None:
+            timestep = int(rng.integers(self.num_train_timesteps))
+        else:
+            timestep = self.timesteps[int(rng.integers(len(self.timesteps)))]
         prompt = int(rng.integers(self.pool_size))
         replace, drop = rng.random(2)
         probability = self.p(np.float64(timestep / self.num_train_timesteps))  # type: ignore[arg-type]

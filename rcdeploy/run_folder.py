@@ -22,6 +22,7 @@ METRICS = "metrics.jsonl"
 
 CHANGEABLE = {
     ("train", "max_steps"),
+    ("few_steps", "max_steps"),
     ("train", "checkpoint_every"),
     ("train", "keep_checkpoints"),
     ("train", "log_every"),
@@ -106,15 +107,18 @@ def exclusive(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def check_recipe(folder: Path, recipe: Recipe) -> None:
-    """Raises RcdeployError that lists the differences, when `folder` holds a run of another recipe."""
+def check_recipe(folder: Path, recipe: Recipe, stage: str | None = None) -> None:
+    """Raises RcdeployError that lists the differences, when `folder` holds a run of another recipe.
+
+    stage: the section of the stage that the folder belongs to; those of other stages may differ.
+    """
     if not (folder / NAME).is_file():
         return
     before = Manifest.read(folder, "run").recipe
     differences = [
         f"{section}.{key}: {before.get(section, {}).get(key)} -> {value}"
         for section, keys in recipe.resolved().items()
-        if isinstance(keys, dict) and section not in ("evaluate", *STAGES)
+        if isinstance(keys, dict) and section not in {"evaluate", *STAGES} - {stage}
         for key, value in keys.items()
         if (section, key) not in CHANGEABLE and before.get(section, {}).get(key) != value
     ]

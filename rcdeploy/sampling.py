@@ -72,6 +72,7 @@ def sample_images(
     noise: Tensor,
     *,
     unet: torch.nn.Module | None = None,
+    schedule: DDIMScheduler | None = None,
     batch_size: int = 16,
     decode_batch_size: int | None = None,
     num_inference_steps: int = 25,
@@ -80,7 +81,7 @@ def sample_images(
     """Images [n, 3, H, W] in [0, 1] of n prompts, from start noise [n, c, h, w].
 
     Args:
-        unet: samples in place of the model's own, so that two UNets can be compared image by image.
+        unet, schedule: in place of the model's own, so that two UNets can be compared image by image.
         batch_size: images sampled at once. decode_batch_size: images decoded at once, by default as many.
     """
     null = model.encode_prompts([""])
@@ -89,7 +90,7 @@ def sample_images(
         rows = slice(start, start + batch_size)
         latents = sample_latents(
             model.unet if unet is None else unet,
-            model.schedule,
+            schedule or model.schedule,
             noise[rows],
             model.encode_prompts(prompts[rows]),
             null,

@@ -109,7 +109,7 @@ def test_ctrl_c_reports_what_is_kept(recipe_file: Callable[..., Path], monkeypat
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rcdeploy.distill.run.load_teacher", interrupt)
+    monkeypatch.setattr("rcdeploy.distill.build_run.load_teacher", interrupt)
     monkeypatch.setattr("rcdeploy.bench.latency.bench", interrupt)
     for arguments, message in (
         (["cache", str(recipe_file())], "Finished shards of latents are kept"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rcdeploy.distill.run import accumulation_steps
+from rcdeploy.distill.build_run import accumulation_steps
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe, shipped_recipes
 from rcdeploy_runtime.errors import RcdeployError

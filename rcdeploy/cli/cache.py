@@ -38,7 +38,7 @@ def cache_command(
     """
     resolved = load_recipe(recipe, override)
     from .. import cache_latents
-    from ..distill.run import load_teacher, make_accelerator
+    from ..distill.build_run import load_teacher, make_accelerator
     from ..prompts.recipe_pool import paired_sources
 
     quieten_libraries()

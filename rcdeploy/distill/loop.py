@@ -16,10 +16,11 @@ from ..evaluate.spec import SCORE_KEYS
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
 from ..run_folder import MetricsFile, check_recipe, exclusive
-from .features import FeatureRecorder
+from .build_run import build_run
+from .distillation import Distillation
 from .pipeline import write_pipeline, write_run_manifest
-from .run import Run, build_run
-from .step import distillation_loss, optimizer_step
+from .run import Run, Stage
+from .step import optimizer_step
 from .train_state import TrainState
 from .validation import Validator
 
@@ -28,8 +29,10 @@ class Stopped(Exception):
     """Ctrl-C or SIGTERM: a checkpoint was written, and the same command continues from it."""
 
 
-def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
-    """Runs the recipe in `folder`, or continues it there; returns what was reached.
+def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage: Stage | None = None) -> TrainState:
+    """Runs the recipe's training in `folder`, or continues it there; returns what was reached.
+
+    stage: distillation by default, or a stage that follows it.
 
     Raises:
         RcdeployError: for bad input, non-finite values and divergence (the last good checkpoint stays), and when
@@ -37,12 +40,12 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Train
         Stopped: on Ctrl-C and SIGTERM.
     """
     with exclusive(folder):
-        return _distill(recipe, folder, progress, log)
+        return _distill(recipe, folder, progress, log, stage or Distillation())
 
 
-def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
-    check_recipe(folder, recipe)
-    run = build_run(recipe, folder, progress, log)
+def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage: Stage) -> TrainState:
+    check_recipe(folder, recipe, stage.section)
+    run = build_run(recipe, folder, progress, log, stage)
     state = run.load_checkpoint(log)
     run.accelerator.wait_for_everyone()
     metrics_file = None
@@ -52,7 +55,7 @@ def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Trai
         write_run_manifest(run, state)
         metrics_file = MetricsFile(folder, state.step)
     validator = Validator(run, metrics_file, progress, log)
-    if recipe.train.trackers:
+    if run.train.trackers:
         run.accelerator.init_trackers("tracking")
     _train(run, state, validator, progress)
     run.accelerator.wait_for_everyone()
@@ -66,12 +69,11 @@ def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> Trai
 
 
 def _train(run: Run, state: TrainState, validator: Validator, progress: Progress) -> None:
-    train = run.recipe.train
+    train = run.train
     accelerator = run.accelerator
     learning_rate = learning_rate_schedule(train)
     parts = run.accumulation_steps
     micro_batch_size = train.global_batch_size // (parts * accelerator.num_processes)
-    teacher_features = FeatureRecorder(run.teacher.unet, [tap.teacher for tap in run.taps])
     timer = _StepTimer(state.step)
 
     with _stop_signals(accelerator.num_processes == 1) as signals:
@@ -80,18 +82,9 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                 group["lr"] = learning_rate(state.step)
             for part in range(parts):
                 first = (part * accelerator.num_processes + accelerator.process_index) * micro_batch_size
-                batch = run.batches.make(state.step, range(first, first + micro_batch_size))
                 is_last_part = part == parts - 1
                 with nullcontext() if is_last_part else accelerator.no_sync(run.wrapped):
-                    # the prepared model casts by itself; the teacher's weights are in their own precision already
-                    loss, losses = distillation_loss(
-                        run.wrapped,
-                        run.teacher.unet,
-                        teacher_features,
-                        batch,
-                        run.recipe.loss,
-                        run.recipe.distill.guidance_scale,
-                    )
+                    loss, losses = run.objective.loss(state.step, range(first, first + micro_batch_size))
                     accelerator.backward(loss / parts)
                 state.add(losses, weight=1 / parts)
             grad_norm = optimizer_step(
@@ -108,7 +101,7 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                     timing = {"lr": learning_rate(state.step - 1), "seconds_per_step": timer.lap(state.step)}
                     validator.metrics_file.add({"step": state.step, **metrics, **timing})
                     state.metrics = {**metrics, **timing}
-            progress("distill", state.step, train.max_steps, state.metrics)
+            progress(run.stage.name, state.step, train.max_steps, state.metrics)
             every = run.recipe.evaluate.every
             evaluates = bool(every) and (state.step % every == 0 or is_last_step)
             if evaluates:

@@ -39,7 +39,7 @@ def _facts(run: Run, state: TrainState) -> RunFacts:
         steps=state.step,
         cache_folder=str(run.cache.folder),
         machine=describe(),
-        sampling=run.recipe.student_sampling,
+        sampling=run.sampling,
     )
 
 
@@ -48,7 +48,7 @@ def _manifest(run: Run, facts: RunFacts) -> Manifest:
         kind="run",
         recipe=run.recipe.resolved(),
         teacher=run.teacher.identity,
-        noise_schedule=run.cache.manifest.noise_schedule,
+        noise_schedule={k: v for k, v in run.schedule.config.items() if not k.startswith("_")},
         latents=run.cache.manifest.latents,
         made_from=[{"kind": kind, "sha256": v} for kind, v in run.sources.items() if kind != "teacher"],
         facts=facts.as_json(),
@@ -92,7 +92,7 @@ def write_pipeline(run: Run, state: TrainState) -> None:
         for name in TEACHER_COMPONENTS:
             copy_component(run.teacher.folder, name, beside / name)
         _load_as_float32(beside / "text_encoder" / "config.json")
-        run.teacher.schedule.save_pretrained(beside / "scheduler")
+        run.schedule.save_pretrained(beside / "scheduler")
         student.half().save_pretrained(beside / "unet")
         index = read_json(run.teacher.folder / "model_index.json")
         write_json(beside / "model_index.json", trimmed_model_index(index, "DDIMScheduler"))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..diffusion_model import predict
 from ..evaluate.evaluation import evaluate
 from ..evaluate.image_set import open_image_set
 from ..evaluate.image_source import sampler
@@ -21,17 +20,14 @@ from ..evaluate.spec import SCORE_KEYS, EvaluationSpec, is_better
 from ..judge_files import judge_of
 from ..plots import grid, loss_curves
 from ..progress import Log, Progress
-from ..random_streams import GRID, VALIDATION, generator
+from ..random_streams import GRID, generator
 from ..run_folder import MetricsFile
 from ..sampling import sample_images, starting_noise
-from .losses import output_loss
 from .pipeline import ema_weights, plain_copy
 from .run import Run
-from .step import guided_prediction
 from .train_state import TrainState
 
 GRID_COLUMNS = 8
-VALIDATION_BATCH_SIZE = 16
 SCORE_METRICS = {"fid": ("fid", "is"), "judge": ("judge",)}
 """The metrics that are computed for each value of evaluate.score."""
 SCORE_SHARD_SIZE = 256
@@ -47,7 +43,6 @@ class Validator:
         self._scoring = None
         if run.recipe.evaluate.every and run.recipe.evaluate.score != "validation":
             self._scoring = Scoring.open(run, progress, log)
-        self._validation_batches: list[tuple[Tensor, Tensor, list[str]]] | None = None
         self._teacher_images: Tensor | None = None
 
     def evaluate(self, state: TrainState) -> None:
@@ -62,7 +57,7 @@ class Validator:
                 scores = self._scoring(run, state.step, _in_teacher_dtype(run, unet))
             if not run.is_main:
                 return
-            metrics = {"validation": self.validation_loss(unet), **scores}
+            metrics = {"validation": run.objective.validation_loss(unet), **scores}
             self._write_grid(unet, state.step)
         name = SCORE_KEYS[run.recipe.evaluate.score]
         if state.best is None or is_better(name, metrics[name], state.best[0]):
@@ -73,26 +68,6 @@ class Validator:
             loss_curves(self.metrics_file.entries, run.folder / "loss.png", title=title)
         state.metrics = {**state.metrics, "validation": metrics["validation"], name: metrics[name]}
 
-    @torch.no_grad()
-    def validation_loss(self, unet: torch.nn.Module) -> float:
-        """Equation 1 on fixed noisy latents, each with a random prompt of the pool (the harder case)."""
-        if self._validation_batches is None:
-            self._validation_batches = _validation_batches(self.run)
-        teacher = self.run.teacher
-        scale = self.run.recipe.distill.guidance_scale
-        total = 0.0
-        count = 0
-        for noisy_latents, timesteps, prompts in self._validation_batches:
-            condition = teacher.encode_prompts(prompts)
-            teacher_output = guided_prediction(
-                teacher.unet, noisy_latents.to(teacher.dtype), timesteps, condition, self.run.batches.null, scale
-            )
-            condition = condition.to(noisy_latents.device, torch.float32)
-            student_output = predict(unet, noisy_latents, timesteps, condition)
-            total += output_loss(teacher_output, student_output).item() * len(prompts)
-            count += len(prompts)
-        return float(f"{total / count:.6g}")
-
     def _write_grid(self, unet: torch.nn.Module, step: int) -> None:
         """samples/step-N.png and samples/latest.png: teacher and student from the same noise."""
         run = self.run
@@ -101,39 +76,25 @@ class Validator:
         shape = run.teacher.latent_shape(run.recipe.cache.resolution)
         noise = starting_noise(section.seed, range(len(prompts)), shape, GRID)
 
-        def images(unet: torch.nn.Module | None) -> Tensor:
-            return sample_images(
-                run.teacher,
-                prompts,
-                noise,
-                unet=unet,
-                num_inference_steps=section.num_inference_steps,
-                guidance_scale=section.guidance_scale if unet is None else run.recipe.student_sampling.guidance_scale,
-            )
-
         if self._teacher_images is None:
-            self._teacher_images = images(None)
-        rows = [("teacher", self._teacher_images), (f"student, step {step:,}", images(_in_teacher_dtype(run, unet)))]
+            steps = section.num_inference_steps
+            self._teacher_images = sample_images(
+                run.teacher, prompts, noise, num_inference_steps=steps, guidance_scale=section.guidance_scale
+            )
+        student_images = sample_images(
+            run.teacher,
+            prompts,
+            noise,
+            unet=_in_teacher_dtype(run, unet),
+            schedule=run.schedule,
+            num_inference_steps=run.sampling.num_inference_steps,
+            guidance_scale=run.sampling.guidance_scale,
+        )
+        rows = [("teacher", self._teacher_images), (f"student, step {step:,}", student_images)]
         path = run.folder / "samples" / f"step-{step:08}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         grid(rows, prompts, path)
         shutil.copyfile(path, path.with_name("latest.png"))
-
-
-def _validation_batches(run: Run) -> list[tuple[Tensor, Tensor, list[str]]]:
-    """(noisy latents, timesteps, prompts) of evaluate.validation_size samples, timesteps evenly over the schedule."""
-    size = run.recipe.evaluate.validation_size
-    schedule = run.teacher.schedule
-    rng = generator(run.recipe.evaluate.seed, VALIDATION)
-    rows = rng.integers(len(run.cache), size=size).tolist()
-    prompts = run.pool.draw(rng, size)
-    timesteps = torch.arange(size) * int(schedule.config.num_train_timesteps) // size
-    x_0 = run.cache.latents(rows)
-    noise = torch.from_numpy(rng.standard_normal(x_0.shape, "float32"))
-    noisy_latents = schedule.add_noise(x_0, noise, timesteps)
-    device = run.teacher.device
-    batches = [slice(i, i + VALIDATION_BATCH_SIZE) for i in range(0, size, VALIDATION_BATCH_SIZE)]
-    return [(noisy_latents[b].to(device), timesteps[b].to(device), prompts[b]) for b in batches]
 
 
 def _in_teacher_dtype(run: Run, unet: torch.nn.Module) -> torch.nn.Module:
@@ -169,7 +130,8 @@ class Scoring:
             metrics=SCORE_METRICS[section.score],
             judge=judge_of(teacher.folder),
             shard_size=SCORE_SHARD_SIZE,
-            guidance_scale=run.recipe.student_sampling.guidance_scale,
+            num_inference_steps=run.sampling.num_inference_steps,
+            guidance_scale=run.sampling.guidance_scale,
         )
         prompts = choose_prompts(spec)
         for remark in spec.check_enough_images({"all": len(prompts)}):
@@ -199,7 +161,7 @@ class Scoring:
             shard_size=self.spec.images_per_shard(len(self.prompts)),
             batch_size=self.spec.batch_size,
         )
-        result = evaluate(image_set, sampler(run.teacher, self.image_size, unet), self.scorer, self.spec)
+        result = evaluate(image_set, sampler(run.teacher, self.image_size, unet, run.schedule), self.scorer, self.spec)
         run.accelerator.wait_for_everyone()
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..bench.macs import parameters
-from ..distill.run import accumulation_steps
+from ..distill.build_run import accumulation_steps
 from ..recipe import Recipe
 from ..student.spec import student_config
 from .on_meta import Cost, cost_of

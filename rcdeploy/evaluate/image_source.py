@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
@@ -85,7 +86,8 @@ def _checkpoint(model: ModelFolder, name: str, device: torch.device) -> ImageSou
     record = {"kind": "checkpoint", "path": model.source, "step": step, "digest": digest}
     _, height, width = teacher.latent_shape()
     size = height * teacher.pixels_per_latent, width * teacher.pixels_per_latent
-    return ImageSource(f"{model.name}-step-{step}", record, size, sampler(teacher, size, unet))
+    schedule = DDIMScheduler.from_config({"clip_sample": False, **model.manifest.noise_schedule})
+    return ImageSource(f"{model.name}-step-{step}", record, size, sampler(teacher, size, unet, schedule))
 
 
 def _package(package: Package, description: ModelDescription, device: str) -> ImageSource:
@@ -107,12 +109,19 @@ def _package(package: Package, description: ModelDescription, device: str) -> Im
     return ImageSource(description.name, record, description.image_size, generate)
 
 
-def sampler(pipeline: LatentDiffusionModel, size: tuple[int, int], unet: torch.nn.Module | None = None) -> Generate:
+def sampler(
+    pipeline: LatentDiffusionModel,
+    size: tuple[int, int],
+    unet: torch.nn.Module | None = None,
+    schedule: DDIMScheduler | None = None,
+) -> Generate:
     """Samples with a pipeline, or with `unet` and its other components; start noise as the runtime draws it by seed."""
 
     def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
         noise = runtime_noise(pipeline, seeds, size)
-        images = sample_images(pipeline, prompts, noise, unet=unet, batch_size=len(prompts), **settings)
+        images = sample_images(
+            pipeline, prompts, noise, unet=unet, schedule=schedule, batch_size=len(prompts), **settings
+        )
         if not images.isfinite().all():
             raise RcdeployError(f"an image of {prompts[0]!r} or of the {len(prompts) - 1} prompts after it is NaN")
         return (images * 255).round().to(torch.uint8)

@@ -1,0 +1,75 @@
+"""Leaps along a DDIM trajectory: where each of a student's N steps begins and ends, and a solver's small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+NoisePrediction = Callable[[Tensor, Tensor], Tensor]
+"""(latents [n, c, h, w], timesteps [n]) -> the raw output of a UNet under its condition, shaped like the latents"""
+
+
+@dataclass(frozen=True)
+class Leaps:
+    """The N leaps from noise to x_0, at the timesteps that DDIM visits with trailing spacing.
+
+    starts: N timesteps, descending, from T - 1. alphas_cumprod: [T + 1], the last one at the end of the trajectory
+    (timestep -1).
+    """
+
+    starts: tuple[int, ...]
+    stride: int
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+    @classmethod
+    def of(cls, schedule: DDIMScheduler, num_inference_steps: int) -> Leaps:
+        """num_inference_steps: N, a divisor of the schedule's timesteps."""
+        T = int(schedule.config.num_train_timesteps)
+        stride = T // num_inference_steps
+        alphas_cumprod = torch.cat([schedule.alphas_cumprod, schedule.final_alpha_cumprod.reshape(1)]).float()
+        return cls(
+            starts=tuple(T - 1 - k * stride for k in range(num_inference_steps)),
+            stride=stride,
+            alphas_cumprod=alphas_cumprod,
+            prediction_type=str(schedule.config.prediction_type),
+        )
+
+    def ends(self, starts: Tensor) -> Tensor:
+        """The timestep that the leap from each of `starts` [n] ends at; -1 is x_0."""
+        return starts - self.stride
+
+    def move(self, output: Tensor, latents: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
+        """One DDIM step (eta 0) of each row to its own next timestep.
+
+        Args:
+            output: of the UNet at `latents`, both [n, c, h, w].
+            timesteps, next_timesteps: [n]; -1 is the end of the trajectory.
+        """
+        signal, noise = self._scales(timesteps, latents)
+        next_signal, next_noise = self._scales(next_timesteps, latents)
+        if self.prediction_type == "v_prediction":
+            x_0 = signal * latents - noise * output
+            epsilon = noise * latents + signal * output
+        else:
+            x_0 = (latents - noise * output) / signal
+            epsilon = output
+        return next_signal * x_0 + next_noise * epsilon
+
+    def solve(self, predict: NoisePrediction, latents: Tensor, starts: Tensor, solver_steps: int) -> Tensor:
+        """The latents at the end of each row's leap, by `solver_steps` DDIM steps of `predict`."""
+        timesteps = starts
+        for k in range(solver_steps):
+            next_timesteps = starts - (k + 1) * self.stride // solver_steps
+            latents = self.move(predict(latents, timesteps), latents, timesteps, next_timesteps)
+            timesteps = next_timesteps
+        return latents
+
+    def _scales(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of each row, [n, 1, 1, 1]."""
+        alphas_cumprod = self.alphas_cumprod.to(like.device)[timesteps].view(-1, 1, 1, 1)
+        return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()

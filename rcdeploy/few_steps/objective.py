@@ -1,0 +1,128 @@
+"""What a few-step student learns: one call takes the latents where a solver arrives in many."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+from ..diffusion_model import Condition, predict
+from ..distill.step import guided_prediction
+from ..random_streams import FEW_STEPS, VALIDATION, generator
+from .leaps import Leaps
+
+if TYPE_CHECKING:
+    from ..distill.run import Run
+
+VALIDATION_BATCH_SIZE = 32
+
+
+class FewStepsObjective:
+    """The distance between the student's leap and a solver's many small steps (progressive distillation, Salimans & Ho
+    2022, without its halvings: the solver is the teacher itself, or the distilled student).
+
+    A leap begins at pure noise (the first one), at a noised latent of the cache with random conditioning, or where the
+    student itself arrives from noise: what it will meet when it is sampled.
+    """
+
+    def __init__(self, run: Run, solver: UNet2DConditionModel | None) -> None:
+        """solver: the distilled student; None for the teacher under guidance."""
+        section = run.recipe.few_steps
+        assert section is not None
+        self.run = run
+        self.section = section
+        self.solver = solver
+        self.leaps = Leaps.of(run.teacher.schedule, section.num_inference_steps)
+        self._validation: list[tuple[Tensor, Tensor, Tensor, list[str]]] | None = None
+
+    def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
+        run = self.run
+        batch = run.batches.make(step, samples)
+        latents, starts = batch.noisy_latents, batch.timesteps
+        rngs = [generator(run.train.seed, FEW_STEPS, step, i) for i in samples]
+        noise = torch.stack([torch.from_numpy(rng.standard_normal(latents.shape[1:], "float32")) for rng in rngs])
+        noise = noise.to(latents.device)
+        own = torch.tensor([rng.random() < self.section.own_states for rng in rngs], device=latents.device)
+        with torch.no_grad():
+            states = self._states_from_noise(run.model.unet, noise, starts, batch.condition, own)
+        is_first = (starts == self.leaps.starts[0]) | own
+        latents = torch.where(is_first.view(-1, 1, 1, 1), states, latents)
+        target = self._target(latents, starts, batch.condition)
+        condition = batch.condition.to(latents.device, torch.float32)
+        output, _ = run.wrapped(latents, starts, condition.prompt_embeds, condition.added)
+        arrived = self.leaps.move(output.float(), latents, starts, self.leaps.ends(starts))
+        loss = self._distance(arrived, target).mean()
+        return loss, {"loss": loss.detach()}
+
+    def _distance(self, arrived: Tensor, target: Tensor) -> Tensor:
+        """Squared or pseudo-Huber distance per element."""
+        squared = (arrived - target).square()
+        c = self.section.huber_c
+        return squared if c is None else (squared + c * c).sqrt() - c
+
+    def _states_from_noise(
+        self, unet: torch.nn.Module, noise: Tensor, starts: Tensor, condition: Condition, rows: Tensor
+    ) -> Tensor:
+        """Where the student arrives at `starts` from `noise` [n, c, h, w]; only `rows` [n] (booleans) make steps."""
+        states = noise.clone()
+        for start in self.leaps.starts[:-1]:
+            moving = (rows & (starts < start)).nonzero().flatten()
+            if len(moving) == 0:
+                break
+            timesteps = torch.full_like(moving, start)
+            part = condition.take(moving).to(noise.device, torch.float32)
+            output = predict(unet, states[moving], timesteps, part)
+            states[moving] = self.leaps.move(output, states[moving], timesteps, self.leaps.ends(timesteps))
+        return states
+
+    @torch.no_grad()
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+        teacher = self.run.teacher
+        recipe = self.run.recipe
+        unet = teacher.unet if self.solver is None else self.solver
+        scale: float | None = recipe.distill.guidance_scale or recipe.evaluate.guidance_scale
+        if self.solver is not None and recipe.distill.guidance_scale is not None:
+            scale = None  # folded in
+        null = self.run.batches.null
+
+        def solver_output(x: Tensor, timesteps: Tensor) -> Tensor:
+            return guided_prediction(unet, x.to(teacher.dtype), timesteps, condition, null, scale).float()
+
+        return self.leaps.solve(solver_output, latents, starts, self.section.solver_steps)
+
+    @torch.no_grad()
+    def validation_loss(self, unet: torch.nn.Module) -> float:
+        """The squared distance of x_0 from the solver's, both from the same noise, for prompts of the pool."""
+        run = self.run
+        if self._validation is None:
+            self._validation = self._validation_batches()
+        total = 0.0
+        count = 0
+        for noise, target, last, prompts in self._validation:
+            condition = run.teacher.encode_prompts(prompts).to(noise.device, torch.float32)
+            every_row = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
+            states = self._states_from_noise(unet, noise, last, condition, every_row)
+            x_0 = self.leaps.move(predict(unet, states, last, condition), states, last, self.leaps.ends(last))
+            total += (x_0 - target).square().mean().item() * len(noise)
+            count += len(noise)
+        return float(f"{total / count:.6g}")
+
+    def _validation_batches(self) -> list[tuple[Tensor, Tensor, Tensor, list[str]]]:
+        """(noise, the solver's x_0, the last leap's start, prompts) of evaluate.validation_size samples."""
+        run = self.run
+        size = run.recipe.evaluate.validation_size
+        rng = generator(run.recipe.evaluate.seed, VALIDATION)
+        prompts = run.pool.draw(rng, size)
+        noise = torch.from_numpy(rng.standard_normal((size, *run.cache.shape), "float32")).to(run.teacher.device)
+        batches = []
+        for first in range(0, size, VALIDATION_BATCH_SIZE):
+            rows = slice(first, first + VALIDATION_BATCH_SIZE)
+            condition = run.teacher.encode_prompts(prompts[rows])
+            x = noise[rows]
+            for start in self.leaps.starts:
+                starts = torch.full((len(x),), start, device=x.device)
+                x = self._target(x, starts, condition)
+            batches.append((noise[rows], x, starts, prompts[rows]))
+        return batches
