@@ -99,9 +99,9 @@ class Killed(Exception):
     pass
 
 
-def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
+def at_step(step: int, do: Callable[[], None], training: str = "distill") -> Callable[..., None]:
     def progress(stage: str, completed: int, *_: Any) -> None:
-        if stage == "distill" and completed == step:
+        if stage == training and completed == step:
             do()
 
     return progress

@@ -9,6 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from rcdeploy_runtime.errors import RcdeployError
+
 NoisePrediction = Callable[[Tensor, Tensor], Tensor]
 """(latents [n, c, h, w], timesteps [n]) -> the raw output of a UNet under its condition, shaped like the latents"""
 
@@ -28,8 +30,14 @@ class Leaps:
 
     @classmethod
     def of(cls, schedule: DDIMScheduler, num_inference_steps: int) -> Leaps:
-        """num_inference_steps: N, a divisor of the schedule's timesteps."""
+        """num_inference_steps: N. Raises RcdeployError when it does not divide the schedule's timesteps."""
         T = int(schedule.config.num_train_timesteps)
+        if T % num_inference_steps:
+            divisors = [str(n) for n in range(1, 11) if T % n == 0]
+            raise RcdeployError(
+                f"few_steps.num_inference_steps: {num_inference_steps} does not divide the teacher's {T:,} timesteps",
+                fix=f"Use {', '.join(divisors[:-1])} or {divisors[-1]}.",
+            )
         stride = T // num_inference_steps
         alphas_cumprod = torch.cat([schedule.alphas_cumprod, schedule.final_alpha_cumprod.reshape(1)]).float()
         return cls(
