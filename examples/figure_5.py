@@ -3,7 +3,7 @@
     python examples/figure_5.py                         # a minute; writes results/figure_5.png and figure_5.json
 
 Above: noisy latents x_t of two prompts (forward process), projected onto two axes: the line between the means of the
-two x_0, and the direction in which they vary most across it. With t the two clouds become one. Below, over all t: how
+two x_0, and the direction in which they vary most across it. With t the two clouds come closer. Below, over all t: how
 well that line separates the two prompts (0.5 is chance), and how much the teacher's outputs for one x_t differ between
 the two prompts: mean squared difference of the predicted noise, which the loss sees, and of the x_0 that follows from
 it, which the eye would see. Prompts as unlike as these stay separate far longer than two captions of photographs.

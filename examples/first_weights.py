@@ -17,6 +17,8 @@ from pathlib import Path
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+CAPTIONS = ROOT / "examples/teachers/fashion/captions_train.txt.gz"
+"""without the held-out scenes"""
 
 
 def curve(init: str, runs: Path, settings: list[str]) -> dict[int, dict[str, float]]:
@@ -39,7 +41,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     args = parser.parse_args()
-    settings = ["evaluate.every=100", "evaluate.num_inference_steps=2", "train.log_every=10", *args.set]
+    settings = [f"prompts.{key}=[{json.dumps(str(CAPTIONS))}]" for key in ("paired", "pool")]
+    settings += ["evaluate.every=100", "evaluate.num_inference_steps=2", "train.log_every=10", *args.set]
     curves = {init: curve(init, args.runs, settings) for init in ("random", "sliced")}
     steps = sorted(set(curves["random"]) & set(curves["sliced"]))
     listed = [s for s in steps if s == steps[0] or "validation" in curves["random"][s]]

@@ -5,9 +5,11 @@
 Writes into build/tables:
 
     real_pictures/      coloured Fashion-MNIST photographs with metadata.csv: "real" images of Table 1
-    pool_paired/, pool_eighth/, pool_half/    pools of Table B: the prompts of the cached latents alone, with an eighth
-                        and with half of all captions
-    pool_unseen/        pool of Table 2: the same prompts, and the captions of the unseen items
+    pool_paired_0/, pool_eighth_0/, pool_half_0/    pools of Table B: the prompts of the cached latents of seed 0 alone,
+                        with an eighth and with half of all captions; so for every seed
+    pool_unseen_0/      pool of Table 2: the same prompts, and the captions of the unseen items; so for every seed
+
+Held-out scenes are in none of them.
     templates.txt       prompts of Table 3 that are independent of the captions: templates over the vocabulary alone
 """
 
@@ -22,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from fashion import COLOURS, ITEMS, SIZES, draw, photographs, some_scenes
+from fashion import COLOURS, ITEMS, SIZES, Scene, draw, is_held_out, photographs, some_scenes
 from PIL import Image
 
 from rcdeploy.prompts.patterns import WholeWordPatterns, passing
@@ -45,7 +47,10 @@ TEMPLATES = (
 
 
 def write_real_images(dataset: Path, out: Path, count: int, seed: int = 0) -> None:
-    """`count` photographs, each as a random scene of its item with one of the scene's captions."""
+    """`count` photographs, each as a random scene of its item with one of the scene's captions.
+
+    Of those of held-out scenes no student learns: their captions are not among a recipe's paired prompts.
+    """
     photos, items = photographs(dataset, "train")
     rng = random.Random(seed)
     chosen = rng.sample(range(len(photos)), count)
@@ -74,6 +79,7 @@ def all_captions(recipe: Recipe) -> list[str]:
 
 
 def pools(recipe: Recipe, out: Path) -> None:
+    """The pools of the seed whose cache the recipe has."""
     captions = all_captions(recipe)
     paired = paired_texts(recipe)
     shuffled = random.Random(0).sample(captions, len(captions))
@@ -88,7 +94,12 @@ def pools(recipe: Recipe, out: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"{name}.txt"
             file.write_text("".join(f"{c}\n" for c in [*paired, *prompts]))
-            print(f"pool_{name}: {len(build_pool([file], out / f'pool_{name}')):,} prompts")
+            folder_name = f"pool_{name}_{recipe.cache.seed}"
+            print(f"{folder_name}: {len(build_pool([file], out / folder_name)):,} prompts")
+
+
+def scene_of(item: str, colour: str, background: str) -> Scene:
+    return Scene(ITEMS.index(item), list(COLOURS).index(colour), list(COLOURS).index(background), 0, 0)
 
 
 def templates(out: Path) -> None:
@@ -96,7 +107,7 @@ def templates(out: Path) -> None:
     prompts = {
         " ".join(template.format(item=item, colour=colour, back=back, size=size).split())
         for template, item, colour, back, size in combinations
-        if colour != back
+        if colour != back and not is_held_out(scene_of(item, colour, back))
     }
     with replacing(out) as beside:
         beside.write_text("".join(f"{prompt}\n" for prompt in sorted(prompts)))
@@ -108,10 +119,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/tables/fashion.toml")
     parser.add_argument("--out", type=Path, default=ROOT / "build/tables")
-    parser.add_argument("--images", "--pictures", type=int, default=2048)
+    parser.add_argument("--images", "--pictures", type=int, default=4096)
+    parser.add_argument("--seeds", type=int, default=3, help="pools for the caches of these seeds, from 0")
     args = parser.parse_args()
-    recipe = load_recipe(args.recipe)
-    pools(recipe, args.out)
+    for seed in range(args.seeds):
+        pools(load_recipe(args.recipe, [f"cache.seed={seed}"]), args.out)
     templates(args.out / "templates.txt")
     if not (args.data / "train-images-idx3-ubyte.gz").is_file():
         print(f"{args.data} is missing: no real images are made (Debian: dataset-fashion-mnist)", file=sys.stderr)

@@ -1,11 +1,15 @@
 """Does a student learn concepts without a cached latent? The paper's Fig. 2 and Table 2 in miniature.
 
-    python examples/unseen_concepts.py                  # three seeds, both recipes: 20 minutes on two cores
+    python examples/unseen_concepts.py                  # three seeds, both recipes: 25 minutes on two cores
 
 Three items (sandal, sneaker, boot) have no cached latent. One student is distilled without random conditioning, one
 with it: it meets those items in captions of the prompt pool only. The judge then classifies new images of seen and
-unseen items. Writes results/unseen_concepts.{json,md,png}; --docs puts the table and the image into
-docs/science/unseen-concepts.md. Stopped or killed, the same command continues.
+unseen items, of held-out scenes, whose captions are in neither cache nor pool. Each seed has its own latent cache and
+its own start noise. A difference between the two students is called one where two tests agree, as in rcdeploy sweep:
+exact McNemar, paired by caption, and the t test of the seeds' differences.
+
+Writes results/unseen_concepts.{json,md,png}; --docs puts the table and the image into docs/science/unseen-concepts.md.
+Stopped or killed, the same command continues.
 """
 
 from __future__ import annotations
@@ -21,16 +25,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
+from rcdeploy.conditioning import formula
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.plots import grid
 from rcdeploy.recipe_file import load_recipe
 from rcdeploy.sampling import sample_images, starting_noise
+from rcdeploy.sweep.comparison import CaptionValues, paired_p
+from rcdeploy.sweep.table import MARK
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+HELD_OUT = ROOT / "examples/teachers/fashion/captions_held_out.txt.gz"
 KINDS = ("without", "with")
+COLUMNS = ("unseen item", "unseen colour", "seen item", "seen colour", "seen background")
+SIGNIFICANCE = 0.05
 UNSEEN = ("sandal", "sneaker", "boot")
 GRID_PROMPTS = [
     "a photo of a red sandal on a white background",
@@ -47,7 +58,7 @@ GRID_PROMPTS = [
 def distill(kind: str, seed: int, args: argparse.Namespace, threads: int) -> Path:
     """Run a distillation in a process of its own: it has its own threads, and a failure stops one run only."""
     run = args.runs / f"fashion_unseen_{kind}-{seed}"
-    settings = [f"train.seed={seed}", f"student.seed={seed}", *args.set]
+    settings = [f"train.seed={seed}", f"student.seed={seed}", f"cache.seed={seed}", *args.set]
     command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe_file(kind)), "--out", str(run), "-q"]
     command += [argument for setting in settings for argument in ("--set", setting)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
@@ -84,9 +95,10 @@ def main() -> None:
     args = parser.parse_args()
 
     recipe = load_recipe(recipe_file("with"), args.set)
-    # the cache is shared: fill it once, with every core
-    command = [sys.executable, "-m", "rcdeploy.cli.main", "cache", str(recipe_file("without"))]
-    subprocess.run(command + [argument for s in args.set for argument in ("--set", s)], check=True)
+    for seed in range(args.seeds):  # both students of a seed share its cache: fill it once, with every core
+        command = [sys.executable, "-m", "rcdeploy.cli.main", "cache", str(recipe_file("without"))]
+        settings = [f"cache.seed={seed}", *args.set]
+        subprocess.run(command + [argument for s in settings for argument in ("--set", s)], check=True)
     trials = [(kind, seed) for seed in range(args.seeds) for kind in KINDS]
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -94,14 +106,16 @@ def main() -> None:
 
     teacher = LatentDiffusionModel(recipe.teacher.path)
     judge = Judge.load(Path(recipe.teacher.path) / "judge")
-    captions = all_captions(Path(recipe.prompts.paired[0]))
+    captions = all_captions(HELD_OUT)
     prompts = test_prompts(captions, args.images)
     models = {("teacher", 0): None} | {
         trial: UNet2DConditionModel.from_pretrained(run / "pipeline", subfolder="unet").eval()
         for trial, run in runs.items()
     }
     scale = recipe.cache.guidance_scale
-    scores = score_models(models, teacher, judge, prompts, scale)
+    verdicts = score_models(models, teacher, judge, prompts, scale)
+    scores = {kind: [{n: v.float().mean().item() for n, v in row.items()} for row in r] for kind, r in verdicts.items()}
+    p_values = test_differences(verdicts)
     noise = starting_noise(7, range(len(GRID_PROMPTS)), teacher.latent_shape())
     compared = (
         ("teacher", None),
@@ -113,8 +127,10 @@ def main() -> None:
     ]
     args.out.mkdir(parents=True, exist_ok=True)
     grid(samples, GRID_PROMPTS, args.out / "unseen_concepts.png", image_size=110)
-    write_json(args.out / "unseen_concepts.json", {"recipe": recipe.resolved()["train"], "scores": scores})
-    text = table(scores)
+    p_of_t = formula(recipe.conditioning)
+    record = {"recipe": recipe.resolved()["train"], "p_of_t": p_of_t, "scores": scores, "p_values": p_values}
+    write_json(args.out / "unseen_concepts.json", record)
+    text = table(scores, p_values) + "\n" + note(p_of_t, p_values)
     (args.out / "unseen_concepts.md").write_text(text)
     print(text)
     if args.docs:
@@ -128,40 +144,67 @@ def score_models(
     judge: Judge,
     prompts: dict[str, list[str]],
     guidance_scale: float,
-) -> dict[str, list[dict[str, float]]]:
-    """The judge's accuracy for each kind of model, by seed. models: (kind, seed) -> UNet, None for the teacher's."""
-    scores: dict[str, list[dict[str, float]]] = {}
+) -> dict[str, list[dict[str, Tensor]]]:
+    """What the judge reads right [n], for each kind of model, by seed. models: (kind, seed) -> UNet, None: teacher."""
+    verdicts_of: dict[str, list[dict[str, Tensor]]] = {}
     for (kind, seed), unet in models.items():
-        row = {}
+        row: dict[str, Tensor] = {}
         for group, group_prompts in prompts.items():
-            noise = starting_noise(99, range(len(group_prompts)), teacher.latent_shape())
+            noise = starting_noise(99 + seed, range(len(group_prompts)), teacher.latent_shape())
             images = sample_images(
                 teacher, group_prompts, noise, unet=unet, batch_size=50, guidance_scale=guidance_scale
             )
             verdicts = judge.verdicts(images, group_prompts)
-            row |= {f"{group} {name}": verdict.float().mean().item() for name, verdict in verdicts.items()}
-        scores.setdefault(kind, []).append(row)
-        print(kind, seed, {k: round(v, 3) for k, v in row.items()}, flush=True)
-    return scores
+            row |= {f"{group} {name}": verdict for name, verdict in verdicts.items()}
+        verdicts_of.setdefault(kind, []).append(row)
+        print(kind, seed, {k: round(v.float().mean().item(), 3) for k, v in row.items()}, flush=True)
+    return verdicts_of
+
+
+def test_differences(verdicts: dict[str, list[dict[str, Tensor]]]) -> dict[str, float]:
+    """p of no difference between the two students by column, the larger of both tests'; {} with one seed."""
+    without, with_it = (verdicts[kind] for kind in KINDS)
+    if len(without) < 2:
+        return {}
+    return {
+        name: paired_p(
+            [
+                (CaptionValues(a[name].double(), is_share=True), CaptionValues(b[name].double(), is_share=True))
+                for a, b in zip(without, with_it, strict=True)
+            ]
+        )
+        for name in COLUMNS
+    }
 
 
 def all_captions(path: Path) -> list[str]:
     return gzip.decompress(path.read_bytes()).decode().splitlines()
 
 
-def table(scores: dict[str, list[dict[str, float]]]) -> str:
-    """Means over seeds in per cent, and from lowest to highest."""
+def table(scores: dict[str, list[dict[str, float]]], p_values: dict[str, float]) -> str:
+    """Means over seeds in per cent, from lowest to highest, and a mark where the two students differ."""
     names = {"teacher": "teacher", "without": "student without random conditioning", "with": "student with it"}
-    columns = ("unseen item", "unseen colour", "seen item", "seen colour", "seen background")
-    lines = ["| judged right, % | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    lines = ["| judged right, % | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
     for kind, rows in scores.items():
         values_of_row = []
-        for column in columns:
+        for column in COLUMNS:
             values = [100 * row[column] for row in rows]
             spread = f" ({min(values):.0f} to {max(values):.0f})" if len(values) > 1 else ""
-            values_of_row.append(f"{statistics.mean(values):.1f}{spread}")
+            mark = MARK * (kind == "with" and p_values.get(column, 1) < SIGNIFICANCE)
+            values_of_row.append(f"{statistics.mean(values):.1f}{spread}{mark}")
         lines.append(f"| {names[kind]} | " + " | ".join(values_of_row) + " |")
     return "\n".join(lines) + "\n"
+
+
+def note(p_of_t: str, p_values: dict[str, float]) -> str:
+    """The paragraph below the table."""
+    text = [f"p(t) of the student with random conditioning: {p_of_t}.", "None of the scored captions was in training."]
+    if p_values:
+        text.append(
+            f"{MARK.strip()} differs from the student without it (p < {SIGNIFICANCE}): by exact McNemar, paired by "
+            "caption, and by the t test of the seeds' differences."
+        )
+    return " ".join(text) + "\n"
 
 
 def replace_between_markers(page: Path, new: str) -> None:

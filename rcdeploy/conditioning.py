@@ -77,6 +77,20 @@ def recipe_probability(conditioning: Conditioning) -> Probability:
     return probability(c.probability, rate=c.rate, steepness=c.steepness, centre=c.centre, p=c.constant)
 
 
+def formula(conditioning: Conditioning) -> str:
+    """The p(t) of a recipe's section [conditioning], with its parameters, as a result names it."""
+    c = conditioning
+    slope = "" if c.steepness == 20 else f", steepness {c.steepness:g}"
+    return {
+        "none": "0",
+        "exponential": f"exp(-{c.rate:g} (1 - t/T))",
+        "mirrored-exponential": f"exp(-{c.rate:g} (1 - t/T)) for t > T/2, else exp(-{c.rate:g} t/T)",
+        "linear": "t/T",
+        "sigmoid": f"sigmoid centred at t/T = {c.centre:g}{slope}",
+        "constant": f"{c.constant:g}",
+    }[c.probability]
+
+
 @dataclass(frozen=True)
 class Draw:
     """One training sample: a row of the latent cache, its timestep, the kind of its prompt, its noise."""

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from sweeps import ROOT, SCORE, SWEEP
 
+from rcdeploy.prompts.pool_builder import build_pool
 from rcdeploy.sweep.plan import load_plan
+from rcdeploy.sweep.protocol import formulas_in_short, protocol, sentences
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -26,11 +28,39 @@ def test_rows_grid_and_seeds_make_trials(sweep_file: Callable[..., Path]) -> Non
     assert plan.trials[0].is_teacher
     trial = plan.variants[1].trials[1]
     assert (trial.recipe.student.init, trial.recipe.train.seed, trial.recipe.student.seed) == ("sliced", 1, 1)
-    assert trial.recipe.cache.seed == 0
+    assert trial.recipe.cache.seed == 1
     assert trial.folder == Path(f"runs/sweeps/tiny-{trial.key[:8]}")
     assert plan.trial(trial.key) is plan.trial(trial.key[:8]) is trial
     with pytest.raises(RcdeployError, match="has no trial nothing"):
         plan.trial("nothing")
+
+
+def test_each_seed_has_its_own_cache_and_start_noise(sweep_file: Callable[..., Path]) -> None:
+    plan = load_plan(sweep_file())
+    first, second = plan.variants[0].trials
+    assert [t.recipe.cache.seed for t in (first, second)] == [0, 1]
+    assert plan.noise_seed(plan.teacher) is plan.noise_seed(first) is None, "as the score file says"
+    assert plan.trial_spec(first) == plan.evaluation_spec
+    assert plan.trial_spec(second).first_noise_seed - plan.trial_spec(first).first_noise_seed >= 2**24
+    assert plan.evaluation_folder(first).name == plan.evaluation_folder(plan.teacher).name
+    assert plan.evaluation_folder(first).name != plan.evaluation_folder(second).name
+    other = load_plan(sweep_file(SWEEP.replace("[0, 1]", "[1, 0]")))
+    assert [t.key for t in other.variants[0].trials] == [second.key, first.key]
+
+    shared = load_plan(sweep_file(SWEEP.replace("title =", "shared_cache = true\ntitle =")), overrides=["cache.seed=5"])
+    assert [t.recipe.cache.seed for t in shared.variants[0].trials] == [5, 5]
+    assert len({shared.evaluation_folder(t).name for t in shared.trials}) == 1
+
+
+def test_files_of_a_seed(sweep_file: Callable[..., Path], tmp_path: Path) -> None:
+    text = SWEEP.replace('"conditioning.probability" = "none"', '"prompts.pool" = ["pool_{seed}.txt"]')
+    file = sweep_file(text)
+    with pytest.raises(RcdeployError, match="has 2 errors"):
+        load_plan(file)
+    for seed in (0, 1):
+        (tmp_path / f"pool_{seed}.txt").write_text(f"prompt {seed}\n")
+    trials = load_plan(file).variants[0].trials
+    assert [Path(t.recipe.prompts.pool[0]).name for t in trials] == ["pool_0.txt", "pool_1.txt"]
 
 
 def test_a_label_names_what_a_number_is_of(sweep_file: Callable[..., Path]) -> None:
@@ -122,6 +152,7 @@ def test_another_recipe_and_overrides_come_under_a_variants_own_keys(
         (("[0, 1]", "[1, 1]"), ["seeds: [1, 1] has one twice"]),
         (("conditioning.probability", "conditioning.probabilty"), ["no such key; did you mean 'probability'?"]),
         (("conditioning.probability", "train.seed"), ["rows, without: train.seed is set by `seeds`"]),
+        (("conditioning.probability", "cache.seed"), ["rows, without: cache.seed is set by `seeds`"]),
         (('name = "with"', 'name = "without"'), ["two are named 'without'"]),
         (('"without" = [2.5]', '"withuot" = [2.5, 1]'), ["withuot: 2 values for 1 columns"]),
         (('"without" = [2.5]', '"withuot" = [2.5]'), ["no variant is called 'withuot'"]),
@@ -167,9 +198,10 @@ def test_errors_of_a_score_file(sweep_file: Callable[..., Path], change: tuple[s
 def test_the_shipped_tables_are_whole(tmp_path: Path) -> None:
     """Every one of recipes/tables, with what examples/table_data.py would make."""
     tables = tmp_path / "recipes/tables"
-    shutil.copytree(ROOT / "recipes/tables", tables)
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for name in ("real_pictures", "pool_paired", "pool_eighth", "pool_half", "pool_unseen"):
+    pools = [f"pool_{name}_{seed}" for name in ("paired", "eighth", "half", "unseen") for seed in range(3)]
+    for name in ("real_pictures", *pools):
         (tmp_path / "build/tables" / name).mkdir(parents=True)
     (tmp_path / "build/tables/templates.txt").touch()
     plans = {f.stem: load_plan(f) for f in sorted(tables.glob("*.toml")) if f.stem not in ("fashion", "judge")}
@@ -178,3 +210,29 @@ def test_the_shipped_tables_are_whole(tmp_path: Path) -> None:
     for name in ("table_1", "table_2", "table_b", "table_e", "fig_7"):
         assert len({trial.key for trial in plans[name].trials} & shared) >= 1 + 2 * 2, name  # the teacher, two variants
         assert plans[name].images_digest == plans["table_c"].images_digest
+    for name in ("table_c", "table_e", "fig_7", "quickstart_p_of_t"):
+        record = protocol(plans[name])
+        assert (record["captions"], record["captions_in_training"], record["shared_cache"]) == (384, 0, False), name
+
+
+def test_the_protocol_names_p_of_t_and_texts_that_are_scored_and_trained(sweep_file: Callable[..., Path]) -> None:
+    record = protocol(load_plan(sweep_file()))
+    scored = {" ".join(line.split()) for line in Path("further.txt").read_text().splitlines()}
+    assert record["captions_in_training"] == record["captions"] <= len(scored), "the tiny recipe's pool is further.txt"
+    text = sentences(record, seeds=2)
+    assert text.startswith('p(t) is 0 in "without"; exp(-5 (1 - t/T)) in "with".')
+    assert formulas_in_short(record) == "p(t): 0 or exp(-5 (1 - t/T))"
+    assert "as the variants" in formulas_in_short({"p_of_t": dict(zip("abcd", "wxyz", strict=True))})
+    assert f"{record['captions']} of the {record['captions']} scored captions are among" in text
+    assert "Each seed has a latent cache" in text
+    assert "Each seed" not in sentences(record, seeds=1)
+    assert "narrower" in sentences({**record, "shared_cache": True}, seeds=2)
+
+    pool = build_pool([Path("paired.txt")], Path("pool"))
+    other = load_plan(sweep_file(SWEEP.replace("[[rows]]", '[set]\n"prompts.pool" = ["pool"]\n\n[[rows]]', 1)))
+    paired = {" ".join(line.split()) for line in Path("paired.txt").read_text().splitlines()}
+    assert protocol(other)["captions_in_training"] == len(scored & (paired | set(pool))) < record["captions"]
+    assert "None of the" in sentences({**record, "captions_in_training": 0}, seeds=1)
+    wordnet = load_plan(sweep_file(), overrides=['prompts.pool=["wordnet"]'])
+    assert protocol(wordnet)["captions_in_training"] is None
+    assert "texts of training" not in sentences(protocol(wordnet), seeds=1)

@@ -12,7 +12,7 @@ from sweeps import SCORE, SWEEP, silent
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
-from rcdeploy.sweep.comparison import compare
+from rcdeploy.sweep.comparison import compare, differing
 from rcdeploy.sweep.metric_format import with_spread
 from rcdeploy.sweep.plan import Plan, load_plan
 from rcdeploy.sweep.run_trial import run_trial
@@ -51,7 +51,9 @@ def test_means_spreads_and_missing_trials(finished: Plan, tmp_path: Path) -> Non
     text = markdown(two_seeds, collect(two_seeds, score), "")
     assert "**2 of 5 trials are not done.**" in text
     two_seeds.variants[1].trials[1].folder.parent.mkdir(exist_ok=True)
-    shutil.copytree(two_seeds.variants[1].trials[0].folder, two_seeds.variants[1].trials[1].folder)
+    first, second = two_seeds.variants[1].trials
+    shutil.copytree(first.folder, second.folder)
+    (second.folder / two_seeds.evaluation_folder(first).name).rename(two_seeds.evaluation_folder(second))
     values[two_seeds.variants[1].trials[1].key] = 0.7
     text = markdown(two_seeds, collect(two_seeds, score), "")
     assert "| with | 60.0 (50 to 70) | 6.00 (5.00 to 7.00) |  |" in text
@@ -129,6 +131,24 @@ def test_the_tests_stand_in_the_table(sweep_file: Callable[..., Path]) -> None:
     row["figures"]["all item"]["p"] = 0.01
     text = markdown(plan, result, "")
     assert text.count(" ✱ |") == 1 and 'differs from "without" (p < 0.05, Holm)' in text and "of 2 seeds" in text
+
+
+def test_seeds_of_an_earlier_table_have_the_t_test_alone(sweep_file: Callable[..., Path], tmp_path: Path) -> None:
+    """No images: a variant whose seeds agree is marked apart, one whose seeds do not is not marked."""
+    plan = load_plan(sweep_file())
+    without, with_it = plan.variants
+    for variant, items, colours in ((without, (0.2, 0.3), (0.5, 0.5)), (with_it, (0.4, 0.5001), (0.4, 0.9))):
+        for trial, item, colour in zip(variant.trials, items, colours, strict=True):
+            scores = {"all item": item, "all colour": colour}
+            plan.known[trial.key] = {"seed": trial.seed, "key": trial.key, "train_minutes": 1.0, "scores": scores}
+    comparison = compare(plan, TrialScores(plan))
+    assert comparison is not None
+    (row,) = comparison["lines"]
+    assert row["by_caption"] is False and row["seeds"] == 2
+    assert row["figures"]["all item"]["p"] < 0.05 < row["figures"]["all colour"]["p"]
+    assert differing(comparison) == set() and differing(comparison, by_caption=False) == {("with", "all item")}
+    text = markdown(plan, collect(plan, lambda trial: {}, comparison), "")
+    assert text.count(" † |") == 1 and " ✱" not in text and "the images of these trials are not here" in text
 
 
 def test_one_seed_is_not_tested(finished: Plan) -> None:

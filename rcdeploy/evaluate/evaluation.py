@@ -35,6 +35,7 @@ def identity_of(
         "prompts": digest(list(prompts)),
         "count": len(prompts),
         "seed": spec.seed,
+        **({} if spec.noise_seed is None else {"noise_seed": spec.noise_seed}),
         **spec.sampling,
         "drawn_size": list(native_size),
         "size": list(spec.image_size(native_size)),
@@ -123,7 +124,7 @@ def evaluate(
     start = time.perf_counter()
 
     def generate_rows(prompts: Sequence[str], rows: range) -> Any:
-        return generate(prompts, [spec.seed + row for row in rows], spec.sampling)
+        return generate(prompts, [spec.first_noise_seed + row for row in rows], spec.sampling)
 
     generated = image_set.generate_missing(generate_rows, progress, log)
     sampled = time.perf_counter()

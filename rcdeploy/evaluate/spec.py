@@ -70,7 +70,7 @@ class EvaluationSpec:
         count: prompts to sample with `seed`, 0 for all; with `fewer_is_fine` a file may hold fewer.
         include, exclude: regular expressions for whole words; of `include` one must match, of `exclude` none may.
         repeat: images per prompt.
-        seed: of the sampled prompts; image i starts from the noise of seed + i.
+        seed: of the sampled prompts. noise_seed: image i starts from the noise of noise_seed + i; None for seed.
         num_inference_steps, guidance_scale: of DDIM sampling.
         resize: image size in pixels to score at; None for 256 of 512 pixels as in the paper; 0 for the native size.
         metrics: keys of METRICS; empty for all whose files are named.
@@ -88,6 +88,7 @@ class EvaluationSpec:
     exclude: tuple[str, ...] = ()
     repeat: int = 1
     seed: int = 0
+    noise_seed: int | None = None
     num_inference_steps: int = 25
     guidance_scale: float = 7.5
     resize: int | None = None
@@ -124,6 +125,10 @@ class EvaluationSpec:
     def replace(self, **settings: Any) -> EvaluationSpec:
         """A copy with these fields changed; None leaves a field as it is."""
         return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
+
+    @property
+    def first_noise_seed(self) -> int:
+        return self.seed if self.noise_seed is None else self.noise_seed
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -4,6 +4,9 @@ A difference is called one only if two tests agree. Paired by caption: exact McN
 over captions for means and Frechet distances, both over all seeds together. Clustered by seed: a t test of the seeds'
 paired differences, because images of one student are not independent. Its p is the larger of the two, corrected by
 Holm's method for the number of variants. With one seed nothing is called a difference.
+
+Of trials that only an earlier table knows there are scores and no outputs: they have the t test alone, and are marked
+apart.
 """
 
 from __future__ import annotations
@@ -96,10 +99,22 @@ def _p_by_caption(pairs: Sequence[tuple[CaptionValues, CaptionValues]]) -> float
     return bootstrap(difference, len(pairs[0][0].values))
 
 
+@dataclass(frozen=True)
+class Tested:
+    """By metric, for a variant and the baseline: the seeds' differences, and p of both tests or, without
+    `by_caption`, of the t test alone; not corrected."""
+
+    seeds: int
+    differences: dict[str, list[float]]
+    p: dict[str, float]
+    by_caption: bool
+
+
 def compare(plan: Plan, scores: TrialScores) -> dict[str, Any] | None:
     """Differences of every variant from the baseline, as JSON: {"baseline", "significance", "lines": [...]}.
 
-    Only seeds whose network outputs are here for both count. None with fewer than MIN_SEEDS seeds.
+    Both tests for variants with MIN_SEEDS seeds whose network outputs are here; else the t test of the scores, with
+    "by_caption": false in the line. None with fewer than MIN_SEEDS seeds.
     """
     baseline = plan.baseline
     stored: dict[str, dict[str, CaptionValues]] = {}
@@ -109,22 +124,41 @@ def compare(plan: Plan, scores: TrialScores) -> dict[str, Any] | None:
             stored[trial.key] = _values_by_table_name(scores, trial)
         return stored[trial.key]
 
-    pairs = {}
+    def scores_of(trial: Trial) -> dict[str, float]:
+        known = plan.known_result(trial)
+        return known["scores"] if known else scores(trial)
+
+    tested: dict[str, Tested] = {}
     for variant in plan.variants:
-        seeds = [
-            (values_of(a), values_of(b))
-            for a, b in zip(baseline.trials, variant.trials, strict=True)
-            if scores.has_outputs(a) and scores.has_outputs(b)
-        ]
-        if variant is not baseline and len(seeds) >= MIN_SEEDS:
-            pairs[variant.label] = seeds
-    if not pairs:
+        trials = list(zip(baseline.trials, variant.trials, strict=True))
+        with_outputs = [pair for pair in trials if all(map(scores.has_outputs, pair))]
+        with_scores = [pair for pair in trials if all(map(plan.is_done, pair))]
+        if variant is baseline or len(with_scores) < MIN_SEEDS:
+            continue
+        if len(with_outputs) >= MIN_SEEDS:
+            tested[variant.label] = _by_both([(values_of(a), values_of(b)) for a, b in with_outputs])
+        else:
+            tested[variant.label] = _by_seed([(scores_of(a), scores_of(b)) for a, b in with_scores])
+    if not tested:
         return None
-    return {
-        "baseline": baseline.label,
-        "significance": SIGNIFICANCE,
-        "lines": [_row(label, seeds, p) for (label, seeds), p in zip(pairs.items(), _p_values(pairs), strict=True)],
-    }
+    corrected = _corrected(tested)
+    lines = [_row(label, test, corrected[label]) for label, test in tested.items()]
+    return {"baseline": baseline.label, "significance": SIGNIFICANCE, "lines": lines}
+
+
+def _by_both(seeds: Seeds) -> Tested:
+    first = seeds[0][0]
+    metrics = [m for m in first if all(m in baseline and m in variant for baseline, variant in seeds)]
+    differences = {m: [variant[m].metric() - baseline[m].metric() for baseline, variant in seeds] for m in metrics}
+    p = {m: paired_p([(baseline[m], variant[m]) for baseline, variant in seeds]) for m in metrics}
+    return Tested(len(seeds), differences, p, by_caption=True)
+
+
+def _by_seed(seeds: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Tested:
+    first = seeds[0][0]
+    metrics = [m for m in first if all(m in baseline and m in variant for baseline, variant in seeds)]
+    differences = {m: [variant[m] - baseline[m] for baseline, variant in seeds] for m in metrics}
+    return Tested(len(seeds), differences, {m: t_test(d) for m, d in differences.items()}, by_caption=False)
 
 
 def _values_by_table_name(scores: TrialScores, trial: Trial) -> dict[str, CaptionValues]:
@@ -136,36 +170,37 @@ def _values_by_table_name(scores: TrialScores, trial: Trial) -> dict[str, Captio
     }
 
 
-def _p_values(pairs: Mapping[str, Seeds]) -> list[dict[str, float]]:
+def _corrected(tested: Mapping[str, Tested]) -> dict[str, dict[str, float]]:
     """For each variant, p by metric, corrected for the number of variants."""
-    first = next(iter(pairs.values()))
-    corrected: list[dict[str, float]] = [{} for _ in pairs]
-    for metric in first[0][0]:
-        p = {
-            place: paired_p([(baseline[metric], variant[metric]) for baseline, variant in seeds])
-            for place, seeds in enumerate(pairs.values())
-            if all(metric in baseline and metric in variant for baseline, variant in seeds)
-        }
-        for place, value in holm(p).items():
-            corrected[place][metric] = value
+    corrected: dict[str, dict[str, float]] = {label: {} for label in tested}
+    for metric in dict.fromkeys(metric for test in tested.values() for metric in test.p):
+        for label, p in holm({label: t.p[metric] for label, t in tested.items() if metric in t.p}).items():
+            corrected[label][metric] = p
     return corrected
 
 
-def _row(label: str, seeds: Seeds, p_values: dict[str, float]) -> dict[str, Any]:
-    metrics = {}
-    for metric, p in p_values.items():
-        differences = [variant[metric].metric() - baseline[metric].metric() for baseline, variant in seeds]
-        metrics[metric] = {"difference": float(f"{np.mean(differences):.6g}"), "p": float(f"{p:.4g}")}
-    return {"label": label, "seeds": len(seeds), "figures": metrics}
+def _row(label: str, test: Tested, p_values: dict[str, float]) -> dict[str, Any]:
+    metrics = {
+        metric: {"difference": float(f"{np.mean(test.differences[metric]):.6g}"), "p": float(f"{p:.4g}")}
+        for metric, p in p_values.items()
+    }
+    return {
+        "label": label,
+        "seeds": test.seeds,
+        **({} if test.by_caption else {"by_caption": False}),
+        "figures": metrics,
+    }
 
 
-def differing(comparison: Mapping[str, Any] | None) -> set[tuple[str, str]]:
-    """(label, metric) of the differences from the baseline that both tests confirm."""
+def differing(comparison: Mapping[str, Any] | None, *, by_caption: bool = True) -> set[tuple[str, str]]:
+    """(label, metric) of the differences from the baseline that both tests confirm; by_caption=False: of those for
+    which there is the t test alone."""
     if comparison is None:
         return set()
     return {
         (row["label"], metric)
         for row in comparison["lines"]
+        if row.get("by_caption", True) == by_caption
         for metric, entry in row["figures"].items()
         if entry["p"] < comparison["significance"]
     }

@@ -19,11 +19,14 @@ from ..prompts.patterns import WholeWordPatterns
 from ..prompts.readers import files_of
 from ..recipe import Recipe, digest
 from ..recipe_file import anchor_paths, load_recipe
+from ..recipe_section import MAX_SEED
 from ..toml_files import raise_if_any
-from .spec import SEED_KEYS, ScoreFile, SweepFile, read_score, read_sweep
+from .spec import ScoreFile, SweepFile, read_score, read_sweep
 from .trial import ContentDigests, Trial, relative_paths, student_trial, teacher_trial
 
 RUNS = Path("runs/sweeps")
+NOISE_SEED_STRIDE = 2**24
+"""image i of sweep seed s starts from the noise of score.seed + s * stride + i: no two seeds share an image's noise"""
 NETWORKS_FILE = "read.json"
 """in an evaluation folder: network -> its weights' digest, for those whose outputs for all images are there"""
 
@@ -80,9 +83,19 @@ class Plan:
     def evaluation_spec(self) -> EvaluationSpec:
         return self.score.evaluation_spec(judge_of(Path(self.teacher.recipe.teacher.path)))
 
+    def trial_spec(self, trial: Trial) -> EvaluationSpec:
+        """evaluation_spec with the start noise of the trial's seed."""
+        return self.evaluation_spec.replace(noise_seed=self.noise_seed(trial))
+
+    def noise_seed(self, trial: Trial) -> int | None:
+        """Seed of the first scored image's start noise; None for the score file's own (seed 0, or shared_cache)."""
+        if self.sweep.shared_cache or not trial.seed:
+            return None
+        return (self.score.seed + trial.seed * NOISE_SEED_STRIDE) % (MAX_SEED + 1)
+
     @cached_property
     def images_digest(self) -> str:
-        """A digest of everything that a trial's images depend on beside its weights."""
+        """A digest of everything that a trial's images depend on beside its weights and its seed."""
         keys = ("column", "count", "seed", "num_inference_steps", "guidance_scale", "resize")
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
         return digest([captions, *(getattr(self.score, key) for key in keys)])
@@ -117,7 +130,9 @@ class Plan:
 
     def evaluation_folder(self, trial: Trial) -> Path:
         """The folder of the trial's images and of the networks' outputs."""
-        return trial.folder / f"evaluation-{self.images_digest[:8]}"
+        noise_seed = self.noise_seed(trial)
+        name = self.images_digest if noise_seed is None else digest([self.images_digest, noise_seed])
+        return trial.folder / f"evaluation-{name[:8]}"
 
     def is_done(self, trial: Trial) -> bool:
         if self.known_result(trial) is not None:
@@ -171,9 +186,11 @@ def load_plan(
     for label, keys in _variations(sweep):
         trials = []
         for seed in sweep.seeds:
-            settings = [*_overrides(sweep.set, folder), *overrides, *_overrides(keys, folder)]
-            resolved = _load(base, [*settings, *(f"{key}={seed}" for key in SEED_KEYS)], errors)
+            settings = [*_overrides(sweep.set, folder, seed), *overrides, *_overrides(keys, folder, seed)]
+            resolved = _load(base, [*settings, *(f"{key}={seed}" for key in sweep.seed_keys)], errors)
             if resolved is not None:
+                if resolved.cache.folder and not sweep.shared_cache:
+                    resolved = _with_own_cache(resolved, seed)
                 trials.append(student_trial(resolved, seed, runs, contents))
         variants.append(Variant(label, keys, trials))
     labels = [variant.label for variant in variants]
@@ -225,15 +242,28 @@ def grid_label(key: str, value: Any) -> str:
     return value if isinstance(value, str) else f"{key.partition('.')[2].replace('_', ' ')} {json.dumps(value)}"
 
 
-def _overrides(keys: Mapping[str, Any], folder: Path) -> list[str]:
+def _overrides(keys: Mapping[str, Any], folder: Path, seed: int) -> list[str]:
     """Recipe keys as load_recipe takes them; paths are relative to the sweep file's folder. JSON values are TOML."""
     overrides = []
     for path, value in keys.items():
         section, _, key = path.partition(".")
-        data = {section: {key: value}}
+        data = {section: {key: _with_seed(value, seed)}}
         anchor_paths(data, folder)
         overrides.append(f"{path}={json.dumps(data[section][key])}")
     return overrides
+
+
+def _with_own_cache(recipe: Recipe, seed: int) -> Recipe:
+    """A recipe that names its latent cache, with a folder of the seed's beside that one; seed 0 keeps it."""
+    folder = f"{recipe.cache.folder}-{seed}" if seed else recipe.cache.folder
+    return recipe.model_copy(update={"cache": recipe.cache.model_copy(update={"folder": folder})})
+
+
+def _with_seed(value: Any, seed: int) -> Any:
+    """{seed} in a text, or in a list of them, replaced: for files that go with one seed's latent cache."""
+    if isinstance(value, list):
+        return [_with_seed(v, seed) for v in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def _load(base: Path, overrides: list[str], errors: list[str]) -> Recipe | None:

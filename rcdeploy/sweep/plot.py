@@ -8,6 +8,7 @@ from typing import Any
 from ..plots import new_figure, save_figure
 from .metric_format import scaled, table_metrics, unit
 from .plan import Plan, grid_label
+from .protocol import formulas_in_short
 
 Row = dict[str, Any]
 """of a result, as table.collect returns it"""
@@ -24,13 +25,14 @@ def plot(plan: Plan, result: dict[str, Any], path: Path) -> None:
     if not metrics or not rows:
         path.unlink(missing_ok=True)
         return
+    conditioning = formulas_in_short(result["protocol"]) if "protocol" in result else ""
     if plan.sweep.x:
-        _curves(plan, rows, teacher, metrics, path)
+        _curves(plan, rows, teacher, metrics, path, conditioning)
     else:
-        _marks(plan, rows, teacher, metrics, path)
+        _marks(plan, rows, teacher, metrics, path, conditioning)
 
 
-def _marks(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path: Path) -> None:
+def _marks(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path: Path, conditioning: str) -> None:
     labels = [row["label"] for row in rows]
     label_width = 1.5 + 0.06 * max(map(len, labels))
     figure, panels = _panels(len(metrics), label_width, (2.6, 0.8 + 0.24 * len(rows)), sharey=True)
@@ -42,11 +44,12 @@ def _marks(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path: 
             axes.axvline(scaled(name, teacher["figures"][name]["mean"]), **TEACHER)
         axes.set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
         _style(axes, name)
-    figure.suptitle(f"{plan.sweep.title}\n(dashed: the teacher)", fontsize=10)
+    remarks = "; ".join(filter(None, ("dashed: the teacher", conditioning)))
+    figure.suptitle(f"{plan.sweep.title}\n({remarks})", fontsize=10)
     save_figure(figure, path)
 
 
-def _curves(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path: Path) -> None:
+def _curves(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path: Path, conditioning: str) -> None:
     """One curve for the variants that differ in plan.sweep.x alone."""
     key = str(plan.sweep.x)
     curves: dict[str, list[Row]] = {}
@@ -69,7 +72,7 @@ def _curves(plan: Plan, rows: list[Row], teacher: Row, metrics: list[str], path:
         axes.minorticks_off()
         _style(axes, name)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(curves) + 1, fontsize=8)
-    figure.suptitle(plan.sweep.title, fontsize=10)
+    figure.suptitle(f"{plan.sweep.title}\n{conditioning}".strip(), fontsize=10)
     save_figure(figure, path)
 
 

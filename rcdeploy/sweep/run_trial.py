@@ -48,7 +48,7 @@ def run_trial(plan: Plan, trial: Trial, progress: Progress, log: Log) -> bool:
 
 def score_trial(plan: Plan, trial: Trial, progress: Progress, log: Log) -> None:
     """Generates one image for each prompt and computes the networks' outputs, both as far as they are missing."""
-    spec = plan.evaluation_spec
+    spec = plan.trial_spec(trial)
     prompts = choose_prompts(spec)
     source = _image_source(trial)
     size = spec.image_size(source.size)

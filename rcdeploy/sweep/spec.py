@@ -21,8 +21,8 @@ from ..toml_files import raise_if_any, read_toml, validation_errors
 
 FILE_KEYS = ("judge", "inception", "clip", "vqa", "reference")
 """keys of a score file that name files or folders"""
-SEED_KEYS = ("train.seed", "student.seed")
-"""recipe keys that a seed of a sweep sets; caches keep their own, so that all seeds share one"""
+SEED_KEYS = ("train.seed", "student.seed", "cache.seed")
+"""recipe keys that a seed of a sweep sets; cache.seed not with shared_cache"""
 T = TypeVar("T", bound=Section)
 
 
@@ -41,7 +41,14 @@ class SweepFile(Section):
     title: str = Field(description="heading of the table")
     recipe: str = Field(description="the base recipe")
     score: str = Field(description="the score file")
-    seeds: list[int] = Field([0], min_length=1, description="each sets train.seed and student.seed")
+    seeds: list[int] = Field(
+        [0],
+        min_length=1,
+        description="each sets train.seed, student.seed, cache.seed, and the start noise of the scored images",
+    )
+    shared_cache: bool = Field(
+        False, description="true: seeds share one cache and the start noise; cheaper, and spreads come out too narrow"
+    )
     set: dict[str, Any] = Field({}, description="recipe keys that all rows share")
     rows: list[Row] = Field([], description="named variants; each is crossed with the grid")
     grid: dict[str, list[Any]] = Field({}, description="recipe key -> its values, all combinations")
@@ -53,6 +60,11 @@ class SweepFile(Section):
         None, description="the command that makes the files it needs; printed when one is missing, never executed"
     )
 
+    @property
+    def seed_keys(self) -> tuple[str, ...]:
+        """The recipe keys that a seed sets."""
+        return tuple(key for key in SEED_KEYS if not (self.shared_cache and key == "cache.seed"))
+
 
 class PromptSet(Section):
     include: list[str] = Field([], description="words (regular expressions) of which a prompt has at least one")
@@ -63,7 +75,7 @@ class ScoreFile(Section):
     captions: list[str] = Field(min_length=1, description="files of prompts, as prompts.paired of a recipe")
     column: str | None = Field(None, description="column of csv, jsonl and parquet files; detected by default")
     count: int = Field(gt=0, description="images, one for each sampled prompt")
-    seed: int = Field(0, ge=0, description="seed of the sampled prompts and of the start noise")
+    seed: int = Field(0, ge=0, description="seed of the sampled prompts and, with the sweep's seed, of the start noise")
     num_inference_steps: int = Field(25, gt=0, description="DDIM steps per image")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance scale")
     batch_size: int = Field(16, gt=0, description="images sampled at once")
@@ -103,7 +115,7 @@ class ScoreFile(Section):
 def read_sweep(file: Path) -> SweepFile:
     """Raises RcdeployError with everything that is wrong in the file itself; plan.py checks the recipe keys."""
     sweep = _read(file, SweepFile, "sweep")
-    errors = [f"{where}: {key} is set by `seeds`" for where, key in _set_keys(sweep) if key in SEED_KEYS]
+    errors = [f"{where}: {key} is set by `seeds`" for where, key in _set_keys(sweep) if key in sweep.seed_keys]
     names = [row.name for row in sweep.rows]
     errors += [f"rows: two are named {name!r}" for name in sorted({n for n in names if names.count(n) > 1})]
     errors += [f"grid.{key}: needs at least one value" for key, values in sweep.grid.items() if not values]

@@ -13,10 +13,13 @@ from .comparison import differing
 from .metric_format import table_metrics, unit, with_spread
 from .plan import Plan
 from .plot import plot
+from .protocol import protocol, sentences
 from .trial import Trial
 
 MARK = " ✱"
 """behind a value that differs from the baseline"""
+MARK_BY_SEED = " †"
+"""behind one that differs by the t test of the seeds alone: its images are not here"""
 Score = Callable[[Trial], dict[str, float]]
 
 
@@ -32,6 +35,7 @@ def collect(plan: Plan, score: Score, comparison: dict[str, Any] | None = None) 
         "pictures": plan.score.count,
         "scored_by": plan.scored_by,
         "lines": rows,
+        "protocol": protocol(plan),
         "paper": plan.sweep.paper.model_dump() if plan.sweep.paper else None,
         "note": plan.sweep.note,
         **({"comparison": comparison} if comparison else {}),
@@ -68,6 +72,8 @@ def markdown(plan: Plan, result: dict[str, Any], command: str) -> str:
     if minutes:
         summary += f" {statistics.median(minutes):.2g} minutes of training a student, in the median."
     paragraphs = [f"# {plan.sweep.title}", _table(plan, result), summary]
+    if result.get("protocol"):
+        paragraphs.append(sentences(result["protocol"], seeds))
     if result.get("comparison"):
         paragraphs.append(_tests(result["comparison"]))
     if missing:
@@ -86,9 +92,12 @@ def _table(plan: Plan, result: dict[str, Any]) -> str:
     header = ["", *(f"{metric}{unit(metric)}" for metric in metrics), *(f"paper: {column}" for column in columns)]
     rows = [header]
     marked = differing(result.get("comparison"))
+    marked_by_seed = differing(result.get("comparison"), by_caption=False)
     for row in result["lines"]:
         values = [with_spread(m, **row["figures"][m]) if m in row["figures"] else "" for m in metrics]
-        values = [v + MARK * ((row["label"], m) in marked) for v, m in zip(values, metrics, strict=True)]
+        places = [(row["label"], m) for m in metrics]
+        values = [v + MARK * (p in marked) for v, p in zip(values, places, strict=True)]
+        values = [v + MARK_BY_SEED * (p in marked_by_seed) for v, p in zip(values, places, strict=True)]
         theirs = paper.rows.get(row["label"], []) if paper else []
         rows.append([row["label"], *values, *(map(_paper_value, theirs) if theirs else [""] * len(columns))])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
@@ -97,13 +106,28 @@ def _table(plan: Plan, result: dict[str, Any]) -> str:
 
 
 def _tests(comparison: dict[str, Any]) -> str:
-    """The paragraph that says what the mark means."""
-    seeds = sorted({row["seeds"] for row in comparison["lines"]})
-    return (
-        f'{MARK.strip()} differs from "{comparison["baseline"]}" (p < {comparison["significance"]}, Holm): by the test '
-        "paired by caption (exact McNemar for shares, bootstrap for means and Frechet distances) and by the t test of "
-        f"the differences of {' to '.join(map(str, seeds))} seeds. Without the mark no difference is shown."
-    )
+    """The paragraph that says what the marks mean."""
+    baseline, significance = comparison["baseline"], comparison["significance"]
+    both = sorted({row["seeds"] for row in comparison["lines"] if row.get("by_caption", True)})
+    by_seed = sorted({row["seeds"] for row in comparison["lines"] if not row.get("by_caption", True)})
+    paragraph = []
+    if both:
+        paragraph.append(
+            f'{MARK.strip()} differs from "{baseline}" (p < {significance}, Holm): by the test paired by caption '
+            "(exact McNemar for shares, bootstrap for means and Frechet distances) and by the t test of the "
+            f"differences of {_counts(both)} seeds."
+        )
+    if by_seed:
+        paragraph.append(
+            f'{MARK_BY_SEED.strip()} differs from "{baseline}" by the t test of the differences of {_counts(by_seed)} '
+            f"seeds alone (p < {significance}, Holm): the images of these trials are not here, so nothing was tested "
+            "by caption."
+        )
+    return " ".join([*paragraph, "Without a mark no difference is shown."])
+
+
+def _counts(seeds: Sequence[int]) -> str:
+    return " to ".join(map(str, seeds))
 
 
 def _paper_value(value: float) -> str:
