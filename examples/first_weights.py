@@ -14,9 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rcdeploy.conditioning import formula
+from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / "recipes/quickstart.toml"
 CAPTIONS = ROOT / "examples/teachers/fashion/captions_train.txt.gz"
 """without the held-out scenes"""
 
@@ -24,7 +27,7 @@ CAPTIONS = ROOT / "examples/teachers/fashion/captions_train.txt.gz"
 def curve(init: str, runs: Path, settings: list[str]) -> dict[int, dict[str, float]]:
     """step -> metrics of a run with these first weights."""
     run = runs / f"first_weights_{init}"
-    command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(ROOT / "recipes/quickstart.toml")]
+    command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(RECIPE)]
     command += ["--out", str(run), "--quiet"]
     command += [argument for setting in [f"student.init={init}", *settings] for argument in ("--set", setting)]
     subprocess.run(command, check=True)
@@ -55,6 +58,7 @@ def main() -> None:
         lines.append(f"| {step} | " + " | ".join("" if v is None else f"{v:.4g}" for v in values) + " |")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "first_weights.json", {init: {str(s): c[s] for s in listed} for init, c in curves.items()})
+    lines += ["", f"p(t) of both: {formula(load_recipe(RECIPE, args.set).conditioning)}."]
     (args.out / "first_weights.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
