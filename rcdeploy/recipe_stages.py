@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from .recipe_section import MAX_STEPS, BatchSize, Fraction, InferenceSteps, Section, Seed, Steps
+from .recipe_section import (
+    MAX_RESOLUTION,
+    MAX_STEPS,
+    BatchSize,
+    Fraction,
+    InferenceSteps,
+    Section,
+    Seed,
+    Steps,
+    Weight,
+)
 
 
 class Distill(Section):
@@ -48,11 +58,55 @@ class FewSteps(Section):
 
 
 class Decoder(Section):
-    channels: int = Field(64, gt=0, le=1024, description="channels of the tiny decoder (TAESD: 64)")
-    max_steps: Steps = Field(4000, description="training steps")
-    batch_size: BatchSize = Field(32, description="latents per step")
-    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of AdamW")
+    channels: int = Field(
+        64, gt=0, le=1024, description="channels of every stage of the tiny decoder, and of its encoder (TAESD: 64)"
+    )
+    blocks: list[Annotated[int, Field(ge=0, le=64)]] | None = Field(
+        None,
+        description="residual blocks of each stage, from the latents' resolution to the images'; those of the last "
+        "stages cost most. One number for each stage of the teacher's VAE; by default TAESD's, [3, 3, 3, 1] for four",
+    )
+    pixel: Weight = Field(1.0, description="weight of the mean absolute difference of pixels")
+    perceptual: Weight = Field(
+        1.0,
+        description="weight of the relative squared difference of features; they are those of the teacher VAE's own "
+        "encoder, which stand in for LPIPS and need no other weights",
+    )
+    noise: float = Field(
+        0.5,
+        ge=0,
+        le=10,
+        description="half of the latents are decoded as cached, the others with noise of a standard deviation between "
+        "0 and this: a student's latents are not quite the teacher's. 0 for cached latents alone",
+    )
+    crop: int | None = Field(
+        None,
+        gt=0,
+        le=MAX_RESOLUTION,
+        description="side of a random crop of the latents, which the VAE decodes instead of the whole: 16 makes an "
+        "SD-1.4 step 16 times cheaper. The whole by default",
+    )
+    max_steps: Steps = Field(20_000, description="training steps")
+    batch_size: BatchSize = Field(16, description="latents per step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of Adam")
+    lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = Field(
+        "cosine", description="learning rate over the training, as diffusers' schedule of that name"
+    )
+    warmup_steps: int = Field(50, ge=0, le=MAX_STEPS, description="updates in which the learning rate rises from 0")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which the gradient is clipped")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the EMA weights, which the result has")
     seed: Seed = Field(0, description="seed of its first weights and of everything that its training samples")
+    checkpoint_every: Steps = Field(500, description="updates between checkpoints, of which the last two stay")
+    log_every: Steps = Field(50, description="updates between lines of metrics.jsonl")
+    target_cache_gb: float = Field(
+        2.0, ge=0, description="memory in GB for decoded targets, each of which is then computed only once"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Decoder:
+        if self.pixel == self.perceptual == 0:
+            raise ValueError("pixel and perceptual are both 0: the decoder would learn nothing")
+        return self
 
 
 class Export(Section):

@@ -41,7 +41,7 @@ FLOORS = [
     ["bench", "captioned_images", "evaluate"],
     # learning
     ["distill"],
-    ["few_steps"],
+    ["decoder", "few_steps"],
     ["estimate", "sweep"],
     ["report"],
     ["rcdeploy_export"],

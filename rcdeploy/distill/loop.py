@@ -15,6 +15,7 @@ from diffusers.optimization import get_scheduler
 from ..evaluate.spec import SCORE_KEYS
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
+from ..recipe_stages import Decoder
 from ..run_folder import MetricsFile, check_recipe, exclusive
 from .build_run import build_run
 from .distillation import Distillation
@@ -74,9 +75,9 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
     learning_rate = learning_rate_schedule(train)
     parts = run.accumulation_steps
     micro_batch_size = train.global_batch_size // (parts * accelerator.num_processes)
-    timer = _StepTimer(state.step)
+    timer = StepTimer(state.step)
 
-    with _stop_signals(accelerator.num_processes == 1) as signals:
+    with stop_signals(accelerator.num_processes == 1) as signals:
         while state.step < train.max_steps:
             for group in run.optimizer.param_groups:
                 group["lr"] = learning_rate(state.step)
@@ -115,7 +116,7 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                 raise Stopped(f"stopped after step {state.step:,}; the same command continues from there")
 
 
-class _StepTimer:
+class StepTimer:
     """Seconds per step since the last log entry, evaluations left out."""
 
     def __init__(self, step: int) -> None:
@@ -132,7 +133,7 @@ class _StepTimer:
 
 
 @contextmanager
-def _stop_signals(catch: bool) -> Iterator[list[int]]:
+def stop_signals(catch: bool) -> Iterator[list[int]]:
     """Yields a list that is no longer empty once Ctrl-C or SIGTERM has come: the step is finished first, then saved.
 
     A second Ctrl-C stops at once. Not caught with several processes: they would stop at different steps.
@@ -159,7 +160,7 @@ def _stop_signals(catch: bool) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def learning_rate_schedule(train: Train) -> Callable[[int], float]:
+def learning_rate_schedule(train: Train | Decoder) -> Callable[[int], float]:
     """diffusers' learning rate schedules as a function of the step: nothing to save, nothing to restore."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = get_scheduler(

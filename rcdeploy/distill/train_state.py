@@ -42,8 +42,8 @@ class TrainState:
         stacked = reduce(torch.stack([value.float() for value in self.sums.values()]))
         return dict(zip(self.sums, stacked.tolist(), strict=True))
 
-    def close_window(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Means over the steps since the last logged one; a new window begins.
+    def close_window(self, sums: Mapping[str, float], section: str = "train") -> dict[str, float]:
+        """Means over the steps since the last logged one; a new window begins. section: the recipe's, for the message.
 
         Raises RcdeployError when the loss is not finite or has diverged.
         """
@@ -55,8 +55,8 @@ class TrainState:
         if not loss < DIVERGENCE_FACTOR * self.lowest_loss:  # also true of NaN
             raise RcdeployError(
                 f"the run diverged: the loss is {loss:.4g} at step {self.step:,}, and was {self.lowest_loss:.4g}",
-                fix="The last good checkpoint is kept. Try a smaller train.learning_rate, a longer train.warmup_steps, "
-                "or mixed_precision = 'bf16' instead of 'fp16'.",
+                fix=f"The last good checkpoint is kept. Try a smaller {section}.learning_rate, a longer "
+                f"{section}.warmup_steps, or mixed_precision = 'bf16' instead of 'fp16'.",
             )
         self.lowest_loss = min(self.lowest_loss, loss)
         return self.metrics

@@ -15,7 +15,7 @@ from .files import inside, read_json, sha256, write_json
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
-KINDS = ("prompt_pool", "latent_cache", "run", "package", "evaluation")
+KINDS = ("prompt_pool", "latent_cache", "run", "decoder", "package", "evaluation")
 NAME = "manifest.json"
 TYPES = {
     "recipe": dict,
