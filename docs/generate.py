@@ -110,8 +110,9 @@ def _type(field: FieldInfo) -> str:
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is list:
         inner = typing.get_args(annotation)[0]
-        plain = {str: "text", int: "integers"}.get(typing.get_args(inner)[0] if hasattr(inner, "__metadata__") else inner)
-        return f"list of {plain or _literal(inner)}"
+        bare = typing.get_args(inner)[0] if hasattr(inner, "__metadata__") else inner
+        plain: dict[Any, str] = {str: "text", int: "integers"}
+        return f"list of {plain.get(bare) or _literal(inner)}"
     if typing.get_origin(annotation) is Literal:
         return _literal(annotation)
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
