@@ -1,7 +1,7 @@
 """Seconds per image: diffusers in torch, our runtime on ONNX Runtime and on OpenVINO, and openvino-genai.
 
     python benchmarks/runtime.py examples/teachers/fashion            # exports what is needed into build/benchmark
-    python benchmarks/runtime.py --full-size                          # c-micro of SD-1.4 at 512 x 512; 10 to 15 minutes
+    python benchmarks/runtime.py --full-size                          # c-micro of SD-1.4 at 512 x 512
 
 The same model, prompt, size, steps, guidance and threads for all, in one run and in turns, so that other load on the
 machine affects all alike: read the ratios. Each program runs in a process of its own, with its own import, load and
