@@ -20,7 +20,7 @@ from rcdeploy.report import card as card_module
 from rcdeploy.report.card import CardOptions, write_card
 from rcdeploy.report.evaluations import package_digests
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.files import read_json, sha256
+from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.package import Package
 
@@ -54,17 +54,18 @@ def run_example(card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Path("image.png").is_file()
 
 
-def test_a_packages_card_parses_is_listed_and_its_example_runs(
+def test_a_packages_card_parses_and_its_example_runs(
     copy: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = with_readme(small_model, "license: mit", tmp_path / "teacher")
+    before = (copy / "manifest.json").read_bytes()
     path = write_card(copy, CardOptions(teacher=teacher))
+    assert (copy / "manifest.json").read_bytes() == before  # a pinned package stays the pinned one
     data = ModelCard.load(path).data
     assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "rcdeploy", "text-to-image")
     assert {"text-to-image", "onnx"} <= set(data.tags) and "distillation" not in data.tags
     assert data.base_model is None
     manifest = Package(copy).manifest  # compares every digest
-    assert manifest.files["README.md"] == {"sha256": sha256(path), "size": path.stat().st_size}
     parity = {p["component"]: p for p in manifest.facts["parity"]}
     assert f"| unet | fp32 | {(copy / 'unet/model.onnx').stat().st_size / 1e6:,.1f} | " in path.read_text()
     assert f"{parity['unet']['max_abs_error']:.1e}" in path.read_text()
@@ -179,10 +180,15 @@ def a_recipe(teacher: str) -> dict[str, Any]:
 
 
 def test_a_package_is_whole_when_writing_its_card_fails(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose manifest lists its card, as those of rcdeploy 0.1 do."""
+
     def full(_path: Path) -> None:
         raise RcdeployError("the disk is full")
 
     first = write_card(copy).read_text()
+    manifest = Manifest.read(copy, "package")
+    manifest.add_file(copy, "README.md")
+    manifest.write(copy)
     with monkeypatch.context() as patch:
         patch.setattr(card_module, "replacing", full)
         with pytest.raises(RcdeployError, match="full"):
@@ -190,7 +196,7 @@ def test_a_package_is_whole_when_writing_its_card_fails(copy: Path, monkeypatch:
     assert (copy / "README.md").read_text() == first
     Package(copy)
     write_card(copy, CardOptions(licence="mit"))
-    assert "README.md" in Package(copy).manifest.files
+    assert "README.md" not in Package(copy).manifest.files
 
 
 def bench_result(source: Path) -> dict[str, Any]:
@@ -272,7 +278,7 @@ def test_scores_of_evaluate_are_in_the_card(
     command = "rcdeploy evaluate copy --prompts captions.txt --exclude dog --count 96 --seed 3 --steps 25"
     assert command in text and "/home/user" not in text and "Computed with judge: judge." in text
     assert "no measure of image quality" not in text
-    assert write_card(copy).read_text() == text  # the card is in the manifest now, and the scores are still found
+    assert write_card(copy).read_text() == text  # and the scores are still found
     assert "| CLIP score | 0.3000 |" in write_card(run).read_text()
 
 

@@ -15,7 +15,9 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
+from rcdeploy.report.run_data import read_run
 from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.text_to_image import TextToImage
 
 FORMATS = Path(__file__).parent / "fixtures" / "formats_0_1"
@@ -166,3 +168,10 @@ def scores_in(folder: str) -> list[list[str]]:
     """The numbers of a sweep's table, row by row, without its headings."""
     rows = [line.split("|")[2:-1] for line in Path(folder, "table.md").read_text().splitlines() if line[:1] == "|"]
     return rows[2:]
+
+
+def test_a_report_where_only_the_package_can_draw() -> None:
+    """The run has not finished and its teacher is gone: the images' size is the package's."""
+    page = json.loads(run("report", "run", "package", "--out", "page.html", "--json"))
+    assert Path("page.html").is_file() and any("teacher is not on this machine" in note for note in page["notes"])
+    assert read_run(Path("run"), Path("package")).image_size == Package("package").size

@@ -139,7 +139,7 @@ def test_the_package_arrives_byte_by_byte_and_nothing_else(
     arrived = hub.files["house/toy", "trial" if large else "main"]
     assert (
         set(arrived)
-        == {*Manifest.read(package_with_card, "package").files, "manifest.json"}
+        == {*Manifest.read(package_with_card, "package").files, "manifest.json", "README.md"}
         == {f["file"] for f in result["files"]}
     )
     assert "README.md" in arrived and "notes.txt" not in arrived

@@ -26,7 +26,7 @@ def card_command(
 ) -> None:
     """Write the model card: a README.md with usage, costs, scores and provenance for a model hub.
 
-    It is written into the package (whose manifest then lists it) or into the run's pipeline/. The licence is the
+    It is written into the package (whose digest stays as it is) or into the run's pipeline/. The licence is the
     teacher's, as the README.md in the teacher's folder states it; otherwise the card says that it is unknown. Scores
     are those that `rcdeploy evaluate` has written for this model.
     """

@@ -33,6 +33,9 @@ def generate_command(
     mask: Path | None = typer.Option(None, help="White where --image may change (inpainting)."),
     device: str = DEVICE,
     threads: int | None = typer.Option(None, help="Threads of the processor.", show_default="all"),
+    digest: str | None = typer.Option(
+        None, help="sha256:..., which the package must have; `rcdeploy package digest` prints it."
+    ),
     as_json: bool = typer.Option(False, "--json", help="Print the record as JSON: files, seeds, steps, seconds."),
     quiet: bool = QUIET,
 ) -> None:
@@ -59,7 +62,7 @@ def generate_command(
         "mask": load_image(mask) if mask else None,
         "preview": None,
     }
-    files = Package(package)
+    files = Package(package, digest=digest)
     static_size = files.facts.static_size
     image_size = ImageSize(*(static_size or files.size), files.facts.size_multiple, static_size is not None)
     check_settings(image_size, prompt=prompt, **settings)  # before the networks are loaded

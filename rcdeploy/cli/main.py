@@ -20,6 +20,7 @@ from . import (
     export,
     generate,
     import_checkpoint,
+    package,
     prompts,
     push,
     recipes,
@@ -57,6 +58,7 @@ app.command("students")(students.students_command)
 app.command("sweep")(sweep.sweep_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")
+app.add_typer(package.app, name="package")
 
 
 def _join_help_lines(group: typer.Typer) -> None:

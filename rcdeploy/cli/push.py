@@ -99,8 +99,10 @@ def _file_names(publication: Publication) -> list[str]:
             fix="Make it again (a package: rcdeploy export; a changed card: rcdeploy card).",
             errors=wrong,
         )
-    # a run's manifest describes a folder that is not uploaded; its card is not listed in it
-    further = [NAME] if publication.is_package else [n for n in (CARD, SAMPLES) if (publication.root / n).exists()]
+    # no manifest lists the card; a run's describes a folder that is not uploaded
+    further = [
+        name for name in (CARD, NAME if publication.is_package else SAMPLES) if (publication.root / name).exists()
+    ]
     names = sorted({*publication.files, *further})
     for name in names:
         if not inside(publication.root, name).is_file():

@@ -45,7 +45,9 @@ class CardOptions:
 
 
 def write_card(folder: Path, options: CardOptions | None = None) -> Path:
-    """Write README.md into a package (whose manifest then lists it) or into a run's pipeline/, and return its path.
+    """Write README.md into a package or into a run's pipeline/, and return its path.
+
+    Neither manifest lists it: packages name their run by its manifest's digest, and applications pin a package by its.
 
     Raises:
         RcdeployError: the folder is neither a run nor a package; options.teacher is another model; options.bench does
@@ -53,16 +55,13 @@ def write_card(folder: Path, options: CardOptions | None = None) -> Path:
     """
     publication = Publication.resolve(folder)
     text = card_text(publication, options or CardOptions())
-    # the package opens at every moment: its manifest loses the old card before the new one is there. A run's
-    # manifest is left alone, because packages name their run by its digest
+    # packages of rcdeploy 0.1 list their card: the package opens at every moment, because its manifest loses the old
+    # card before the new one is there
     if publication.is_package and publication.manifest.files.pop(CARD, {}):
         publication.manifest.write(folder)
     with replacing(publication.root / CARD) as beside:
         beside.write_text(text, encoding="utf-8")
-    if publication.is_package:
-        publication.manifest.add_file(folder, CARD)
-        publication.manifest.write(folder)
-    elif samples := _samples(publication):
+    if samples := _samples(publication):
         with replacing(publication.root / SAMPLES) as beside:
             shutil.copyfile(samples, beside)
     return publication.root / CARD

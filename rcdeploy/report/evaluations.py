@@ -60,7 +60,7 @@ def find_scores(digests: Collection[str], model: str, places: Sequence[Path]) ->
 
 
 def package_digests(manifest: Manifest) -> set[str]:
-    """A package as evaluate identifies it: before and after its model card was written."""
+    """A package as evaluate identifies it; those of rcdeploy 0.1 list their model card once it is written."""
     bare = replace(manifest, files={name: entry for name, entry in manifest.files.items() if name != "README.md"})
     return {manifest.digest, bare.digest}
 

@@ -73,9 +73,11 @@ class RunData:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels: a static package's own, else the recipe's or the teacher's."""
+        """(height, width) in pixels: a static package's own, else the recipe's, the teacher's or the package's."""
         if self.package and (static := self.package.manifest.facts.get("static_size")):
             return int(static[0]), int(static[1])
+        if self.package and not (self.teacher or self.student or self.manifest.recipe["cache"]["resolution"]):
+            return self.package.size
         model = self.teacher or self.student
         native = model.latent_shape()[1] * model.pixels_per_latent if model else 0
         resolution = int(self.manifest.recipe["cache"]["resolution"] or native)

@@ -1,4 +1,4 @@
-"""Generate images from a package, or build its TensorRT engines, on a device that has nothing else."""
+"""Generate images from a package, print its digest, or build its TensorRT engines, on a device that has no more."""
 
 from __future__ import annotations
 
@@ -36,9 +36,13 @@ def _arguments() -> argparse.ArgumentParser:
     generate.add_argument("--mask", type=Path, help="white where --image is generated anew")
     generate.add_argument("--device", default="auto")
     generate.add_argument("--threads", type=int)
+    generate.add_argument("--digest", help="sha256:..., which the package must have; `digest` prints it")
     generate.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
     generate.add_argument("--json", action="store_true", help="print the record: seeds, steps, seconds")
     generate.add_argument("-q", "--quiet", action="store_true")
+
+    digest = commands.add_parser("digest", help="print the digest that pins a package: sha256:...")
+    digest.add_argument("package")
 
     build = commands.add_parser("build-engine", help="build TensorRT engines from an ONNX package, on the device")
     build.add_argument("package")
@@ -61,7 +65,9 @@ def generate(args: argparse.Namespace) -> None:
     check_image_path(args.out)
     image = None if args.image is None else load_image(args.image)
     mask = None if args.mask is None else load_image(args.mask)
-    model = TextToImage.load(args.package, device=args.device, threads=args.threads, verify=not args.no_verify)
+    model = TextToImage.load(
+        args.package, device=args.device, threads=args.threads, verify=not args.no_verify, digest=args.digest
+    )
 
     def show_progress(step: Step) -> None:
         bar = "#" * (30 * step.completed // step.total)
@@ -88,6 +94,12 @@ def generate(args: argparse.Namespace) -> None:
     print(json.dumps({"files": files, **record}) if args.json else "\n".join(files))
 
 
+def digest(args: argparse.Namespace) -> None:
+    from .package import Package
+
+    print(Package(args.package).digest)
+
+
 def build_engine(args: argparse.Namespace) -> None:
     from .engine_options import EngineOptions, parse_capabilities, parse_profile
     from .trt_engines import build_engines
@@ -110,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _arguments().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        {"generate": generate, "build-engine": build_engine}[args.command](args)
+        {"generate": generate, "digest": digest, "build-engine": build_engine}[args.command](args)
     except RcdeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

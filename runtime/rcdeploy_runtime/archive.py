@@ -12,6 +12,7 @@ from .errors import RcdeployError
 from .files import inside
 from .limits import MAX_JSON_BYTES, MAX_PACKAGE_BYTES, MAX_PACKAGE_FILES
 from .manifest import NAME, Manifest
+from .pins import check_digest
 
 CHUNK_BYTES = 2**20
 MAX_COMPRESSION = 100
@@ -23,14 +24,15 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, L
 """what zipfile raises for a damaged or encrypted archive"""
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path, folder: Path, digest: str | None = None) -> None:
     """Unpack what the manifest lists into `folder`, which is to be checked afterwards.
 
-    Raises RcdeployError when the archive is damaged, is no package, or would need more room than its manifest says.
+    Raises RcdeployError when the archive is damaged, is no package, is not that of `digest`, or would need more room
+    than its manifest says.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
-            _unpack(packed, archive, folder)
+            _unpack(packed, archive, folder, digest)
     except DAMAGED as error:
         raise RcdeployError(f"{archive} cannot be unpacked: {error}", fix="Copy the archive again.") from None
     except OSError as error:
@@ -40,7 +42,7 @@ def unpack(archive: Path, folder: Path) -> None:
         ) from None
 
 
-def _unpack(packed: zipfile.ZipFile, archive: Path, folder: Path) -> None:
+def _unpack(packed: zipfile.ZipFile, archive: Path, folder: Path, digest: str | None) -> None:
     names = [info.filename for info in packed.infolist() if not info.is_dir()]
     if len(names) > MAX_PACKAGE_FILES:
         raise RcdeployError(f"{archive} holds {len(names):,} files; a package has at most {MAX_PACKAGE_FILES:,}")
@@ -55,6 +57,7 @@ def _unpack(packed: zipfile.ZipFile, archive: Path, folder: Path) -> None:
         )
     prefix = manifests[0].removesuffix(NAME)
     _extract(packed, manifests[0], folder / NAME, MAX_JSON_BYTES)
+    check_digest(folder / NAME, digest, archive)
     manifest = Manifest.read(folder, "package")
     _check_room(archive, manifest.size_of(), folder)
     members = set(names)

@@ -31,6 +31,11 @@ MAX_NORMALIZERS = 4
 """of a tokenizer that insert text; CLIP's has one, which makes a space of several"""
 MAX_NORMALIZER_CHARACTERS = 4
 """that one of them inserts"""
+MAX_PATTERNS = 4
+"""regular expressions of a tokenizer; CLIP's has two"""
+MAX_PATTERN_CHARACTERS = 400
+MAX_PATTERN_OPTIONALS = 2
+"""parts of one alternative that may be absent"""
 MAX_TRAIN_TIMESTEPS = 100_000
 MAX_LATENT_SIDE = 4_096
 """of the shape of latents, channels included"""

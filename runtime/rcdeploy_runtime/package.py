@@ -21,6 +21,7 @@ from .files import inside, read_json
 from .graph_checks import check_graph
 from .limits import MAX_JSON_BYTES, MAX_LATENT_SIDE, MAX_PACKAGE_BYTES, MAX_PIXELS_PER_LATENT, MAX_SCALING_FACTOR
 from .manifest import NAME, Manifest
+from .pins import check_digest, manifest_digest, validate_digest
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 NETWORK_FILES = {
@@ -85,24 +86,33 @@ class Package:
 
     folder: where its files lie (a .zip is unpacked into a private temporary folder that goes when the package does).
     manifest, facts, latents: what it says of itself.
+    digest: "sha256:...", of manifest.json and so of every file that it lists.
     """
 
-    def __init__(self, path: str | Path, *, verify: bool = True) -> None:
-        """verify: compare every file with its sha256 in the manifest (remembered per file until it changes).
+    def __init__(self, path: str | Path, *, verify: bool = True, digest: str | None = None) -> None:
+        """Args:
+            path: a folder, or its .zip.
+            verify: compare every file with its sha256 in the manifest (remembered per file until it changes).
+            digest: the one that the package must have, checked before anything of it is parsed.
 
-        Raises RcdeployError that names the file when the package is damaged, truncated, newer or foreign.
+        Raises:
+            RcdeployError: the package is damaged (the file is named), truncated, newer, foreign, or of another digest.
         """
         if not isinstance(path, (str, Path)) or "\0" in str(path):
             raise RcdeployError(f"package is {path!r}; it must be the path of a folder or a .zip")
+        validate_digest(digest, verify)
         self.path = Path(path)
-        self.folder = self._open_folder()
+        self.folder = self._open_folder(digest)
         if not (self.folder / NAME).is_file() and (self.folder / "model_index.json").is_file():
             raise RcdeployError(
                 f"{path} is a diffusers or Optimum folder, not a package: it has no {NAME}",
                 fix=f"Make one from it with: rcdeploy export {path}",
             )
         _check_json_size(self.folder / NAME)
+        if (self.folder / NAME).is_file():
+            check_digest(self.folder / NAME, digest, self.path)
         self.manifest = Manifest.read(self.folder, "package")
+        self.digest = manifest_digest(self.folder / NAME)
         self.format = str(self.manifest.facts.get("format", ""))
         if self.format not in NETWORK_FILES:
             raise RcdeployError(
@@ -114,7 +124,7 @@ class Package:
         self._check_facts()
         self._check_files(verify)
 
-    def _open_folder(self) -> Path:
+    def _open_folder(self, digest: str | None) -> Path:
         if self.path.is_dir():
             return self.path
         if not self.path.is_file() or not zipfile.is_zipfile(self.path):
@@ -125,7 +135,7 @@ class Package:
         folder = Path(tempfile.mkdtemp(prefix="rcdeploy-"))
         self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         try:
-            unpack(self.path, folder)
+            unpack(self.path, folder, digest)
         except BaseException:
             self._cleanup()
             raise

@@ -56,7 +56,12 @@ class TextToImage:
 
     @classmethod
     def load(
-        cls, package: str | Path, device: str = "auto", threads: int | None = None, verify: bool = True
+        cls,
+        package: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        digest: str | None = None,
     ) -> TextToImage:
         """Load a package.
 
@@ -65,11 +70,12 @@ class TextToImage:
             device: auto, cpu, cuda ...
             threads: of a CPU; None takes all.
             verify: compare every file with its digest.
+            digest: "sha256:...", which `rcdeploy package digest` prints: load that very package and no other.
 
         Raises:
-            RcdeployError: the package is damaged or foreign, or what it needs is not installed.
+            RcdeployError: the package is damaged, foreign or of another digest, or what it needs is not installed.
         """
-        return cls(Package(package, verify=verify), device, threads)
+        return cls(Package(package, verify=verify, digest=digest), device, threads)
 
     def generate(
         self,

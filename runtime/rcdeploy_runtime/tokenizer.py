@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ import tokenizers
 
 from .errors import RcdeployError
 from .files import read_json
-from .limits import MAX_CONTEXT, MAX_NORMALIZER_CHARACTERS, MAX_NORMALIZERS, MAX_TOKENIZER_BYTES
+from .limits import MAX_CONTEXT
 from .noise_schedule import Array
+from .tokenizer_checks import check_tokenizer, check_tokenizer_size
 
 DEFAULT_PAD_TOKEN = "<|endoftext|>"
 
@@ -36,9 +38,12 @@ class PromptTokenizer:
         if not isinstance(config, dict):
             raise RcdeployError(f"{folder / 'tokenizer_config.json'} holds no JSON object")
         self.context = _context(config, folder)
-        _check_tokenizer(folder / "tokenizer.json")
+        check_tokenizer_size(folder / "tokenizer.json")
+        data = read_json(folder / "tokenizer.json")
+        check_tokenizer(folder / "tokenizer.json", data)
         with _readable(f"{folder / 'tokenizer.json'} cannot be read"):
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            # what was checked, not the file: another parser may take the other one of two equal keys
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(data))
         pad = config.get("pad_token") or config.get("eos_token") or DEFAULT_PAD_TOKEN
         pad = pad.get("content") if isinstance(pad, dict) else pad
         pad_id = self._tokenizer.token_to_id(pad) if isinstance(pad, str) else None
@@ -72,29 +77,6 @@ def _context(config: dict[str, Any], folder: Path) -> int:
             fix="Export the package anew.",
         )
     return context
-
-
-def _check_tokenizer(file: Path) -> None:
-    """Raises RcdeployError for a tokenizer that would make much text of little: normalisers repeat their content."""
-    if file.is_file() and file.stat().st_size > MAX_TOKENIZER_BYTES:
-        raise RcdeployError(f"{file} is too large to be a tokenizer ({file.stat().st_size:,} bytes)")
-    data = read_json(file)
-    normalizer = data.get("normalizer") if isinstance(data, dict) else None
-    contents = list(_strings(normalizer))
-    if len(contents) > MAX_NORMALIZERS or any(len(c) > MAX_NORMALIZER_CHARACTERS for c in contents):
-        raise RcdeployError(f"{file}: its normalizer inserts more text than any that is known", fix="Export it anew.")
-
-
-def _strings(normalizer: Any) -> Iterator[str]:
-    """The strings that a normalizer, or one inside it, inserts into a prompt."""
-    if isinstance(normalizer, list):
-        for item in normalizer:
-            yield from _strings(item)
-    elif isinstance(normalizer, dict):
-        for key in ("content", "prepend"):
-            if isinstance(normalizer.get(key), str):
-                yield normalizer[key]
-        yield from _strings(normalizer.get("normalizers"))
 
 
 @contextmanager
