@@ -16,6 +16,9 @@ MIN_SEED = -(2**63)
 MAX_SEED = 2**64 - 1
 """seeds are the keys of a Philox generator, modulo 2^64"""
 MAX_THREADS = 1_024
+MIN_MEMORY_GB = 0.01
+"""ONNX Runtime ignores limits of a few bytes"""
+MAX_MEMORY_GB = 1_000_000
 
 # what a package may hold
 MAX_JSON_BYTES = 8 * 2**20

@@ -34,10 +34,11 @@ class Networks:
         device: where they run.
     """
 
-    def __init__(self, package: Package, device: str, threads: int | None) -> None:
+    def __init__(self, package: Package, device: str, threads: int | None, memory_gb: float | None = None) -> None:
         self.package = package
         self._device = device
         self._threads = threads
+        self._memory_gb = memory_gb
         for name in SHARED_FILES:
             package.file(name)
         self.tokenizer = PromptTokenizer(package.folder / "tokenizer")
@@ -54,7 +55,8 @@ class Networks:
         for name in NETWORK_FILES[package.format]:
             package.file(f"{component}/{name}")
         precision = package.facts.precision_of(component)
-        session = open_session(package.folder / component, package.format, self._device, self._threads, precision)
+        folder = package.folder / component
+        session = open_session(folder, package.format, self._device, self._threads, precision, self._memory_gb)
         return Batched(session, BATCHED_INPUTS[component])
 
     def encode_prompts(self, prompts: Sequence[str]) -> Array:

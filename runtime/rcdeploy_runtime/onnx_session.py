@@ -8,6 +8,7 @@ import numpy as np
 
 from .errors import RcdeployError
 from .noise_schedule import Array
+from .onnx_memory import memory_limit
 from .onnx_runtime import import_onnxruntime
 
 onnxruntime = import_onnxruntime()
@@ -22,12 +23,15 @@ class OnnxSession:
         file: model.onnx.
         device: auto, cpu, cuda, coreml or directml.
         threads: of a CPU; None takes all.
+        memory_gb: most memory of a CPU for arrays, beside the weights; None takes what there is.
 
     Raises:
         RcdeployError: the file cannot be loaded, or this onnxruntime has no such device.
     """
 
-    def __init__(self, file: Path, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, file: Path, device: str = "auto", threads: int | None = None, memory_gb: float | None = None
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         if threads is not None:
@@ -35,11 +39,14 @@ class OnnxSession:
         self.device, providers = _providers(device)
         self._file = file
         try:
-            self._session = onnxruntime.InferenceSession(str(file), options, providers=providers)
+            with memory_limit(options, memory_gb) as further:
+                self._session = onnxruntime.InferenceSession(str(file), options, providers=providers, **further)
             inputs = self._session.get_inputs()
             self._types = {i.name: TYPES.get(i.type, np.float32) for i in inputs}
             self._output = self._session.get_outputs()[0].name
             first = inputs[0].shape[0]
+        except RcdeployError:
+            raise
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
             raise RcdeployError(f"ONNX Runtime cannot load {file}: {error}") from error
         self.batch_size = first if isinstance(first, int) else None
@@ -52,7 +59,8 @@ class OnnxSession:
         except Exception as error:
             raise RcdeployError(
                 f"ONNX Runtime cannot run {self._file}: {error}",
-                fix="Out of memory: generate fewer or smaller images at once. Otherwise export the package anew.",
+                fix="Out of memory: generate fewer or smaller images at once, or raise memory_gb if you have set it. "
+                "Otherwise export the package anew.",
             ) from error
 
 

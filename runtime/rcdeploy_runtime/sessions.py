@@ -50,7 +50,14 @@ class Batched:
         return np.concatenate(outputs)
 
 
-def open_session(folder: Path, kind: str, device: str, threads: int | None, precision: str = "fp32") -> Session:
+def open_session(
+    folder: Path,
+    kind: str,
+    device: str,
+    threads: int | None,
+    precision: str = "fp32",
+    memory_gb: float | None = None,
+) -> Session:
     """Load the network in a component's folder.
 
     Args:
@@ -58,6 +65,7 @@ def open_session(folder: Path, kind: str, device: str, threads: int | None, prec
         kind: the package's format: onnx, openvino or trt.
         device: auto, cpu, cuda ...
         threads: of a CPU; None takes all.
+        memory_gb: most memory for arrays, beside the weights; of ONNX Runtime on a CPU only.
         precision: the component's; OpenVINO computes in it, graphs of ONNX and TensorRT carry their own.
 
     Raises:
@@ -66,7 +74,7 @@ def open_session(folder: Path, kind: str, device: str, threads: int | None, prec
     if kind == "onnx":
         from .onnx_session import OnnxSession
 
-        return OnnxSession(folder / "model.onnx", device, threads)
+        return OnnxSession(folder / "model.onnx", device, threads, memory_gb)
     if kind == "openvino":
         from .openvino_session import OpenVinoSession
 

@@ -20,7 +20,7 @@ from . import images as image_arrays
 from .errors import RcdeployError
 from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings, whole_number
 from .images import ImageLike
-from .limits import MAX_THREADS
+from .limits import MAX_MEMORY_GB, MAX_THREADS, MIN_MEMORY_GB
 from .networks import Networks
 from .noise_schedule import Array, NoiseSchedule, noise_generator
 from .package import Package
@@ -39,16 +39,20 @@ class TextToImage:
         height, width: of its images, in pixels.
     """
 
-    def __init__(self, package: Package, device: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self, package: Package, device: str = "auto", threads: int | None = None, memory_gb: float | None = None
+    ) -> None:
         if not isinstance(device, str):
             raise RcdeployError(f"device is {device!r}; it must be a string: auto, cpu, cuda ...")
         self.package = package
         if threads is not None:
             threads = whole_number("threads", threads, 1, MAX_THREADS)
+        if memory_gb is not None:
+            _check_memory(memory_gb, package.format)
         self.schedule = NoiseSchedule.from_config(
             package.json("scheduler/scheduler_config.json"), f"{package.path}: scheduler/scheduler_config.json"
         )
-        self.networks = Networks(package, device, threads)
+        self.networks = Networks(package, device, threads, memory_gb)
         self.pixels_per_latent = package.facts.pixels_per_latent
         self.size_multiple = package.facts.size_multiple
         self.height, self.width = package.facts.static_size or package.size
@@ -62,6 +66,7 @@ class TextToImage:
         threads: int | None = None,
         verify: bool = True,
         digest: str | None = None,
+        memory_gb: float | None = None,
     ) -> TextToImage:
         """Load a package.
 
@@ -71,11 +76,13 @@ class TextToImage:
             threads: of a CPU; None takes all.
             verify: compare every file with its digest.
             digest: "sha256:...", which `rcdeploy package digest` prints: load that very package and no other.
+            memory_gb: most memory that each network may take beside its weights, for packages from strangers; of
+                ONNX Runtime on a CPU only. None sets no limit.
 
         Raises:
             RcdeployError: the package is damaged, foreign or of another digest, or what it needs is not installed.
         """
-        return cls(Package(package, verify=verify, digest=digest), device, threads)
+        return cls(Package(package, verify=verify, digest=digest), device, threads, memory_gb)
 
     def generate(
         self,
@@ -277,3 +284,13 @@ class TextToImage:
             "device": self.device,
             "seconds": seconds,
         }
+
+
+def _check_memory(memory_gb: object, package_format: str) -> None:
+    number = isinstance(memory_gb, (int, float)) and not isinstance(memory_gb, bool)
+    if not number or not MIN_MEMORY_GB <= memory_gb <= MAX_MEMORY_GB:  # type: ignore[operator]
+        raise RcdeployError(
+            f"memory_gb is {memory_gb!r}; it must be a number from {MIN_MEMORY_GB} to {MAX_MEMORY_GB:,}"
+        )
+    if package_format != "onnx":
+        raise RcdeployError(f"memory_gb does not limit packages of the format {package_format}, only those of onnx")
