@@ -1,0 +1,1 @@
+"""A seeded campaign of faults and hostile inputs against rcdeploy: `python -m campaign`. Not part of the wheel."""
