@@ -21,7 +21,7 @@ import psutil
 from .attempts import FAILED, Attempt, Outcome
 from .families import FAMILIES
 from .materials import empty
-from .memory import MAX_EXTRA_BYTES, rss
+from .memory import MAX_EXTRA_BYTES, Stopwatch, rss
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.05
@@ -55,6 +55,8 @@ class Worker:
             self.close()
         process = self._process or self._start()
         started = time.monotonic()
+        watch = Stopwatch()
+        watch.look([process.pid])
         outcome = Outcome(attempt, FAILED)
         base = rss(process.pid)
         request = {"family": attempt.family, "number": attempt.number, "seed": attempt.seed}
@@ -66,7 +68,7 @@ class Worker:
             message = self._message(process, POLL_SECONDS)
             outcome.seconds = time.monotonic() - started
             if message is None:
-                problem = self._problem(process, base, outcome.seconds, limit)
+                problem = self._problem(process, base, watch, limit)
                 if problem:
                     outcome.text = problem
                     self.close()
@@ -121,15 +123,16 @@ class Worker:
         line, _, self._pending = self._pending.partition(b"\n")
         return json.loads(line)
 
-    def _problem(self, process: subprocess.Popen[bytes], base: int, seconds: float, limit: float) -> str:
+    def _problem(self, process: subprocess.Popen[bytes], base: int, watch: Stopwatch, limit: float) -> str:
         """Why the attempt cannot go on; "" while it may."""
         if process.poll() is not None:
             code = process.returncode
             how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
             return f"the process ended {how}{_last_line(self._scratch / 'log')}"
-        if seconds > limit:
+        pids = [process.pid, *_children(process.pid)]
+        if watch.look(pids) > limit:
             return f"not done after {limit:g} s"
-        for pid in (process.pid, *_children(process.pid)):
+        for pid in pids:
             if rss(pid) > base + 1.2 * MAX_EXTRA_BYTES:
                 return f"it took more than {1.2 * MAX_EXTRA_BYTES / 1e9:.1f} GB of memory and was ended"
         return ""

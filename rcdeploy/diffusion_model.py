@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
+from rcdeploy_runtime.limits import MAX_CONTEXT
 
-from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_supported_unet_config
+from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_config, read_supported_unet_config
+from .model_files import check_component_files
+from .model_trial import try_network
 
+COMPONENTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
 MAX_LISTED_TENSORS = 8
 
 
@@ -84,9 +88,8 @@ class LatentDiffusionModel:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.unet_config = read_supported_unet_config(self.folder)
-        schedule = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        # DDIM clips x_0 to [-1, 1] by default, which is right for pixels and wrong for latents
-        self.schedule: DDIMScheduler = DDIMScheduler.from_config({"clip_sample": False, **schedule})
+        check_component_files(self.folder, COMPONENTS)
+        self.schedule = _noise_schedule(self.folder / "scheduler" / "scheduler_config.json")
         self._components: dict[str, Any] = {}
         self._revision: str | None = None
 
@@ -95,7 +98,7 @@ class LatentDiffusionModel:
         """Digest of the components' configs and weights: models with the same revision are the same."""
         if self._revision is None:
             digests = {}
-            for name in ("unet", "text_encoder", "vae", "scheduler", "tokenizer"):
+            for name in COMPONENTS:
                 for file in sorted((self.folder / name).glob("*")):
                     if file.suffix in (".safetensors", ".json", ".txt"):
                         digests[f"{name}/{file.name}"] = sha256(file)
@@ -113,12 +116,14 @@ class LatentDiffusionModel:
 
     @property
     def vae_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = read_json(self.folder / "vae" / "config.json")
-        return config
+        return read_config(self.folder / "vae" / "config.json")
 
     @property
     def scaling_factor(self) -> float:
-        return float(self.vae_config.get("scaling_factor", 0.18215))
+        factor = self.vae_config.get("scaling_factor", 0.18215)
+        if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+            raise RcdeployError(f"{self.folder / 'vae/config.json'}: scaling_factor is {factor!r}, no positive number")
+        return float(factor)
 
     @property
     def pixels_per_latent(self) -> int:
@@ -137,7 +142,9 @@ class LatentDiffusionModel:
 
     def _component(self, name: str, model_class: Any, dtype: torch.dtype) -> Any:
         if name not in self._components:
-            module = self._load_component(name, model_class).to(dtype)
+            module = self._load_component(name, model_class)
+            try_network(name, module)
+            module.to(dtype)
             for tensor_name, tensor in module.state_dict().items():
                 if not tensor.isfinite().all():
                     raise RcdeployError(f"{self.folder}: the {name} has NaN or infinite weights: {tensor_name}")
@@ -152,7 +159,7 @@ class LatentDiffusionModel:
             module, info = model_class.from_pretrained(
                 self.folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
             )
-        except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
+        except Exception as error:  # a config with odd values makes the libraries raise whatever they like
             raise RcdeployError(
                 f"the {name} cannot be loaded from {self.folder}: {error}",
                 fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",
@@ -200,18 +207,36 @@ class LatentDiffusionModel:
                 )
             except Exception as error:  # its Rust side and its many classes raise whatever they like
                 raise RcdeployError(f"the tokenizer cannot be loaded from {self.folder}: {error}") from error
+            length = tokenizer.model_max_length
+            if tokenizer.pad_token is None or type(length) is not int or not 1 <= length <= MAX_CONTEXT:
+                raise RcdeployError(
+                    f"{self.folder / 'tokenizer'}: it has the padding token {tokenizer.pad_token!r} and the "
+                    f"model_max_length {length!r}; it needs a token, and 1 to {MAX_CONTEXT:,}",
+                    fix="Copy tokenizer_config.json from the model again.",
+                )
             self._components["tokenizer"] = tokenizer
         return self._components["tokenizer"]
 
+    def _tokens(self, prompts: Sequence[str]) -> Any:
+        """Token ids and mask. Raises RcdeployError for a tokenizer whose tokens the text encoder does not know."""
+        config, length = self.text_encoder.config, self.tokenizer.model_max_length
+        try:
+            tokens = self.tokenizer(
+                list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            )
+        except Exception as error:  # of its Rust side
+            raise RcdeployError(f"the tokenizer in {self.folder} cannot read a prompt: {error}") from error
+        if tokens.input_ids.shape[1] > config.max_position_embeddings or tokens.input_ids.max() >= config.vocab_size:
+            raise RcdeployError(
+                f"the tokenizer in {self.folder} does not belong to the text encoder, which knows "
+                f"{config.vocab_size:,} tokens and reads {config.max_position_embeddings} of them",
+                fix="Copy the folder tokenizer/ of the model again.",
+            )
+        return tokens
+
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """n prompts -> a condition of n rows; prompts beyond the context are cut. The null condition is that of ""."""
-        tokens = self.tokenizer(
-            list(prompts),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
-        )
+        tokens = self._tokens(prompts)
         mask = None
         if getattr(self.text_encoder.config, "use_attention_mask", False):
             mask = tokens.attention_mask.to(self.device)
@@ -224,6 +249,21 @@ class LatentDiffusionModel:
         """Scaled latents [n, c, h, w] -> images [n, 3, H, W] in [0, 1]."""
         batches = (latents.float() / self.scaling_factor).to(self.device).split(batch_size)
         return torch.cat([(self.vae.decode(batch).sample / 2 + 0.5).clamp(0, 1) for batch in batches])
+
+
+def _noise_schedule(file: Path) -> DDIMScheduler:
+    """Raises RcdeployError for a config from which DDIM cannot be made, and for other predictions than ours."""
+    config = read_json(file)
+    try:
+        # DDIM clips x_0 to [-1, 1] by default, which is right for pixels and wrong for latents
+        schedule = DDIMScheduler.from_config({"clip_sample": False, **config})
+    except Exception as error:  # odd values make diffusers and torch raise whatever they like
+        raise RcdeployError(f"{file} is no noise schedule: {type(error).__name__}: {str(error)[:300]}") from error
+    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise RcdeployError(
+            f"{file}: prediction_type is {schedule.config.prediction_type!r}, neither epsilon nor v_prediction"
+        )
+    return schedule
 
 
 def _local_folder(path: str, revision: str | None) -> Path:

@@ -44,6 +44,14 @@ def check_no_checkpoint(path: Path) -> None:
         )
 
 
+def read_config(file: Path) -> dict[str, Any]:
+    """The object in a config.json. Raises RcdeployError when it is missing, not JSON, or no object."""
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise RcdeployError(f"{file} holds no JSON object", fix="Copy the model again.")
+    return config
+
+
 def read_unet_config(folder: Path) -> dict[str, Any]:
     """The UNet config of a diffusers folder.
 
@@ -57,7 +65,7 @@ def read_unet_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not in diffusers' layout: it has no model_index.json and unet/config.json",
             fix="Save it with StableDiffusionPipeline.save_pretrained.",
         )
-    config: dict[str, Any] = read_json(folder / "unet" / "config.json")
+    config = read_config(folder / "unet" / "config.json")
     if config.get("_class_name") != "UNet2DConditionModel":
         raise RcdeployError(
             f"the UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
@@ -88,8 +96,10 @@ def pixels_per_latent(vae_config: Config) -> int:
 def native_latent_size(unet_config: Config) -> tuple[int, int]:
     """(height, width) of the latents that the UNet was trained on; diffusers' default of 64 where it is not stated."""
     size = unet_config.get("sample_size") or 64
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(type(n) is int and n > 0 for n in sides):
+        raise RcdeployError(f"unet/config.json: sample_size is {str(size)[:100]}; one or two whole numbers are allowed")
+    return sides[0], sides[1]
 
 
 def latent_shape(unet_config: Config, vae_config: Config, resolution: int | None = None) -> tuple[int, int, int]:

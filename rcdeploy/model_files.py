@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
@@ -14,6 +15,19 @@ COMPONENT_FILES = re.compile(
     r"merges\.txt|spiece\.model|sentencepiece\.bpe\.model"
 )
 """Files that diffusers and transformers read of a component. Pickled weights and everything else stay behind."""
+
+
+READ_SUFFIXES = (".json", ".safetensors", ".txt")
+
+
+def check_component_files(folder: Path, components: Iterable[str]) -> None:
+    """Raises RcdeployError for what has the name of a component's file and is none: reading a pipe never ends."""
+    for component in components:
+        for entry in sorted((folder / component).glob("*")):
+            if entry.suffix in READ_SUFFIXES and not entry.is_file():
+                raise RcdeployError(
+                    f"{entry} is not a regular file", fix="Copy the model again, or remove it if it does not belong."
+                )
 
 
 def model_file(folder: Path, relative: str) -> Path:

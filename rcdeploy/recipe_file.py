@@ -17,6 +17,8 @@ from .recipe import PATHS, SECTIONS, STAGES, WORDNET, Recipe
 from .recipe_checks import check_sections
 from .toml_files import nearest_name, raise_if_any, read_toml, validation_errors
 
+MAX_PATH_BYTES, MAX_NAME_BYTES = 3000, 255
+"""of a path and of a name in it, as file systems have them"""
 REQUIRED_SECTIONS = ("teacher", "prompts")
 NAME: TypeAdapter[str] = TypeAdapter(Annotated[str, Recipe.model_fields["name"]])
 
@@ -32,6 +34,7 @@ def load_recipe(file: Path, overrides: Sequence[str] = (), *, check_files: bool 
         RcdeployError: with everything that is wrong, in `errors`.
     """
     data = read_toml(file, "recipe", fix="`rcdeploy recipes` lists the shipped ones.")
+    raise_if_any(file, _impossible_paths(data))
     anchor_paths(data, file.resolve().parent)
     errors = [error for override in overrides or () if (error := _apply_override(data, override))]
     sections = _validate_sections(data, errors)
@@ -43,6 +46,22 @@ def load_recipe(file: Path, overrides: Sequence[str] = (), *, check_files: bool 
         errors.append(f"name: {error.errors()[0]['msg']}, not {name!r}; it becomes the name of a folder")
     raise_if_any(file, errors)
     return Recipe(name=name, **sections)
+
+
+def _impossible_paths(data: Mapping[str, Any]) -> list[str]:
+    """What no file system takes as a path, a sentence each: to look for it would be an error of Python."""
+    errors = []
+    for section, key in sorted(PATHS):
+        keys = data.get(section)
+        value = keys.get(key) if isinstance(keys, dict) else None
+        for path in value if isinstance(value, list) else [value]:
+            if isinstance(path, str) and (
+                "\0" in path
+                or len(path.encode(errors="replace")) > MAX_PATH_BYTES
+                or any(len(part.encode(errors="replace")) > MAX_NAME_BYTES for part in path.split("/"))
+            ):
+                errors.append(f"{section}.{key}: {path[:60]!r} is no path: a zero in it, or a name that is too long")
+    return errors
 
 
 def anchor_paths(data: dict[str, Any], folder: Path) -> None:
@@ -78,6 +97,9 @@ def _apply_override(data: dict[str, Any], override: str) -> str | None:
         value = text.strip()
     data[section][key] = value
     if (section, key) in PATHS:
+        if problems := _impossible_paths({section: {key: value}}):
+            del data[section][key]
+            return f"--set {problems[0]}"
         anchor_paths({section: data[section]}, Path.cwd())
     return None
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rcdeploy_runtime import files
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
@@ -157,6 +158,10 @@ class MetricsFile:
         self.entries.append(entry)
         with self.path.open("a") as f:
             f.write(json.dumps(entry) + "\n")
+
+    def sync(self) -> None:
+        """Wait until the entries are on the disk: a power cut must not take those before a checkpoint."""
+        files.sync(self.path)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

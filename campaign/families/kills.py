@@ -9,7 +9,7 @@ from random import Random
 from ..attempts import Family, Place
 from ..commands import compare, fork, must_end_well, set_up, wait
 
-WEIGHTED = ["distill"] * 8 + ["cache"] * 5 + ["evaluate"] * 3 + ["prompts build"] * 3 + ["export"]
+WEIGHTED = ["distill"] * 16 + ["cache"] * 10 + ["evaluate"] * 6 + ["prompts build"] * 7 + ["export"]
 """an export takes many times as long as the others"""
 
 
@@ -28,4 +28,4 @@ def run(place: Place, random: Random) -> None:
     compare(command, expected, "after the kill")
 
 
-FAMILY = Family("Kills", run, share=40, seconds=180, refusable=False)
+FAMILY = Family("Kills", run, share=25, seconds=180, refusable=False)

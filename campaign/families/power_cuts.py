@@ -53,4 +53,4 @@ def _aside(place: Place) -> Path:
     return aside
 
 
-FAMILY = Family("Power cuts", run, share=70, seconds=180, refusable=False)
+FAMILY = Family("Power cuts", run, share=60, seconds=180, refusable=False)

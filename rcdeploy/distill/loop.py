@@ -111,6 +111,8 @@ def _train(run: Run, state: TrainState, validator: Validator, progress: Progress
                 timer.restart(state.step)
             # after an evaluation too: the best step needs a checkpoint to keep
             if state.step % train.checkpoint_every == 0 or evaluates or is_last_step or signals:
+                if validator.metrics_file:
+                    validator.metrics_file.sync()
                 run.save_checkpoint(state)
             if signals:
                 raise Stopped(f"stopped after step {state.step:,}; the same command continues from there")

@@ -64,9 +64,10 @@ def passing(texts: list[str], include: WholeWordPatterns, exclude: WholeWordPatt
 
 def _compile(expression: str) -> re.Pattern[str]:
     try:
+        expression.encode()  # a manifest records it
         re.compile(expression)  # by itself first: "a)|(b" must not pass because of our brackets
         return re.compile(rf"(?<!\w)(?:{expression})(?!\w)", re.IGNORECASE)
-    except (re.error, RecursionError, OverflowError) as error:
+    except (re.error, RecursionError, OverflowError, UnicodeEncodeError) as error:
         raise RcdeployError(f"{expression!r} is no regular expression: {error}") from None
 
 
