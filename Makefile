@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-interop lint bench slow docs
+.PHONY: demo test test-interop campaign lint bench slow docs
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -24,6 +24,9 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+campaign: $(VENV)/installed-dev  ## 2,000 faults and hostile inputs, half an hour on two cores; writes results/campaign.md
+	$(BIN)/python -m campaign --seed 0 --attempts 2000 --jobs 2 --docs
 
 bench: $(VENV)/installed-dev  ## the short benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py

@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .guard import GUARD
+from .guard import GUARD, Guard
 
 RESTART_SECONDS = 30
 Known = dict[int, tuple[int, int]]
@@ -36,6 +36,7 @@ class Recorder:
 
     aside: Path
     cut: int | None = None
+    guard: Guard = GUARD
     count: int = 0
     _file: Any = field(default=None, repr=False)
 
@@ -51,7 +52,7 @@ class Recorder:
             self._write("sync", os.readlink(f"/proc/self/fd/{number}"), facts.st_ino, facts.st_size, facts.st_mtime_ns)
 
         os.fsync = recording_fsync  # type: ignore[assignment]
-        GUARD.observer = self.observe
+        self.guard.observer = self.observe
 
     def observe(self, event: str, paths: tuple[str, ...]) -> None:
         self._before_change()

@@ -25,7 +25,9 @@ from .memory import MAX_EXTRA_BYTES, Stopwatch, rss
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.05
-START_SECONDS = 120
+START = ["-m", "campaign.worker"]
+"""arguments of Python that start a worker"""
+START_SECONDS = 300
 ATTEMPTS_PER_PROCESS = 400
 """then a fresh one: leaks of libraries should not add up"""
 ENVIRONMENT = {
@@ -98,7 +100,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[bytes]:
         empty(self._scratch)
         process = subprocess.Popen(
-            [sys.executable, "-m", "campaign.worker", str(self._materials), str(self._scratch)],
+            [sys.executable, *START, str(self._materials), str(self._scratch)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ENVIRONMENT},

@@ -59,6 +59,7 @@ TREE = {
     "runtime/rcdeploy_runtime": "The runtime: packages, samplers, sessions (no torch; its own distribution)",
     "recipes": "Recipes and sweep files",
     "examples": "The embedded teacher, and studies with it",
+    "campaign": "Faults and hostile inputs, many and seeded (not in the wheel)",
     "benchmarks": "Timings beside other programs",
     "docs": "This documentation",
     "tests": "Tests",

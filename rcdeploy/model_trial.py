@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from rcdeploy_runtime.errors import RcdeployError
 
 TRIAL_TOKENS = 2
+DEEPEST_SIDE = 2
+"""of the smallest feature map: normalising a group of one value is an error of torch"""
 
 
 @torch.no_grad()
@@ -35,7 +37,7 @@ def _unusable(name: str, reason: str) -> RcdeployError:
 
 
 def _unet(unet: nn.Module, config: Any) -> tuple[Tensor, list[int]]:
-    side = 2 ** (len(config.block_out_channels) - 1)
+    side = DEEPEST_SIDE * 2 ** (len(config.block_out_channels) - 1)
     shape = [1, config.in_channels, side, side]
     prompt_embeds = _zeros(unet, [1, TRIAL_TOKENS, config.cross_attention_dim])
     return unet(_zeros(unet, shape), torch.zeros(1, dtype=torch.long), prompt_embeds, return_dict=False)[0], shape
@@ -47,8 +49,9 @@ def _text_encoder(text_encoder: nn.Module, config: Any) -> tuple[Tensor, list[in
 
 
 def _vae(vae: Any, config: Any) -> tuple[Tensor, list[int]]:
-    side = 2 ** (len(config.block_out_channels) - 1)
-    return vae.decode(_zeros(vae, [1, config.latent_channels, 1, 1])).sample, [1, 3, side, side]
+    side = DEEPEST_SIDE * 2 ** (len(config.block_out_channels) - 1)
+    latents = _zeros(vae, [1, config.latent_channels, DEEPEST_SIDE, DEEPEST_SIDE])
+    return vae.decode(latents).sample, [1, 3, side, side]
 
 
 def _zeros(network: nn.Module, shape: list[int]) -> Tensor:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
 from rcdeploy.diffusion_model import MAX_LISTED_TENSORS, LatentDiffusionModel
+from rcdeploy.model_trial import try_network
 from rcdeploy_runtime.errors import RcdeployError
 
 COMPONENTS = ("unet", "text_encoder", "vae")
@@ -136,6 +139,7 @@ def test_truncated_weights_are_refused(model: Path) -> None:
 UNTRUSTED_TOKENIZER = """
 import sys
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_trial import try_network
 from rcdeploy_runtime.errors import RcdeployError
 try:
     LatentDiffusionModel(sys.argv[1]).tokenizer
@@ -161,6 +165,66 @@ def test_the_code_of_a_tokenizer_is_neither_run_nor_offered_on_stdin(model: Path
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("refused: the tokenizer cannot be loaded from"), done.stdout
     assert not (tmp_path / "executed").exists()
+
+
+ODD_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
+    ("unet/config.json", {"block_out_channels": ["8", 16]}, "the unet cannot be loaded"),
+    ("unet/config.json", {"up_block_types": [{"a": "UpBlock2D"}] * 2}, "the unet cannot be loaded"),
+    ("unet/config.json", {"act_fn": "relu6"}, "the unet cannot be loaded"),
+    ("vae/config.json", {"block_out_channels": [4]}, "the vae cannot be loaded"),
+    ("vae/config.json", {"scaling_factor": "big"}, "scaling_factor is 'big'"),
+    ("vae/config.json", {"scaling_factor": 0}, "scaling_factor is 0"),
+    ("unet/config.json", {"sample_size": [8]}, "sample_size"),
+    ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "neither epsilon nor v_prediction"),
+    ("scheduler/scheduler_config.json", {"beta_schedule": "odd"}, "is no noise schedule"),
+    ("scheduler/scheduler_config.json", {"trained_betas": {"a": None}}, "is no noise schedule"),
+    ("tokenizer/tokenizer_config.json", {"pad_token": None}, "padding token None"),
+    ("tokenizer/tokenizer_config.json", {"model_max_length": 2**40}, "model_max_length"),
+    ("tokenizer/tokenizer_config.json", {"model_max_length": 900}, "does not belong to the text encoder"),
+]
+
+
+@pytest.mark.parametrize(("file", "changes", "message"), ODD_CONFIGS)
+def test_odd_configs_are_refused_in_words(model: Path, file: str, changes: dict[str, Any], message: str) -> None:
+    config = json.loads((model / file).read_text())
+    (model / file).write_text(json.dumps({**config, **changes}))
+    with pytest.raises(RcdeployError, match=message):
+        teacher = LatentDiffusionModel(str(model))
+        teacher.load(*COMPONENTS)
+        teacher.encode_prompts(["a bag"])
+        teacher.decode(torch.zeros(1, *teacher.latent_shape()))
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "vae/notes.txt", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "zero"])
+def test_what_is_no_file_is_not_read(model: Path, name: str, kind: str) -> None:
+    (model / name).unlink(missing_ok=True)
+    if kind == "fifo":
+        os.mkfifo(model / name)
+    elif kind == "folder":
+        (model / name).mkdir()
+    else:
+        (model / name).symlink_to("/dev/zero")
+    with pytest.raises(RcdeployError, match="is not a regular file"):
+        LatentDiffusionModel(str(model))
+
+
+def test_a_network_is_tried_before_it_is_used() -> None:
+    class Broken(torch.nn.Linear):
+        config = SimpleNamespace(hidden_size=4)
+
+        def forward(self, ids: torch.Tensor) -> Any:
+            return SimpleNamespace(last_hidden_state=self.output(len(ids[0])))
+
+    network = Broken(1, 1)
+    network.output = lambda tokens: torch.zeros(1, tokens, 4)
+    try_network("text_encoder", network)
+    network.output = lambda tokens: torch.zeros(1, tokens, 5)
+    with pytest.raises(RcdeployError, match=r"the text_encoder cannot compute: .* \[1, 2, 5\] instead of \[1, 2, 4\]"):
+        try_network("text_encoder", network)
+    network.output = lambda tokens: torch.zeros(2) @ torch.zeros(3)
+    with pytest.raises(RcdeployError, match="the text_encoder cannot compute: RuntimeError"):
+        try_network("text_encoder", network)
 
 
 def test_a_name_on_the_hub_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

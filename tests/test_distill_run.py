@@ -23,6 +23,7 @@ from rcdeploy import checkpoint
 from rcdeploy.distill.validation import Validator
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe
+from rcdeploy_runtime import files
 from rcdeploy_runtime.manifest import Manifest
 
 # the tiny recipe's losses when this code passed all the tests here
@@ -104,6 +105,13 @@ def test_the_last_checkpoints_and_the_best_stay(tiny_recipe: RecipeOf, monkeypat
     assert ran(recipe).best == (1.0, 4)
     assert checkpoint.steps_of(Path("run")) == [4, 8]
     assert Manifest.read(Path("run"), "run").facts["best_step"] == 4
+
+
+def test_metrics_are_on_the_disk_before_the_checkpoint(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(Path(path).name))
+    ran(tiny_recipe(train={"max_steps": 2, "checkpoint_every": 2}))
+    assert synced.index("metrics.jsonl") < synced.index("model.safetensors")
 
 
 def test_sample_images_and_curves_of_a_run(tiny_recipe: RecipeOf) -> None:

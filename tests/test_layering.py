@@ -111,6 +111,11 @@ def test_no_circle_of_files() -> None:
     assert graph == {}, "these files import each other in a circle, or import one that does"
 
 
+def test_nothing_that_is_shipped_imports_the_campaign() -> None:
+    for module in FILES:
+        assert "campaign" not in {name.split(".")[0] for name in imports(module)}, module
+
+
 def test_the_runtime_imports_nothing_heavy_and_none_of_ours() -> None:
     allowed = {"numpy", "tokenizers", "PIL", "onnxruntime", "rcdeploy_runtime", *sys.stdlib_module_names}
     extras = {"openvino_session.py": {"openvino"}, "trt_session.py": {"cuda"}, "trt_engines.py": {"cuda"}}

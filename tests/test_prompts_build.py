@@ -52,7 +52,7 @@ def test_include_and_exclude_match_whole_words(tmp_path: Path) -> None:
         assert source_of(pool).filtered == 5
         assert pool.facts.options["include"] == ["cats?"]
     assert list(build(tmp_path, path, include=["dog", r"cat\w+"])) == ["category", "two cats", "a dog", "cat_1"]
-    for wrong in ("(", "a)|(b", "[z-a]"):
+    for wrong in ("(", "a)|(b", "[z-a]", "\udc80"):
         with pytest.raises(RcdeployError, match="is no regular expression"):
             build(tmp_path, path, include=[wrong])
 

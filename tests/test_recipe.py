@@ -180,6 +180,17 @@ def test_numbers_are_finite_and_bounded(recipe_file: RecipeFile, override: str, 
     assert [e.split(":")[0] for e in errors_of(recipe_file(), override)] == [where]
 
 
+@pytest.mark.parametrize("path", ["a\0b", "x" * 256, "x/" * 3000])
+@pytest.mark.parametrize("key", ["teacher.path", "prompts.pool", "cache.folder"])
+def test_what_no_file_system_takes_is_no_path(recipe_file: RecipeFile, key: str, path: str) -> None:
+    section, name = key.split(".")
+    value = [path] if section == "prompts" else path
+    with pytest.raises(RcdeployError, match=f"{key}: .* is no path"):
+        load_recipe(recipe_file(**{section: {name: value}}))
+    with pytest.raises(RcdeployError, match=f"--set {key}: .* is no path"):
+        load_recipe(recipe_file(), [f"{key}={json.dumps(value)}"])
+
+
 @pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/b", "", "..", "-rf", "x" * 101, "a\nb", 3])
 def test_a_name_is_the_name_of_a_folder(recipe_file: RecipeFile, name: object) -> None:
     file = recipe_file()
