@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import shlex
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from rcdeploy_runtime.files import replacing
 
 from .attempts import FAILED, Attempt, Outcome
 from .families import FAMILIES
+from .journal import Journal
 from .materials import make_materials
 from .runner import ROOT, run_attempts
 from .table import Effort, failures, page, sentence, table
@@ -41,6 +41,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--family", nargs="+", choices=list(FAMILIES), default=list(FAMILIES))
     parser.add_argument("--only", nargs="+", metavar="FAMILY:NUMBER", help="these attempts alone")
     parser.add_argument("--docs", action="store_true", help="write results/campaign.md")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="note outcomes there, and repeat none that it has")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave what attempts left")
     options = parser.parse_args(arguments)
     for name in options.only or ():
@@ -50,7 +51,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def run(attempts: Sequence[Attempt], jobs: int, folder: Path, verbose: bool = False) -> list[Outcome]:
+def run(
+    attempts: Sequence[Attempt], jobs: int, folder: Path, journal: Journal | None = None, verbose: bool = False
+) -> list[Outcome]:
     """Run attempts in `folder`, which is empty; prints failures as they come."""
     materials = make_materials(folder / "materials")
     done = 0
@@ -58,6 +61,8 @@ def run(attempts: Sequence[Attempt], jobs: int, folder: Path, verbose: bool = Fa
     def report(outcome: Outcome) -> None:
         nonlocal done
         done += 1
+        if journal:
+            journal.note(outcome)
         if verbose or outcome.status == FAILED:
             text = f"{outcome.status}, {outcome.seconds:.1f} s: {sentence(outcome)}"
             print(text.encode("ascii", "backslashreplace").decode(), flush=True)
@@ -73,21 +78,30 @@ def main(arguments: Sequence[str]) -> int:
     if options.only:
         names = (name.partition(":") for name in options.only)
         attempts = [Attempt(family, int(number), options.seed) for family, _, number in names]
+    journal = Journal(options.resume)
+    missing = [attempt for attempt in attempts if attempt not in journal.outcomes]
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as temporary:
         folder = options.keep or Path(temporary) / "room"
         folder.mkdir(parents=True)
-        outcomes = run(attempts, options.jobs, folder, verbose=bool(options.only))
-    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(u.ru_utime + u.ru_stime for u in usage)
-    effort = Effort(time.monotonic() - started, cpu, options.jobs)
+        try:
+            run(missing, options.jobs, folder, journal, verbose=bool(options.only))
+        finally:
+            journal.add(_effort(started, options.jobs))
+    outcomes = [journal.outcomes[attempt] for attempt in attempts]
     print("\n".join([*table(outcomes), "", *failures(outcomes)]).encode("ascii", "backslashreplace").decode())
-    print(f"{effort.wall / 60:.1f} minutes, {effort.cpu / 60:.1f} of processor time")
+    print(f"{journal.effort.wall / 60:.1f} minutes, {journal.effort.cpu / 60:.1f} of processor time")
     if options.docs:
         with replacing(ROOT / "results/campaign.md") as beside:
-            command = shlex.join(["python", "-m", "campaign", *arguments])
-            beside.write_text(page(outcomes, command, options.seed, effort), encoding="utf-8")
+            command = f"python -m campaign --seed {options.seed} --attempts {options.attempts} --docs"
+            beside.write_text(page(outcomes, command, options.seed, journal.effort), encoding="utf-8")
     return int(any(outcome.status == FAILED for outcome in outcomes))
+
+
+def _effort(started: float, jobs: int) -> Effort:
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(u.ru_utime + u.ru_stime for u in usage)
+    return Effort(time.monotonic() - started, cpu, jobs)
 
 
 if __name__ == "__main__":

@@ -182,8 +182,13 @@ def run_attempts(
     threads = [threading.Thread(target=work, args=(number,)) for number in range(jobs)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:  # Ctrl-C: end with the attempts that are under way
+        errors.append(error)
+        for thread in threads:
+            thread.join()
     if errors:
         raise errors[0]
     return [outcomes[index] for index in sorted(outcomes)]

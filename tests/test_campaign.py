@@ -15,7 +15,8 @@ from campaign import __main__ as command
 from campaign import families, mutate, power, runner
 from campaign.attempts import DONE, FAILED, REFUSED, Attempt, Failed, Family, Outcome, Place
 from campaign.guard import Guard
-from campaign.table import failures, table
+from campaign.journal import Journal
+from campaign.table import Effort, failures, table
 from rcdeploy_runtime import RcdeployError
 
 SHORT = {"packages": 24, "recipes": 24, "prompt-files": 16, "network": 12}
@@ -168,3 +169,17 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path, synced: bool) -> 
             file.unlink()
     whole = {"the old contents", "the new contents"}
     assert seen == whole if synced else seen > whole
+
+
+def test_a_campaign_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    first, second = Attempt("recipes", 1), Attempt("recipes", 2)
+    journal = Journal(file)
+    journal.note(Outcome(first, REFUSED, "an input", "no \udc80"))
+    journal.add(Effort(10, 5, 2))
+    journal.add(Effort(1, 1, 2))
+    with file.open("a") as cut:
+        cut.write('{"attempt": {"fam')
+    again = Journal(file)
+    assert again.outcomes == {first: Outcome(first, REFUSED, "an input", "no \udc80")} and second not in again.outcomes
+    assert again.effort == Effort(11, 6, 2)
