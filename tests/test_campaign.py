@@ -19,7 +19,7 @@ from campaign.journal import Journal
 from campaign.table import Effort, failures, table
 from rcdeploy_runtime import RcdeployError
 
-SHORT = {"packages": 24, "recipes": 24, "prompt-files": 16, "network": 12}
+SHORT = {"recipes": 12, "prompt-files": 14, "network": 10, "packages": 18}
 """attempts of the families that load no torch"""
 
 
@@ -29,7 +29,7 @@ def test_a_short_part_of_it_survives(tmp_path: Path) -> None:
     outcomes = command.run(attempts, 1, tmp_path / "room")
     assert failures([o for o in outcomes if "GB of memory" not in o.text]) == []
     assert len(outcomes) == sum(SHORT.values())
-    assert sum(o.status == REFUSED for o in outcomes) > 30 and sum(o.status == DONE for o in outcomes) > 10
+    assert sum(o.status == REFUSED for o in outcomes) > 20 and sum(o.status == DONE for o in outcomes) > 6
     assert not any(path.name in ("evil", "ran", "unpickled") for path in tmp_path.rglob("*"))
 
 
