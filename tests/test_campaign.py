@@ -53,7 +53,7 @@ def eat(_place: Place, _random: Random) -> None:
 
 
 def eat_for_a_moment(_place: Place, _random: Random) -> None:
-    assert len(b"x" * 1_050_000_000)
+    assert len(b"x" * 1_100_000_000)
 
 
 def crash(_place: Place, _random: Random) -> None:
@@ -77,7 +77,7 @@ MISDEEDS: dict[str, tuple[Callable[[Place, Random], None], str, str]] = {
     "spin": (spin, FAILED, "not done after 1 s"),
     "abort": (abort, FAILED, "the process ended by SIGABRT"),
     "eat": (eat, FAILED, "GB of memory and was ended"),
-    "eat for a moment": (eat_for_a_moment, FAILED, "it took 1.1 GB of memory"),
+    "eat for a moment": (eat_for_a_moment, FAILED, "it took 1.1 GB of memory; then done"),
     "crash": (crash, FAILED, "TypeError: unsupported"),
     "leave": (leave, FAILED, "open outside its folder"),
     "refuse": (refuse, REFUSED, "no [red]such[/red] thing"),
@@ -159,12 +159,12 @@ def test_a_power_cut_takes_what_was_not_synced(tmp_path: Path, synced: bool) -> 
         beside.replace(tmp_path / "data/file")
 
     seen = set()
-    for number in range(40):
+    for number in range(20):
         for name in ("data", "aside"):
             (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / "data/file").write_text("the old contents")
         power_cut(tmp_path / "data", tmp_path / "aside", replace, 1 + number % 5, number)
-        seen.add((tmp_path / "data/file").read_text())
+        seen.add((tmp_path / "data/file").read_text() if (tmp_path / "data/file").is_file() else "")
         for file in [*(tmp_path / "aside").iterdir(), *(tmp_path / "data").iterdir()]:
             file.unlink()
     whole = {"the old contents", "the new contents"}
