@@ -252,6 +252,20 @@ def test_a_package_of_a_run_carries_its_recipes_captions(tmp_path: Path) -> None
     assert 40_000 < len("\n".join(captions)) <= 48_000
 
 
+def test_a_package_carries_the_captions_that_its_recipe_evaluates_with(tmp_path: Path) -> None:
+    (tmp_path / "held_out.txt").write_text("a red bag\na blue coat\n")
+    (tmp_path / "learnt.txt").write_text("a green boot\n")
+    recipe = {
+        "prompts": {"paired": [str(tmp_path / "learnt.txt")]},
+        "evaluate": {"prompt_files": [str(tmp_path / "held_out.txt")]},
+        "teacher": {"path": "teacher"},
+    }
+    source = ExportSource("r", tmp_path, tmp_path, Manifest(kind="run", recipe=recipe, facts={"cache_folder": "gone"}))
+    assert packaged_captions(source) == ["a red bag", "a blue coat"]
+    (tmp_path / "held_out.txt").unlink()
+    assert packaged_captions(source) == ["a green boot"]
+
+
 def test_the_former_name_of_a_precision_still_works() -> None:
     remarks: list[str] = []
     assert current_precision("onnx", "mixed", remarks.append) == "int8-matmul"

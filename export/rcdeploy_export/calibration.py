@@ -42,8 +42,17 @@ def representative_prompts(source: ExportSource, file: Path | None, count: int) 
 
 
 def packaged_captions(source: ExportSource) -> list[str]:
-    """At most MAX_CAPTIONS captions that the package carries, evenly over those that are known; may be empty."""
-    known = list(dict.fromkeys(" ".join(caption.split()) for caption in known_captions(source)))
+    """At most MAX_CAPTIONS captions that the package carries to be evaluated with; may be empty.
+
+    Evenly over those that the recipe evaluates with (evaluate.prompt_files), or else over those that are known.
+    """
+    section = source.run.recipe.get("evaluate", {}) if source.run else {}
+    scored = [Path(name) for name in section.get("prompt_files", [])]
+    if scored and all(file.exists() for file in scored):
+        captions = [caption for file in scored for caption in _read_captions(file)]
+    else:
+        captions = known_captions(source)
+    known = list(dict.fromkeys(" ".join(caption.split()) for caption in captions))
     known = [caption for caption in known if caption]
     captions = _evenly(known, min(MAX_CAPTIONS, len(known)))
     average = sum(len(caption.encode()) + 1 for caption in captions) / max(1, len(captions))
