@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.package import Package
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .model_config import native_latent_size, pixels_per_latent, read_supported_unet_config
 from .model_folder import Kind, ModelFolder
@@ -42,6 +43,7 @@ class ModelDescription:
         backends: what can run it, the default first.
         is_static: it makes images of image_size only.
         precision: of its UNet.
+        sampling: how it wants to be sampled.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ModelDescription:
     backends: tuple[str, ...]
     is_static: bool = False
     precision: str = "fp32"
+    sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
     def text_length(self) -> int:
@@ -124,6 +127,7 @@ def _describe_pipeline(model: ModelFolder) -> ModelDescription:
         image_size=(height * pixels, width * pixels),
         size_multiple=pixels,
         backends=TORCH_BACKENDS,
+        sampling=model.sampling or SamplingDefaults(),
     )
 
 
@@ -154,6 +158,7 @@ def _describe_package(model: ModelFolder) -> ModelDescription:
         backends=(FORMAT_BACKENDS[package.format],),
         is_static=bool(static),
         precision=str(manifest.facts.get("precision", {}).get("unet", "fp32")),
+        sampling=package.sampling,
     )
 
 

@@ -12,6 +12,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import KINDS as MANIFEST_KINDS
 from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
 from .model_config import check_no_checkpoint
 from .student.sd14 import SD14_UNET_CONFIG
@@ -52,6 +53,11 @@ class ModelFolder:
     path: Path | None = None
     pipeline: Path | None = None
     manifest: Manifest | None = None
+
+    @property
+    def sampling(self) -> SamplingDefaults | None:
+        """How the model wants to be sampled, as its manifest records it; None where nothing is recorded."""
+        return self.manifest.facts_as(SamplingFacts).sampling if self.manifest else None
 
     def require_pipeline(self) -> Path:
         """The folder in diffusers' layout. Raises RcdeployError for a run that has not written one, and for kinds

@@ -1,4 +1,4 @@
-"""DDIM sampling with classifier-free guidance, for the latent cache and for images."""
+"""Sampling with classifier-free guidance, for the latent cache (DDIM) and for images (any sampler of the runtime)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rcdeploy_runtime.noise_schedule import noise_generator
+from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule, noise_generator
+from rcdeploy_runtime.samplers import make_sampler
 
 from .diffusion_model import Condition, LatentDiffusionModel, predict
 from .random_streams import CACHE, generator
@@ -42,28 +43,68 @@ def sample_latents(
     *,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    sampler: str = "ddim",
+    seeds: Sequence[int] | None = None,
 ) -> Tensor:
-    """DDIM (eta 0) from x_T = noise [n, c, h, w] to scaled latents x_0 [n, c, h, w], fp32.
+    """From noise [n, c, h, w] to scaled latents x_0 [n, c, h, w], fp32.
 
     Args:
         condition: n rows. null: 1 row.
         guidance_scale: 1 or below computes the conditional branch alone.
+        sampler: one of rcdeploy_runtime's. DDIM (eta 0) is diffusers' class, on the model's device.
+        seeds: of the images, for the noise that ancestral samplers and LCM add; 0, 1, 2 ... by default.
+
+    Raises:
+        RcdeployError: for a sampler that is unknown, or that cannot take so many steps.
     """
-    schedule = DDIMScheduler.from_config(schedule.config)
-    schedule.set_timesteps(num_inference_steps)
-    dtype = condition.prompt_embeds.dtype
     device = condition.prompt_embeds.device
-    latents = noise.to(device) * schedule.init_noise_sigma
     guided = guidance_scale > 1
     conditions = Condition.cat([null.take([0] * len(condition)), condition]) if guided else condition
-    for t in schedule.timesteps:
-        latent_input = torch.cat([latents, latents]) if guided else latents
-        noise_pred = predict(unet, latent_input.to(dtype), t.to(device).expand(len(latent_input)), conditions).float()
-        if guided:
-            noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
-            noise_pred = noise_pred_uncond + guidance_scale * (noise_pred_text - noise_pred_uncond)
-        latents = schedule.step(noise_pred, t, latents).prev_sample
-    return latents
+
+    def noise_pred(x: Tensor, t: Tensor) -> Tensor:
+        x = x.to(device, condition.prompt_embeds.dtype)
+        x = torch.cat([x, x]) if guided else x
+        output = predict(unet, x, t.to(device).expand(len(x)), conditions).float()
+        if not guided:
+            return output
+        unconditional, conditional = output.chunk(2)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    if sampler == "ddim":
+        ddim = DDIMScheduler.from_config(schedule.config)
+        ddim.set_timesteps(num_inference_steps)
+        latents = noise.to(device) * ddim.init_noise_sigma
+        for t in ddim.timesteps:
+            latents = ddim.step(noise_pred(latents, t), t, latents).prev_sample
+        return latents
+
+    further_noise = _FurtherNoise(range(len(noise)) if seeds is None else seeds, tuple(noise.shape[1:]))
+    config = {key: value for key, value in schedule.config.items() if not key.startswith("_")}
+    made = make_sampler(sampler, NoiseSchedule.from_config(config), num_inference_steps, further_noise)
+    x = noise.cpu().numpy() * np.float32(made.init_noise_sigma)
+    for i, timestep in enumerate(made.timesteps):
+        model_input = torch.from_numpy(made.scale_model_input(x, i).astype(np.float32, copy=False))
+        output = noise_pred(model_input, torch.tensor(round(float(timestep))))  # whole, as the runtime's graphs take it
+        x = made.step(output.cpu().numpy(), i, x).astype(np.float32, copy=False)
+    return torch.from_numpy(x).to(device)
+
+
+class _FurtherNoise:
+    """Noise [n, c, h, w] as rcdeploy_runtime draws it for these seeds after x_T."""
+
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        self._seeds = seeds
+        self._shape = shape
+        self._generators: list[np.random.Generator] = []
+
+    def __call__(self) -> Array:
+        if not self._generators:
+            self._generators = [noise_generator(seed) for seed in self._seeds]
+            self._draw()  # x_T
+        return self._draw()
+
+    def _draw(self) -> Array:
+        return np.stack([g.standard_normal(self._shape, np.float32) for g in self._generators])
 
 
 def sample_images(
@@ -77,14 +118,18 @@ def sample_images(
     decode_batch_size: int | None = None,
     num_inference_steps: int = 25,
     guidance_scale: float = 7.5,
+    sampler: str = "ddim",
+    seeds: Sequence[int] | None = None,
 ) -> Tensor:
     """Images [n, 3, H, W] in [0, 1] of n prompts, from start noise [n, c, h, w].
 
     Args:
         unet, schedule: in place of the model's own, so that two UNets can be compared image by image.
         batch_size: images sampled at once. decode_batch_size: images decoded at once, by default as many.
+        sampler, seeds: as in sample_latents. With runtime_noise's seeds the images are those of a package.
     """
     null = model.encode_prompts([""])
+    seeds = range(len(prompts)) if seeds is None else seeds
     images = []
     for start in range(0, len(prompts), batch_size):
         rows = slice(start, start + batch_size)
@@ -96,6 +141,8 @@ def sample_images(
             null,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
+            sampler=sampler,
+            seeds=seeds[rows],
         )
         images.append(model.decode(latents, decode_batch_size or batch_size).cpu())
     return torch.cat(images)

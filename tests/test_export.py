@@ -34,6 +34,7 @@ from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.onnx_session import OnnxSession
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 run = CliRunner().invoke
 
@@ -142,6 +143,7 @@ def test_images_are_compared_with_torchs_and_judged(package: Path, small_model: 
         "fp16",
         judge=tmp_path / "judge",
         clip=None,
+        sampling=SamplingDefaults("tcd", 2, 1.0),
         progress=lambda *_: None,
     )
     assert result["count"] == 3 and result["grey_levels"] < 0.5

@@ -12,6 +12,7 @@ import torch
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.noise_schedule import NoiseSchedule
 from rcdeploy_runtime.samplers import SAMPLERS, make_sampler
+from rcdeploy_runtime.sampling_defaults import FEW_STEP_SAMPLERS
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 PEERS = {
@@ -21,7 +22,10 @@ PEERS = {
     "euler_ancestral": diffusers.EulerAncestralDiscreteScheduler,
     "dpm++": diffusers.DPMSolverMultistepScheduler,
     "lcm": diffusers.LCMScheduler,
+    "tcd": diffusers.TCDScheduler,
 }
+OPTIONS = {"tcd": {"eta": 0.0}}
+"""keyword arguments of diffusers' step"""
 SCHEDULES = [
     {**SD, "timestep_spacing": spacing, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
     for spacing in ("leading", "trailing", "linspace")
@@ -30,6 +34,7 @@ SCHEDULES = [
     {**SD, "timestep_spacing": "leading", "set_alpha_to_one": True, "clip_sample": True, "clip_sample_range": 1.5},
     {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False},
     {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, "timestep_spacing": "leading"},
+    {**SD, "clip_sample": False, "original_inference_steps": 10, "timestep_scaling": 5.0},
     {**SD, "timestep_spacing": "trailing", "clip_sample": False, "rescale_betas_zero_snr": True},
 ]
 
@@ -41,8 +46,10 @@ def model(x: np.ndarray, t: float) -> np.ndarray:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("schedule", range(len(SCHEDULES)))
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 4, 25])
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [(name, steps) for name in SAMPLERS for steps in ((1, 2, 4, 8) if name in FEW_STEP_SAMPLERS else (1, 4, 25))],
+)
 def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch):
     config = {**SCHEDULES[schedule], "prediction_type": prediction}
     if config.get("rescale_betas_zero_snr") and prediction == "epsilon" and name != "pndm":
@@ -67,7 +74,9 @@ def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch)
     theirs = torch.from_numpy(x.copy())
     for i, t in enumerate(peer.timesteps):
         model_input = peer.scale_model_input(theirs, t).numpy()
-        theirs = peer.step(torch.from_numpy(model(model_input, float(t))), t, theirs).prev_sample
+        theirs = peer.step(
+            torch.from_numpy(model(model_input, float(t))), t, theirs, **OPTIONS.get(name, {})
+        ).prev_sample
         x = ours.step(model(ours.scale_model_input(x, i), float(t)), i, x).astype(np.float32)
         assert np.abs(x - theirs.numpy()).max() <= tolerance * max(1.0, np.abs(x).max()), f"visit {i}"
 
@@ -122,7 +131,7 @@ def test_every_number_of_steps_is_drawn_or_refused(name, spacing, offset):
 
 def test_a_step_without_signal_is_refused_where_it_cannot_be_computed():
     schedule = NoiseSchedule.from_config({**SD, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True})
-    for name in ("ddim", "lcm"):
+    for name in ("ddim", "lcm", "tcd"):
         with pytest.raises(RcdeployError, match="zero SNR"):
             make_sampler(name, schedule, 10, lambda: np.zeros(1))
     for name in ("euler", "euler_ancestral", "dpm++", "pndm"):

@@ -16,12 +16,15 @@ from rcdeploy.sampling import sample_latents, starting_noise
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.noise_schedule import Array
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .source import ExportSource
 
 GENERIC_PROMPTS = ["", "a photo", "a picture of a thing on a background", "an object in front of a wall"]
 """for a diffusers folder of which no captions are known"""
 MAX_CAPTIONS = 1000
+MAX_STEPS = 10
+"""of latents sampled for calibration"""
 MAX_CAPTION_BYTES = 48_000
 """together; so that captions stay a small part of a package"""
 PIXELS_AT_ONCE = 8 * 64 * 64
@@ -73,12 +76,17 @@ def known_captions(source: ExportSource) -> list[str]:
 
 
 def calibration_inputs(
-    source: ExportSource, model: LatentDiffusionModel, file: Path | None, progress: Progress, count: int = 32
+    source: ExportSource,
+    model: LatentDiffusionModel,
+    file: Path | None,
+    sampling: SamplingDefaults,
+    progress: Progress,
+    count: int = 32,
 ) -> list[dict[str, Array]]:
     """UNet inputs of batch size 1 at `count` timesteps, spread evenly: noised latents with their prompts.
 
     Latents and prompts come from the run's latent cache where it still exists, else the model samples latents of the
-    captions in `file` or of representative ones.
+    captions in `file` or of representative ones, as it wants to be sampled (in MAX_STEPS at most).
     """
     cache = _open_cache(source) if file is None else None
     if cache:
@@ -87,7 +95,7 @@ def calibration_inputs(
         prompts = [cache.prompts[i] for i in rows]
     else:
         distinct = representative_prompts(source, file, 8)
-        latents = _sample(model, distinct, progress)
+        latents = _sample(model, distinct, sampling, progress)
         rows = [i % len(distinct) for i in range(count)]
         x_0 = latents[rows]
         prompts = [distinct[i] for i in rows]
@@ -106,7 +114,9 @@ def calibration_inputs(
     ]
 
 
-def _sample(model: LatentDiffusionModel, prompts: list[str], progress: Progress) -> torch.Tensor:
+def _sample(
+    model: LatentDiffusionModel, prompts: list[str], sampling: SamplingDefaults, progress: Progress
+) -> torch.Tensor:
     """Latents [n, c, h, w] of the prompts, in batches that memory can hold."""
     shape = model.latent_shape()
     batch_size = max(1, PIXELS_AT_ONCE // (shape[1] * shape[2] * model.pixels_per_latent**2))
@@ -122,7 +132,7 @@ def _sample(model: LatentDiffusionModel, prompts: list[str], progress: Progress)
                 starting_noise(1, indices, shape, CALIBRATION),
                 model.encode_prompts([prompts[i] for i in indices]),
                 null,
-                num_inference_steps=10,
+                **vars(sampling.override(num_inference_steps=min(MAX_STEPS, sampling.num_inference_steps))),
             )
         )
     progress("calibration latents", len(prompts), len(prompts))

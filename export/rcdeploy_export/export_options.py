@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8", "int8-matmul"),
@@ -61,12 +62,13 @@ class ExportOptions:
         vae_precision: fp32 or fp16; fp16 decoders of some models overflow into black images.
         opset: of the ONNX graphs; None takes the format's default.
         static: fixes every shape at one image of the model's native size, or of `image_size`; two rows in the
-            UNet, for guidance.
+            UNet for guidance, one where the model is sampled without.
         image_size: (height, width) in pixels, for static exports.
         external_data: stores weights beside the graph, even below 2 GB.
         prompts: a file of captions to calibrate with and to draw; by default those of the run.
         image_count: images that compare a smaller precision with torch; None takes as many as a minute allows.
         clip: the folder of a CLIP model that scores those images.
+        sampling: that the package records instead of the run's own.
     """
 
     format: str = "onnx"
@@ -79,6 +81,7 @@ class ExportOptions:
     prompts: Path | None = None
     image_count: int | None = None
     clip: Path | None = None
+    sampling: SamplingDefaults | None = None
 
     def __post_init__(self) -> None:
         _check_choice("--format", self.format, tuple(PRECISIONS))

@@ -16,6 +16,7 @@ from rcdeploy.progress import Progress
 from rcdeploy_runtime.files import new_folder, replacing
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.noise_schedule import Array
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 from rcdeploy_runtime.sessions import Session, open_session
 
 from .calibration import calibration_inputs, representative_prompts
@@ -47,12 +48,13 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         model.load(name)
     progress("loading", len(NETWORKS), len(NETWORKS))
     networks = components(model)
+    sampling = options.sampling or source.sampling or SamplingDefaults()
     latent_size = _latent_size(model, options)
     with new_folder(out) as folder:
         copy_configs(source, model, folder)
         reduced = options.precision != "fp32"
-        samples = calibration_inputs(source, model, options.prompts, progress) if reduced else []
-        exporter = _ComponentExporter(model, options, folder, latent_size, samples)
+        samples = calibration_inputs(source, model, options.prompts, sampling, progress) if reduced else []
+        exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
         parities = [exporter.export(component, progress) for component in networks]
         shutil.rmtree(folder / ".raw")
         if options.format == "openvino":
@@ -91,6 +93,7 @@ class _ComponentExporter:
         folder: of the package.
         latent_size: (height, width).
         samples: UNet inputs to calibrate and measure with; empty for fp32.
+        sampling: how the model wants to be sampled.
         measured: facts about a smaller precision, filled by the UNet's export.
     """
 
@@ -99,13 +102,16 @@ class _ComponentExporter:
     folder: Path
     latent_size: tuple[int, int]
     samples: list[dict[str, Array]]
+    sampling: SamplingDefaults
     measured: dict[str, Any] = field(default_factory=dict)
 
     def export(self, component: Component, progress: Progress) -> Parity:
         """Traces, converts and compares a component; its fp32 graph stays in .raw/ meanwhile, to be compared with."""
         options = self.options
         precision = options.precision_of(component.name)
-        static = (2 if component.name == "unet" else 1, *self.latent_size) if options.static else None
+        static = (
+            (self.sampling.unet_rows if component.name == "unet" else 1, *self.latent_size) if options.static else None
+        )
         multiple = size_multiple(self.model.unet_config)
         shapes = shapes_to_compare(component.name, self.latent_size, multiple, static)
         if precision == "int8":  # scales were calibrated at the native size, and hold there
@@ -173,10 +179,13 @@ class _ComponentExporter:
             baseline = raw
         sessions = {"fp32": self._open_session(baseline, "fp32"), precision: session}
         seconds = seconds_per_step(
-            sessions, self.samples[len(self.samples) // 2], lambda done, total: progress("unet speed", done, total)
+            sessions,
+            self.samples[len(self.samples) // 2],
+            self.sampling.unet_rows,
+            lambda done, total: progress("unet speed", done, total),
         )
         self.measured = {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
-        if not self.options.static:  # a static UNet takes a batch of two, of its own size
+        if not self.options.static:  # a static UNet takes its own batch and size
             self.measured["unet_error_by_timestep"] = error_by_timestep(
                 session, self.model, self.samples, lambda done, total: progress("unet error", done, total)
             )
@@ -187,7 +196,7 @@ def _compare_images(source: ExportSource, exporter: _ComponentExporter, progress
     options = exporter.options
     count = options.image_count
     if count is None:
-        count = affordable_images(exporter.measured["seconds_per_step"])
+        count = affordable_images(exporter.measured["seconds_per_step"], exporter.sampling.num_inference_steps)
     if count == 0:
         return {"count": 0}
     return compare_images(
@@ -197,6 +206,7 @@ def _compare_images(source: ExportSource, exporter: _ComponentExporter, progress
         options.precision,
         judge=source.judge,
         clip=options.clip,
+        sampling=exporter.sampling,
         progress=lambda done, total: progress("images", done, total),
     )
 

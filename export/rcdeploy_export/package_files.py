@@ -83,6 +83,8 @@ def package_manifest(
         "source": source.name,
         "student": run.facts.get("student") if run else None,
     }
+    if sampling := options.sampling or source.sampling:
+        facts["sampling"] = dict(vars(sampling))
     if (folder / CAPTIONS).is_file():
         facts["captions"] = CAPTIONS
     if source.judge is not None:

@@ -17,6 +17,7 @@ from rcdeploy.evaluate.judge import Judge
 from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.package import Package
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 from rcdeploy_runtime.sessions import Session
 from rcdeploy_runtime.text_to_image import TextToImage
 
@@ -26,8 +27,6 @@ SECONDS_FOR_IMAGES = 60.0
 """budget of the comparison by images, when their number is not given"""
 MAX_IMAGES = 32
 """of that comparison, when their number is not given"""
-NUM_INFERENCE_STEPS = 25
-GUIDANCE_SCALE = 7.5
 WARM_UP_TURNS = 2
 TIMED_TURNS = 7
 MIN_SPEEDUP = 1.05
@@ -64,15 +63,17 @@ def error_by_timestep(
     ]
 
 
-def seconds_per_step(sessions: dict[str, Session], sample: dict[str, Array], progress: OnProgress) -> dict[str, float]:
-    """Median seconds of one guided UNet step (batch size 2) by session, in turns, so that other load affects all."""
-    guided = {k: np.concatenate([v, v]) if np.ndim(v) > 1 else v for k, v in sample.items()}
+def seconds_per_step(
+    sessions: dict[str, Session], sample: dict[str, Array], rows: int, progress: OnProgress
+) -> dict[str, float]:
+    """Median seconds of one UNet step by session, in turns, so that other load affects all. rows: 2 with guidance."""
+    step = {k: np.concatenate([v] * rows) if np.ndim(v) > 1 else v for k, v in sample.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     turns = WARM_UP_TURNS + TIMED_TURNS
     for turn in range(turns):
         for name, session in sessions.items():
             started = time.perf_counter()
-            session.run(guided)
+            session.run(step)
             if turn >= WARM_UP_TURNS:
                 times[name].append(time.perf_counter() - started)
         progress(turn + 1, turns)
@@ -87,9 +88,9 @@ def verdict(seconds: dict[str, float], precision: str) -> str:
     return f"not faster than fp32 on this machine ({ratio:.2f} times as fast): it saves bytes, not time"
 
 
-def affordable_images(seconds: dict[str, float]) -> int:
+def affordable_images(seconds: dict[str, float], num_inference_steps: int) -> int:
     """Images that fit into SECONDS_FOR_IMAGES, each drawn by the package and by torch (about as slow as fp32)."""
-    return min(MAX_IMAGES, int(SECONDS_FOR_IMAGES / (NUM_INFERENCE_STEPS * sum(seconds.values()))))
+    return min(MAX_IMAGES, int(SECONDS_FOR_IMAGES / (num_inference_steps * sum(seconds.values()))))
 
 
 def compare_images(
@@ -100,6 +101,7 @@ def compare_images(
     *,
     judge: Path | None,
     clip: Path | None,
+    sampling: SamplingDefaults,
     progress: OnProgress,
 ) -> dict[str, Any]:
     """Images from the same noise by torch in fp32 and by the package: their difference, and a judge's or CLIP's scores.
@@ -111,6 +113,7 @@ def compare_images(
         precision: of the package, a key of the result.
         judge: the folder of a judge (evaluate/judge.py).
         clip: the folder of a CLIP model (evaluate/clip_score.py).
+        sampling: of the images.
         progress: called with (images drawn by both, all).
 
     Returns:
@@ -118,7 +121,7 @@ def compare_images(
         precision: ...}, "clip_score"?: {"fp32", precision}}.
     """
     package = TextToImage(Package(folder, verify=False), "cpu")
-    settings: dict[str, Any] = {"num_inference_steps": NUM_INFERENCE_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    settings: dict[str, Any] = dict(vars(sampling))
     size = package.height, package.width
     batch_size = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))
     package_images: list[Tensor] = []
@@ -128,7 +131,9 @@ def compare_images(
         seeds = range(start, min(start + batch_size, len(prompts)))
         noise = runtime_noise(model, seeds, size)
         batch = [prompts[k] for k in seeds]
-        torch_images.append(sample_images(model, batch, noise, batch_size=len(batch), decode_batch_size=1, **settings))
+        torch_images.append(
+            sample_images(model, batch, noise, batch_size=len(batch), decode_batch_size=1, seeds=seeds, **settings)
+        )
         for k in seeds:
             image = package.generate(prompts[k], seed=k, **settings)[0][0]
             package_images.append(torch.from_numpy(np.array(image)).movedim(-1, 0) / 255)

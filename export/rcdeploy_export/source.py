@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from rcdeploy.judge_files import judge_of
 from rcdeploy.model_config import pixels_per_latent, read_unet_config, size_multiple
 from rcdeploy.model_folder import resolve
 from rcdeploy.recipe_file import portable
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
+from rcdeploy_runtime.limits import MAX_GUIDANCE_SCALE
 from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.noise_schedule import CONFIG_FILE, NoiseSchedule
+from rcdeploy_runtime.samplers import make_sampler
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
 if TYPE_CHECKING:
     from rcdeploy.diffusion_model import LatentDiffusionModel
@@ -67,6 +73,20 @@ class ExportSource:
             raise RcdeployError(
                 f"{option}: {size[0]}x{size[1]} is not possible, both must be multiples of {multiple} pixels"
             )
+
+    @property
+    def sampling(self) -> SamplingDefaults | None:
+        """How the run records that its student wants to be sampled; None for other folders, and for old runs."""
+        return self.run.facts_as(SamplingFacts).sampling if self.run else None
+
+    def check_sampling(self, sampling: SamplingDefaults) -> None:
+        """Raises RcdeployError for a sampler, steps or guidance that the model's noise schedule does not allow."""
+        if not 0 <= sampling.guidance_scale <= MAX_GUIDANCE_SCALE:  # NaN too
+            raise RcdeployError(
+                f"--guidance-scale {sampling.guidance_scale:g}: 0 to {MAX_GUIDANCE_SCALE:g} are allowed"
+            )
+        schedule = NoiseSchedule.from_config(read_json(self.folder / CONFIG_FILE), str(self.folder / CONFIG_FILE))
+        make_sampler(sampling.sampler, schedule, sampling.num_inference_steps, lambda: np.zeros(1))
 
     @property
     def teacher_folder(self) -> Path:

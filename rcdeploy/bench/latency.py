@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.samplers import SAMPLERS
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from ..machine import busy_warning, describe, gemm_rate
 from ..model_description import COMPONENTS, FORMAT_BACKENDS, TORCH_BACKENDS, ModelDescription
@@ -45,7 +47,7 @@ class Settings:
     Attributes:
         size: (height, width) in pixels of every model's images; None takes the first model's default.
         sizes: further sizes at which UNet and decoder are timed.
-        num_inference_steps, guidance_scale: of an image.
+        num_inference_steps, guidance_scale, sampler: of an image; None takes each model's own.
         runs: timed calls of each component.
         threads: None takes torch's default.
         device: auto, cpu, cuda.
@@ -56,8 +58,9 @@ class Settings:
 
     size: tuple[int, int] | None = None
     sizes: tuple[tuple[int, int], ...] = ()
-    num_inference_steps: int = 25
-    guidance_scale: float = 7.5
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
     runs: int = 9
     threads: int | None = None
     device: str = "auto"
@@ -67,15 +70,21 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value, least in (
-            ("steps", self.num_inference_steps, 1),
+            ("steps", 1 if self.num_inference_steps is None else self.num_inference_steps, 1),
             ("runs", self.runs, 3),  # fewer have no spread to compare by
             ("threads", self.threads or 1, 1),
         ):
             if value < least:
                 raise RcdeployError(f"{name} must be at least {least}, not {value}")
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise RcdeployError(f"there is no sampler {self.sampler!r}", fix=f"Samplers: {', '.join(SAMPLERS)}.")
         for backend in self.backends:
             if backend not in BACKENDS:
                 raise RcdeployError(f"there is no backend {backend!r}", fix=f"Backends: {', '.join(BACKENDS)}.")
+
+    def sampling(self, model: ModelDescription) -> SamplingDefaults:
+        """How an image of this model is sampled."""
+        return model.sampling.override(self.sampler, self.num_inference_steps, self.guidance_scale)
 
 
 def bench(models: Sequence[ModelDescription], settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -83,11 +92,12 @@ def bench(models: Sequence[ModelDescription], settings: Settings, progress: Prog
 
     Returns:
         {"machine", "settings", "warnings", "subjects"}, JSON-able; times in seconds. warnings: sentences on why the
-        timings may mislead. subjects[i]: name, kind, source, components {name: parameters, bytes, macs_thop, macs},
-        image {macs_thop, macs}, backends {name: precision, device, import_seconds, load_seconds, first_image_seconds,
-        peak_memory_bytes, timings {component or "image": median, p10, p90, min, max, runs}, sizes {"HxW": timings},
-        gmacs_per_second, share_of_gemm}}. share_of_gemm is None off the processor. MACs are of a batch of one; a timed
-        UNet call has a batch of the guidance branches.
+        timings may mislead. settings: steps and guidance are null where the models have different ones. subjects[i]:
+        name, kind, source, sampling {sampler, num_inference_steps, guidance_scale}, components {name: parameters,
+        bytes, macs_thop, macs}, image {macs_thop, macs}, backends {name: precision, device, import_seconds,
+        load_seconds, first_image_seconds, peak_memory_bytes, timings {component or "image": median, p10, p90, min, max,
+        runs}, sizes {"HxW": timings}, gmacs_per_second, share_of_gemm}}. share_of_gemm is None off the processor. MACs
+        are of a batch of one; a timed UNet call has a batch of the guidance branches.
 
     Raises:
         RcdeployError: a model cannot do what is requested; before anything is started.
@@ -102,8 +112,7 @@ def bench(models: Sequence[ModelDescription], settings: Settings, progress: Prog
         "settings": {
             "height": size[0],
             "width": size[1],
-            "num_inference_steps": settings.num_inference_steps,
-            "guidance_scale": settings.guidance_scale,
+            **_common([row["sampling"] for row in rows]),
             "threads": threads,
             "device": settings.device,
         },
@@ -146,14 +155,32 @@ def summary(seconds: Sequence[float]) -> Timings:
 
 def _costs(model: ModelDescription, settings: Settings, size: tuple[int, int]) -> dict[str, Any]:
     components = component_costs(model, size)
+    sampling = settings.sampling(model)
     return {
         "name": model.name,
         "kind": model.kind,
         "source": model.source,
+        "sampling": dict(vars(sampling)),
         "components": components,
-        "image": image_macs(components, settings.num_inference_steps, settings.guidance_scale),
+        "image": image_macs(components, sampling.num_inference_steps, sampling.guidance_scale),
         "backends": {},
     }
+
+
+def _common(samplings: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all models are sampled with; None where they differ."""
+    first = samplings[0]
+    return {key: value if all(s[key] == value for s in samplings) else None for key, value in first.items()}
+
+
+def sampling_text(settings: Mapping[str, Any]) -> str:
+    """Steps and guidance that the models have in common."""
+    steps, guidance = settings["num_inference_steps"], settings["guidance_scale"]
+    texts = [
+        "each model's own steps" if steps is None else f"{steps} step{'s' if steps > 1 else ''}",
+        "each model's own guidance" if guidance is None else f"guidance {guidance:g}",
+    ]
+    return "each model's own steps and guidance" if steps is None and guidance is None else ", ".join(texts)
 
 
 def _default_threads() -> int:
@@ -235,15 +262,15 @@ def _task(
     model: ModelDescription, backend: str, settings: Settings, latent_size: tuple[int, int], threads: int
 ) -> dict[str, Any]:
     """What latency_worker reads, JSON-able."""
+    sampling = settings.sampling(model)
     return {
         "backend": backend,
         "folder": str(model.folder) if model.folder else None,
         "configs": {} if model.folder else model.configs,
         "text_length": model.text_length,
         "latent_size": latent_size,
-        "unet_batch_size": branches(settings.guidance_scale),
-        "num_inference_steps": settings.num_inference_steps,
-        "guidance_scale": settings.guidance_scale,
+        "unet_batch_size": branches(sampling.guidance_scale),
+        "sampling": dict(vars(sampling)),
         "threads": threads,
         "device": settings.device,
     }

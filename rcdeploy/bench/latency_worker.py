@@ -137,22 +137,21 @@ class _TorchModel:
         return self.text_encoder(ids).last_hidden_state
 
     def image(self) -> None:
-        """Make one image in full: tokenizer, text encoder, DDIM with guidance, decoder."""
+        """Make one image in full: tokenizer, text encoder, sampling, decoder."""
         from ..sampling import sample_latents, starting_noise
 
         task = self.task
         shape = (int(self.unet.config.in_channels), *task["latent_size"])
         self.images_made += 1
         condition = self.encode([prompt(self.images_made)])
-        null = self.encode([""]) if task["guidance_scale"] > 1 else condition
+        null = self.encode([""]) if task["sampling"]["guidance_scale"] > 1 else condition
         latents = sample_latents(
             self.unet,
             self.schedule,
             starting_noise(0, [self.images_made], shape),
             condition,
             null,
-            num_inference_steps=task["num_inference_steps"],
-            guidance_scale=task["guidance_scale"],
+            **task["sampling"],
         )
         self.vae.decode(latents / self.vae.config.scaling_factor).sample.cpu()
 
@@ -210,8 +209,7 @@ class _PackageModel:
             prompt(self.images_made),
             negative_prompt=f"not number {self.images_made}",
             seed=self.images_made,
-            num_inference_steps=task["num_inference_steps"],
-            guidance_scale=task["guidance_scale"],
+            **task["sampling"],
             height=task["latent_size"][0] * pixels,
             width=task["latent_size"][1] * pixels,
         )

@@ -26,6 +26,7 @@ Table = tuple[str, list[dict[str, Any]]]
 COMPONENT_TITLES = {"text_encoder": "text", "unet": "UNet", "vae_decoder": "decoder"}
 IMAGE = "image"
 SAME = "same"
+OWN = "each model's own"
 TEXT_COLUMNS = ("model", "backend", "part")
 
 
@@ -43,8 +44,11 @@ def bench_command(
         None, metavar="HxW", help="Size of the images in pixels; by default the first model's own."
     ),
     sizes: str = typer.Option("", metavar="HxW,...", help="Time UNet and decoder at these sizes too: 64x64,128x64."),
-    steps: int = typer.Option(25, help="Denoising steps of an image."),
-    guidance_scale: float = typer.Option(7.5, help="Above 1, each step runs the UNet with a batch of two."),
+    steps: int | None = typer.Option(None, help="Denoising steps of an image.", show_default=OWN),
+    guidance_scale: float | None = typer.Option(
+        None, help="Above 1, each step runs the UNet with a batch of two.", show_default=OWN
+    ),
+    sampler: str | None = typer.Option(None, help="ddim, dpm++, lcm, tcd ...", show_default=OWN),
     runs: int = typer.Option(9, help="Timed calls of each part, after one that warms up."),
     threads: int | None = THREADS,
     device: str = DEVICE,
@@ -84,6 +88,7 @@ def bench_command(
         sizes=further_sizes,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
+        sampler=sampler,
         runs=runs,
         threads=threads,
         device=device,
@@ -109,11 +114,10 @@ def bench_command(
 
 def tables(result: dict[str, Any]) -> list[Table]:
     """(title, rows) of costs and, where something was timed, of times and of processes; values are formatted."""
+    from ..bench.latency import sampling_text
+
     settings = result["settings"]
-    image = (
-        f"{settings['height']} x {settings['width']} pixels, {settings['num_inference_steps']} steps, "
-        f"guidance {settings['guidance_scale']:g}"
-    )
+    image = f"{settings['height']} x {settings['width']} pixels, {sampling_text(settings)}"
     costs: Table = (f"Costs at {image}; calls with a batch of one; x: times the first", _cost_rows(result))
     time_rows = _time_rows(result)
     if not time_rows:
@@ -171,10 +175,13 @@ def _cost_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
         parts[IMAGE] = {**_sums(model["components"]), **model["image"]}
         first = first or parts
         for part, costs in parts.items():
+            title = part
+            if part == IMAGE and result["settings"]["num_inference_steps"] is None:
+                title = f"{IMAGE}, {model['sampling']['num_inference_steps']} steps"
             rows.append(
                 {
                     "model": model["name"],
-                    "part": part,
+                    "part": title,
                     "parameters": costs["parameters"],
                     "x size": costs["parameters"] / first[part]["parameters"],
                     "MB": None if costs["bytes"] is None else costs["bytes"] / 1e6,
@@ -194,10 +201,10 @@ def _sums(components: dict[str, dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _timed(result: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+def _timed(result: dict[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
     """(model, backend with its precision if not fp32, measurement) of all that was timed."""
     return [
-        (model["name"], name if m["precision"] == "fp32" else f"{name} {m['precision']}", m)
+        (model, name if m["precision"] == "fp32" else f"{name} {m['precision']}", m)
         for model in result["subjects"]
         for name, m in model["backends"].items()
     ]
@@ -207,21 +214,21 @@ def _time_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     from ..bench.costs import branches
     from ..bench.latency import ratio
 
-    batch_size = branches(result["settings"]["guidance_scale"])
-    titles = {**COMPONENT_TITLES, "unet": f"UNet, batch of {batch_size}"}
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
-    for name, backend, measurement in _timed(result):
-        parts = {titles.get(part, IMAGE): timings for part, timings in measurement["timings"].items()}
+    for model, backend, measurement in _timed(result):
+        sampling = model["sampling"]
+        titles = {**COMPONENT_TITLES, "unet": f"UNet, batch of {branches(sampling['guidance_scale'])}"}
+        parts = dict(measurement["timings"])
         for at, sized in measurement["sizes"].items():
             parts |= {f"{COMPONENT_TITLES[part]} {at}": timings for part, timings in sized.items()}
         for part, timings in parts.items():
             relative = ratio(timings, first[part]) if first else 1.0
             rows.append(
                 {
-                    "model": name,
+                    "model": model["name"],
                     "backend": backend,
-                    "part": part,
+                    "part": titles.get(part, part),
                     "median": _milliseconds(timings["median"]),
                     "p90": _milliseconds(timings["p90"]),
                     "min-max": f"{_milliseconds(timings['min'])}-{_milliseconds(timings['max'])}",
@@ -234,12 +241,12 @@ def _time_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _process_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, backend, measurement in _timed(result):
+    for model, backend, measurement in _timed(result):
         memory = measurement["peak_memory_bytes"]
         share = measurement["share_of_gemm"]
         rows.append(
             {
-                "model": name,
+                "model": model["name"],
                 "backend": backend,
                 "import": measurement["import_seconds"],
                 "load": measurement["load_seconds"],

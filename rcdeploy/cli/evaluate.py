@@ -41,8 +41,9 @@ def evaluate_command(
     judge: Path | None = typer.Option(None, help="A judge; by default the one in the teacher's folder."),
     checkpoint: str | None = typer.Option(None, metavar="best|last|STEP", help="EMA weights of a run's checkpoint."),
     seed: int | None = typer.Option(None, min=0, help="Image i is that of rcdeploy generate --seed SEED+i."),
-    steps: int | None = typer.Option(None, min=1, help="DDIM steps; by default the recipe's, or 25."),
-    guidance_scale: float | None = typer.Option(None, min=0, help="By default the recipe's, or 7.5."),
+    steps: int | None = typer.Option(None, min=1, help="Denoising steps; by default the model's own, or 25."),
+    guidance_scale: float | None = typer.Option(None, min=0, help="By default the model's own, or 7.5."),
+    sampler: str | None = typer.Option(None, help="ddim, lcm, tcd ...; by default the model's own, or ddim."),
     resize: int | None = typer.Option(
         None, min=0, help="Image size in pixels to score at; by default 256 of 512; 0 for the native size."
     ),
@@ -59,8 +60,8 @@ def evaluate_command(
 ) -> None:
     """Generate images with a model and score them: FID, IS, CLIP score, BLIP-VQA, a judge's accuracy.
 
-    Images are sampled by DDIM at the model's native size and kept in files of several images, so the same command
-    resumes after any interruption, and several machines that see one folder may run it at once.
+    Images are sampled as the model records it (else by DDIM), at its native size, and kept in files of several images,
+    so the same command resumes after any interruption, and several machines that see one folder may run it at once.
 
     rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
     rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
@@ -89,6 +90,7 @@ def evaluate_command(
         seed=seed,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
+        sampler=sampler,
         resize=resize,
         metrics=tuple(name.strip() for name in metrics.split(",") if name.strip()),
         inception=inception,
@@ -125,6 +127,8 @@ def _evaluate(
     halves = split_prompts(chosen, split) if split else None
     counts = split_counts(len(chosen), halves)
     remarks = spec.check_enough_images(counts)
+    if target.sampling and (remark := target.sampling.remark(spec.num_inference_steps)):
+        remarks.append(remark)
     if target.description is not None:
         spec.image_size(target.description.image_size)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,13 @@ def export_command(
         False, "--hardware-compatible", help="For trt: engines for every GPU from Ampere on, somewhat slower."
     ),
     check: str | None = typer.Option(None, help="trt: let TensorRT-RTX's parser read every exported graph."),
+    steps: int | None = typer.Option(
+        None, min=1, help="Denoising steps that the package records; by default the run's."
+    ),
+    guidance_scale: float | None = typer.Option(None, help="That the package records; by default the run's."),
+    sampler: str | None = typer.Option(
+        None, help="That the package records: ddim, lcm, tcd ...; by default the run's."
+    ),
     prompts: Path | None = typer.Option(
         None, help="Captions to calibrate and to compare images with; by default those of the run."
     ),
@@ -72,6 +80,7 @@ def export_command(
     from rcdeploy_export.export_options import ExportOptions, check_target, current_precision
     from rcdeploy_export.source import ExportSource
     from rcdeploy_runtime.engine_options import EngineOptions, parse_capabilities, parse_profile
+    from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
     quiet = quiet or as_json
     if format == "single-file":
@@ -87,6 +96,10 @@ def export_command(
     )
     _check_trt_options(options, engines, check)
     model = ExportSource.open(source)
+    if (steps, guidance_scale, sampler) != (None, None, None):
+        sampling = (model.sampling or SamplingDefaults()).override(sampler, steps, guidance_scale)
+        model.check_sampling(sampling)
+        options = replace(options, sampling=sampling)
     for option, image_sizes in (("--size", [image_size]), ("--profile", engines.sizes or [])):
         for requested in image_sizes:
             if requested is not None:

@@ -11,6 +11,8 @@ import typer
 from .console import check_input_file, print_json, print_line, print_warning, resumable, stages
 from .options import DEVICE, QUIET
 
+OWN = "the package's own"
+
 
 def generate_command(
     package: str = typer.Argument(help="A package (folder or .zip) that rcdeploy export wrote.", show_default=False),
@@ -22,12 +24,16 @@ def generate_command(
     seed: int | None = typer.Option(
         None, help="The same seed generates the same image.", show_default="a random one, which is printed"
     ),
-    steps: int = typer.Option(25, help="Denoising steps."),
-    guidance_scale: float = typer.Option(7.5, help="How strictly to follow the prompt; 1 or below halves the work."),
+    steps: int | None = typer.Option(None, help="Denoising steps.", show_default=OWN),
+    guidance_scale: float | None = typer.Option(
+        None, help="How strictly to follow the prompt; 1 or below halves the work.", show_default=OWN
+    ),
     height: int | None = typer.Option(None, help="In pixels.", show_default="the model's own"),
     width: int | None = typer.Option(None, help="In pixels.", show_default="the model's own"),
     batch: int = typer.Option(1, help="Number of images, with seeds that count up from --seed."),
-    sampler: str = typer.Option("ddim", help="ddim, pndm, euler, euler_ancestral, dpm++, lcm."),
+    sampler: str | None = typer.Option(
+        None, help="ddim, pndm, euler, euler_ancestral, dpm++, lcm, tcd.", show_default=OWN
+    ),
     image: Path | None = typer.Option(None, help="Start from this image (img2img)."),
     strength: float = typer.Option(0.8, help="How much of --image to change, above 0 and up to 1."),
     mask: Path | None = typer.Option(None, help="White where --image may change (inpainting)."),
@@ -65,7 +71,7 @@ def generate_command(
     files = Package(package, digest=digest)
     static_size = files.facts.static_size
     image_size = ImageSize(*(static_size or files.size), files.facts.size_multiple, static_size is not None)
-    check_settings(image_size, prompt=prompt, **settings)  # before the networks are loaded
+    check_settings(image_size, files.sampling, prompt=prompt, **settings)  # before the networks are loaded
     model = TextToImage(files, device=device, threads=threads)
     with (
         resumable("No image was written."),

@@ -87,8 +87,7 @@ class Validator:
             noise,
             unet=_in_teacher_dtype(run, unet),
             schedule=run.schedule,
-            num_inference_steps=run.sampling.num_inference_steps,
-            guidance_scale=run.sampling.guidance_scale,
+            **vars(run.sampling),
         )
         rows = [("teacher", self._teacher_images), (f"student, step {step:,}", student_images)]
         path = run.folder / "samples" / f"step-{step:08}.png"
@@ -130,8 +129,7 @@ class Scoring:
             metrics=SCORE_METRICS[section.score],
             judge=judge_of(teacher.folder),
             shard_size=SCORE_SHARD_SIZE,
-            num_inference_steps=run.sampling.num_inference_steps,
-            guidance_scale=run.sampling.guidance_scale,
+            **vars(run.sampling),
         )
         prompts = choose_prompts(spec)
         for remark in spec.check_enough_images({"all": len(prompts)}):

@@ -25,7 +25,7 @@ from ..student.spec import student_config
 from .target import EvaluationTarget
 
 Generate = Callable[[Sequence[str], Sequence[int], dict[str, Any]], Tensor]
-"""n prompts, n seeds, {num_inference_steps, guidance_scale} -> images uint8 [n, 3, h, w]"""
+"""n prompts, n seeds, EvaluationSpec.sampling -> images uint8 [n, 3, h, w]"""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _package(package: Package, description: ModelDescription, device: str) -> Im
     runtime = TextToImage(package, device)
 
     def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
-        images, _ = runtime.generate(list(prompts), seed=seeds[0], sampler="ddim", **settings)
+        images, _ = runtime.generate(list(prompts), seed=seeds[0], **{"sampler": "ddim", **settings})
         return torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
     record = {
@@ -120,7 +120,7 @@ def sampler(
     def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
         noise = runtime_noise(pipeline, seeds, size)
         images = sample_images(
-            pipeline, prompts, noise, unet=unet, schedule=schedule, batch_size=len(prompts), **settings
+            pipeline, prompts, noise, unet=unet, schedule=schedule, batch_size=len(prompts), seeds=seeds, **settings
         )
         if not images.isfinite().all():
             raise RcdeployError(f"an image of {prompts[0]!r} or of the {len(prompts) - 1} prompts after it is NaN")

@@ -71,7 +71,7 @@ class EvaluationSpec:
         include, exclude: regular expressions for whole words; of `include` one must match, of `exclude` none may.
         repeat: images per prompt.
         seed: of the sampled prompts. noise_seed: image i starts from the noise of noise_seed + i; None for seed.
-        num_inference_steps, guidance_scale: of DDIM sampling.
+        num_inference_steps, guidance_scale, sampler: of sampling; by default DDIM, or the model's own.
         resize: image size in pixels to score at; None for 256 of 512 pixels as in the paper; 0 for the native size.
         metrics: keys of METRICS; empty for all whose files are named.
         inception, clip, vqa, judge: weights or folders of the networks. reference: real images or their statistics,
@@ -91,6 +91,7 @@ class EvaluationSpec:
     noise_seed: int | None = None
     num_inference_steps: int = 25
     guidance_scale: float = 7.5
+    sampler: str = "ddim"
     resize: int | None = None
     metrics: tuple[str, ...] = ()
     inception: Path | None = None
@@ -132,8 +133,9 @@ class EvaluationSpec:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """Keyword arguments of the sampling functions."""
-        return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale}
+        """Keyword arguments of the sampling functions; DDIM, their default, is not named, as in old evaluations."""
+        sampler = {} if self.sampler == "ddim" else {"sampler": self.sampler}
+        return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, **sampler}
 
     def missing_input(self, metric: str) -> MissingInput | None:
         """The file that this metric still needs; None when it can be computed."""

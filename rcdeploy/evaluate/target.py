@@ -11,6 +11,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from ..judge_files import judge_digest, judge_of
 from ..model_description import ModelDescription, describe_model
@@ -64,11 +65,18 @@ class EvaluationTarget:
             return cls(model, checkpoint, description, None, recipe, judge, _run_prompts(model.manifest))
         return cls(model, checkpoint, description, judge=judge_of(model.require_pipeline()))
 
+    @property
+    def sampling(self) -> SamplingDefaults | None:
+        """How the model wants to be sampled; None where its folder does not say so."""
+        return self.package.facts.sampling if self.package else self.model.sampling
+
     def default_spec(self) -> EvaluationSpec:
-        """The recipe's settings and the judge; without prompt files, which choose_prompt_files() returns."""
+        """The recipe's settings, the model's own sampling and the judge; without prompt files, which
+        choose_prompt_files() returns."""
         section = known_evaluate_section(self.recipe)
         spec = EvaluationSpec.of_recipe(section, judge=self.judge, column=self.recipe.get("prompts", {}).get("column"))
-        return spec.replace(prompt_files=())
+        own = vars(self.sampling) if self.sampling else {}
+        return spec.replace(prompt_files=(), **own)
 
     def choose_prompt_files(self) -> tuple[Path, ...]:
         """The files that the recipe evaluates with, else its paired ones, else the prompts of the latent cache.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
+
 from ..bench.costs import component_costs, image_macs
 from ..bench.latency import ratio
 from ..model_description import ModelDescription
@@ -25,8 +27,7 @@ TIMED: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 def cost_bars(
     models: Mapping[str, ModelDescription],
     image_size: tuple[int, int],
-    num_inference_steps: int,
-    guidance_scale: float,
+    samplings: Mapping[str, SamplingDefaults],
 ) -> list[Bars]:
     """Costs that are the same on every machine.
 
@@ -34,12 +35,15 @@ def cost_bars(
         models: "teacher", "student" and "package", those that there are. MACs are of the first two only: the package
             computes the same as the student.
         image_size: (height, width) in pixels.
-        num_inference_steps, guidance_scale: of an image.
+        samplings: of an image, by model.
     """
     costs = {name: component_costs(model, image_size) for name, model in models.items()}
     networks = {name: components for name, components in costs.items() if name != "package"}
     unets = {name: components["unet"] for name, components in networks.items()}
-    images = {name: image_macs(c, num_inference_steps, guidance_scale) for name, c in networks.items()}
+    images = {
+        name: image_macs(c, samplings[name].num_inference_steps, samplings[name].guidance_scale)
+        for name, c in networks.items()
+    }
     weights = {n: sum(c["bytes"] for c in costs[n].values()) for n, model in models.items() if model.weight_bytes}
     groups: list[tuple[str, str, dict[str, float], Callable[[float], str]]] = [
         ("parameters", "UNet parameters", {n: unet["parameters"] for n, unet in unets.items()}, count_text),

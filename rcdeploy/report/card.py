@@ -14,6 +14,7 @@ from typing import Any
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
 from ..model_config import pixels_per_latent
 from ..units import giga_text
@@ -24,6 +25,8 @@ from .publication import CARD, SAMPLES, Publication, is_on_hub, local_teacher
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 FORMAT_TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR", "trt": "TensorRT engines"}
+DIFFUSERS_SCHEDULERS = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}
+"""diffusers' class for a sampler that its pipeline would not take by itself"""
 TARGET_TAGS = {"trt": "tensorrt"}
 
 
@@ -75,7 +78,7 @@ def card_text(publication: Publication, options: CardOptions) -> str:
     evaluate = manifest.recipe.get("evaluate", {})
     teacher, reason = local_teacher(publication.run or manifest, options.teacher)
     licence = find_licence(manifest, teacher, reason, options.licence)
-    settings = {key: evaluate[key] for key in ("num_inference_steps", "guidance_scale") if key in evaluate}
+    sampling = manifest.facts_as(SamplingFacts).sampling
     evaluations = _evaluations(publication)
     values = {
         "front_matter": _front_matter(publication, licence),
@@ -85,7 +88,9 @@ def card_text(publication: Publication, options: CardOptions) -> str:
         "package": publication.is_package,
         "repo_id": options.repo_id,
         "prompt": json.dumps((evaluate.get("prompts") or ["a prompt of your own"])[0], ensure_ascii=False),
-        "settings": "".join(f", {name}={value}" for name, value in settings.items()),
+        "settings": "".join(f", {name}={value}" for name, value in _arguments(publication, sampling).items()),
+        "scheduler": DIFFUSERS_SCHEDULERS.get(sampling.sampler) if sampling else None,
+        "sampling": sampling,
         "unets": _unets(publication, teacher),
         "components": _components(manifest),
         "verdict": manifest.facts.get("verdict", "").replace("this machine", "the machine that made the package"),
@@ -167,6 +172,17 @@ def _unets(publication: Publication, teacher: Path | None) -> list[dict[str, Any
     return rows
 
 
+def _arguments(publication: Publication, sampling: SamplingDefaults | None) -> dict[str, Any]:
+    """Arguments of the example, beside the prompt: a package that records its own sampling needs none."""
+    if sampling is None:
+        evaluate = publication.manifest.recipe.get("evaluate", {})
+        return {key: evaluate[key] for key in ("num_inference_steps", "guidance_scale") if key in evaluate}
+    if publication.is_package:
+        return {}
+    arguments = {key: value for key, value in vars(sampling).items() if key != "sampler"}
+    return {**arguments, "eta": 0.0} if sampling.sampler == "tcd" else arguments
+
+
 def _components(manifest: Manifest) -> list[dict[str, str]]:
     """A package's networks: precision, size, and errors against torch."""
     return [
@@ -204,7 +220,7 @@ def _bench(publication: Publication, bench: dict[str, Any]) -> dict[str, Any]:
             f"the bench file does not measure {publication.folder}, but: {others or 'nothing'}",
             fix=f"Measure it with: rcdeploy bench {publication.folder} --json",
         )
-    settings = bench["settings"]
+    settings = {**bench["settings"], **rows[0].get("sampling", {})}
     machine = bench["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine.get("versions", {}).items())
     return {

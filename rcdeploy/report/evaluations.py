@@ -100,6 +100,7 @@ def _command(record: dict[str, Any], model: str) -> str:
     arguments += ["--repeat", str(repeat)] if repeat > 1 else []
     arguments += ["--steps", str(identity["num_inference_steps"])]
     arguments += ["--guidance-scale", f"{identity['guidance_scale']:g}"]
+    arguments += ["--sampler", identity["sampler"]] if "sampler" in identity else []
     return shlex.join(arguments)
 
 

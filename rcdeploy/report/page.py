@@ -20,6 +20,7 @@ from rcdeploy_runtime.files import read_json, replacing, sha256
 from rcdeploy_runtime.manifest import NAME
 from rcdeploy_runtime.text_to_image import TextToImage
 
+from ..bench.latency import sampling_text
 from ..conditioning import recipe_probability
 from ..diffusion_model import LatentDiffusionModel
 from ..machine import describe
@@ -93,7 +94,13 @@ def read_bench(file: Path) -> dict[str, Any]:
         machine = {key: result["machine"][key] for key in ("processor", "cores")}
         keys = ("height", "width", "num_inference_steps", "guidance_scale", "threads", "device")
         settings = {key: result["settings"][key] for key in keys}
-        return {**machine, **settings, "bars": bench_bars(result), "warnings": list(result.get("warnings", []))}
+        return {
+            **machine,
+            **settings,
+            "sampling": sampling_text(settings),
+            "bars": bench_bars(result),
+            "warnings": list(result.get("warnings", [])),
+        }
     except (KeyError, TypeError, AttributeError):
         fix = f"Make one: rcdeploy bench --json > {file}"
         raise RcdeployError(f"{file} is no result of rcdeploy bench", fix=fix) from None
@@ -105,8 +112,7 @@ def _values(data: RunData, bench: dict[str, Any] | None, comparison: dict[str, A
     recipe = manifest.recipe
     student = Student(**recipe["student"])
     p = recipe_probability(Conditioning(**recipe["conditioning"]))
-    evaluate = data.evaluate
-    bars = cost_bars(data.descriptions(), data.image_size, evaluate["num_inference_steps"], evaluate["guidance_scale"])
+    bars = cost_bars(data.descriptions(), data.image_size, data.samplings)
     evaluations = data.evaluations()
     teacher_config = data.teacher.unet_config if data.teacher else None
     best = data.best
@@ -129,7 +135,7 @@ def _values(data: RunData, bench: dict[str, Any] | None, comparison: dict[str, A
         "replaced": float(np.mean(p(np.arange(1000) / 1000))),
         "p": Markup(probability_svg(p)),
         "bars": bars,
-        "image": {"size": data.image_size, **evaluate},
+        "image": {"size": data.image_size, "samplings": _sampling_texts(data)},
         "bench": bench,
         "removed": describe_removed(student.spec, teacher_config) if teacher_config else None,
         "diagram": _diagram(teacher_config, data.student_config),
@@ -143,6 +149,14 @@ def _values(data: RunData, bench: dict[str, Any] | None, comparison: dict[str, A
 
 def _diagram(teacher: Mapping[str, Any] | None, student: Mapping[str, Any] | None) -> Markup | None:
     return None if teacher is None or student is None else Markup(diagram(teacher, student))
+
+
+def _sampling_texts(data: RunData) -> list[str]:
+    """ "teacher: 25 steps of ddim, guidance 7.5" of each model; one text without a name where all are the same."""
+    samplings = data.samplings if data.package else {name: data.samplings[name] for name in ("teacher", "student")}
+    if len(set(samplings.values())) == 1:
+        return [str(samplings["student"])]
+    return [f"{name}: {sampling}" for name, sampling in samplings.items()]
 
 
 def _package_values(data: RunData) -> dict[str, Any]:
@@ -203,9 +217,10 @@ def _compare(data: RunData, prompts: Sequence[str], progress: Progress) -> dict[
     models = {name: model for name, model in candidates.items() if model is not None}
     if not models:
         return None
-    settings = {key: data.evaluate[key] for key in ("num_inference_steps", "guidance_scale")}
     with warnings.catch_warnings(record=True) as remarks:  # prompts that are too long
         warnings.simplefilter("always", UserWarning)
-        comparison = side_by_side(models, prompts, int(data.evaluate["seed"]), data.image_size, settings, progress)
+        comparison = side_by_side(
+            models, prompts, int(data.evaluate["seed"]), data.image_size, data.samplings, progress
+        )
     data.notes += dict.fromkeys(str(r.message) for r in remarks if r.category is UserWarning)
     return comparison

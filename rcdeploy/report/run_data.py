@@ -11,6 +11,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
 from ..diffusion_model import LatentDiffusionModel
 from ..evaluate.spec import SCORE_KEYS, is_better
@@ -82,6 +83,18 @@ class RunData:
         native = model.latent_shape()[1] * model.pixels_per_latent if model else 0
         resolution = int(self.manifest.recipe["cache"]["resolution"] or native)
         return resolution, resolution
+
+    @property
+    def samplings(self) -> dict[str, SamplingDefaults]:
+        """How each model is sampled: the teacher as [evaluate] says, student and package as they want to be."""
+        evaluate = self.evaluate
+        teacher = SamplingDefaults("ddim", evaluate["num_inference_steps"], evaluate["guidance_scale"])
+        student = self.manifest.facts_as(SamplingFacts).sampling or teacher
+        return {
+            "teacher": teacher,
+            "student": student,
+            "package": (self.package.facts.sampling if self.package else None) or student,
+        }
 
     def descriptions(self) -> dict[str, ModelDescription]:
         """The models whose costs can be counted. A student without a pipeline is its teacher with a smaller UNet."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops
 
+from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 from rcdeploy_runtime.text_to_image import TextToImage
 
 from ..diffusion_model import LatentDiffusionModel
@@ -30,14 +31,14 @@ def side_by_side(
     prompts: Sequence[str],
     seed: int,
     image_size: tuple[int, int],
-    settings: Mapping[str, Any],
+    samplings: Mapping[str, SamplingDefaults],
     progress: Progress,
 ) -> dict[str, Any]:
     """Generate an image of each prompt with each model (teacher, student, package), image k from the seed + k.
 
     Args:
         image_size: (height, width) in pixels.
-        settings: num_inference_steps, guidance_scale.
+        samplings: sampler, steps and guidance, by model.
 
     Returns:
         {"cards": [{"prompt", "seed", "images": {model: data URI}}], "difference"}: the largest one between student and
@@ -50,7 +51,7 @@ def side_by_side(
         images: dict[str, Image.Image] = {}
         for name, model in models.items():
             progress("images", len(cards) * len(models) + len(images), total)
-            images[name] = generate_image(model, prompt, seed + k, image_size, **settings)
+            images[name] = generate_image(model, prompt, seed + k, image_size, samplings[name])
         if {"student", "package"} <= set(images):
             extrema = ImageChops.difference(images["student"], images["package"]).getextrema()
             differences += [int(highest) for _, highest in extrema]  # type: ignore[misc]
@@ -65,29 +66,15 @@ def generate_image(
     prompt: str,
     seed: int,
     image_size: tuple[int, int],
-    *,
-    num_inference_steps: int,
-    guidance_scale: float,
+    sampling: SamplingDefaults,
 ) -> Image.Image:
     """One image, from the start noise that the runtime uses for the seed."""
     height, width = image_size
     if isinstance(model, TextToImage):
-        images, _ = model.generate(
-            prompt,
-            seed=seed,
-            height=height,
-            width=width,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
+        images, _ = model.generate(prompt, seed=seed, height=height, width=width, **vars(sampling))
         return images[0]
-    (image,) = sample_images(
-        model,
-        [prompt],
-        runtime_noise(model, [seed], image_size),
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-    )
+    noise = runtime_noise(model, [seed], image_size)
+    (image,) = sample_images(model, [prompt], noise, seeds=[seed], **vars(sampling))
     return Image.fromarray((image.movedim(0, -1).numpy() * 255).round().astype(np.uint8))
 
 

@@ -17,6 +17,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rcdeploy-runtime {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
+    own = "by default the package's own"
     generate = commands.add_parser("generate", help="generate images from a prompt")
     generate.add_argument("package", help="folder or .zip that rcdeploy export wrote")
     generate.add_argument("prompt")
@@ -25,12 +26,12 @@ def _arguments() -> argparse.ArgumentParser:
     )
     generate.add_argument("--negative-prompt", default="")
     generate.add_argument("--seed", type=int)
-    generate.add_argument("--steps", type=int, default=25)
-    generate.add_argument("--guidance-scale", type=float, default=7.5)
+    generate.add_argument("--steps", type=int, help=f"denoising steps; {own}")
+    generate.add_argument("--guidance-scale", type=float, help=f"1 or below halves the work; {own}")
     generate.add_argument("--height", type=int)
     generate.add_argument("--width", type=int)
     generate.add_argument("--batch", type=int, default=1, help="number of images, with seeds that count up from --seed")
-    generate.add_argument("--sampler", default="ddim", help="ddim, pndm, euler, euler_ancestral, dpm++, lcm")
+    generate.add_argument("--sampler", help=f"ddim, pndm, euler, euler_ancestral, dpm++, lcm, tcd; {own}")
     generate.add_argument("--image", type=Path, help="begin from this image")
     generate.add_argument("--strength", type=float, default=0.8, help="how much of --image changes, up to 1")
     generate.add_argument("--mask", type=Path, help="white where --image is generated anew")

@@ -23,6 +23,7 @@ from .limits import (
     MIN_SEED,
 )
 from .samplers import SAMPLERS
+from .sampling_defaults import SamplingDefaults
 
 PREVIEWS = (None, "rgb", "decoder")
 
@@ -104,16 +105,17 @@ class GenerationSettings:
 
 def check_settings(
     size: ImageSize,
+    defaults: SamplingDefaults,
     *,
     prompt: str | Sequence[str],
     negative_prompt: str,
     seed: int | None,
-    num_inference_steps: int,
-    guidance_scale: float,
+    num_inference_steps: int | None,
+    guidance_scale: float | None,
     height: int | None,
     width: int | None,
     batch: int,
-    sampler: str,
+    sampler: str | None,
     image: ImageLike | None,
     strength: float,
     mask: ImageLike | None,
@@ -121,6 +123,7 @@ def check_settings(
 ) -> GenerationSettings:
     """Raises RcdeployError for the first argument that has a wrong type or lies out of range.
 
+    defaults: the package's own sampling, where an argument is None.
     A number of steps is compared with the noise schedule later, when the sampler is made.
     """
     batch = whole_number("batch", batch, 1, MAX_IMAGES_PER_CALL)
@@ -133,6 +136,8 @@ def check_settings(
     if seed is None:
         seed = int(np.random.SeedSequence().generate_state(1)[0])
     seed = whole_number("seed", seed, MIN_SEED, MAX_SEED)
+    sampling = defaults.override(sampler, num_inference_steps, guidance_scale)
+    sampler = sampling.sampler
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
         raise RcdeployError(f"sampler is {sampler!r}, which is unknown", fix=f"Use one of: {', '.join(SAMPLERS)}.")
     if preview not in PREVIEWS:
@@ -143,8 +148,8 @@ def check_settings(
         prompts=tuple(prompts),
         negative_prompt=_prompt("negative_prompt", negative_prompt),
         seeds=tuple(seed + k for k in range(len(prompts))),
-        num_inference_steps=whole_number("num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
-        guidance_scale=number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE),
+        num_inference_steps=whole_number("num_inference_steps", sampling.num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
+        guidance_scale=number("guidance_scale", sampling.guidance_scale, 0, MAX_GUIDANCE_SCALE),
         **_checked_size(size, height, width),
         sampler=sampler,
         image=None if image is None else as_image("image", image),

@@ -19,9 +19,18 @@ from .digests import DigestCache
 from .errors import RcdeployError
 from .files import inside, read_json
 from .graph_checks import check_graph
-from .limits import MAX_JSON_BYTES, MAX_LATENT_SIDE, MAX_PACKAGE_BYTES, MAX_PIXELS_PER_LATENT, MAX_SCALING_FACTOR
+from .limits import (
+    MAX_GUIDANCE_SCALE,
+    MAX_JSON_BYTES,
+    MAX_LATENT_SIDE,
+    MAX_PACKAGE_BYTES,
+    MAX_PIXELS_PER_LATENT,
+    MAX_SCALING_FACTOR,
+    MAX_TRAIN_TIMESTEPS,
+)
 from .manifest import NAME, Manifest
 from .pins import check_digest, manifest_digest, validate_digest
+from .sampling_defaults import SamplingDefaults
 
 COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 NETWORK_FILES = {
@@ -43,8 +52,9 @@ class PackageFacts:
     entry a component, {"component", "max_abs_error", "relative_error", "shapes"}. pixels_per_latent: a latent's side
     in pixels. size_multiple: height and width are multiples of it. latent_to_rgb: [channels + 1][3], for previews.
     static_size: (height, width) of a package that generates one size only. captions: the file of captions that the
-    model is used with. judge: the classifier that evaluates it, {"teacher", "folder", "digest"}, which lies beside the
-    teacher. The others: what the export measured, and how TensorRT engines were built.
+    model is used with. sampling: how it wants to be sampled; None in packages of rcdeploy 0.1. judge: the classifier
+    that evaluates it, {"teacher", "folder", "digest"}, which lies beside the teacher. The others: what the export
+    measured, and how TensorRT engines were built.
     """
 
     format: str
@@ -65,6 +75,7 @@ class PackageFacts:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     engines: Mapping[str, Any] = field(default_factory=dict)
     captions: str | None = None
+    sampling: SamplingDefaults | None = None
     judge: Mapping[str, Any] = field(default_factory=dict)
 
     def precision_of(self, component: str) -> str:
@@ -149,12 +160,21 @@ class Package:
             ("facts.size_multiple", facts.size_multiple, 1, MAX_PIXELS_PER_LATENT * MAX_LATENT_SIDE),
             *((f"latents.shape[{i}]", n, 1, MAX_LATENT_SIDE) for i, n in enumerate((channels, height, width))),
         ]
+        if facts.sampling is not None:
+            bounds.append(
+                ("facts.sampling.num_inference_steps", facts.sampling.num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)
+            )
         errors = [
             f"{name}: {n} does not lie between 1 and {high:,}" for name, n, low, high in bounds if not low <= n <= high
         ]
         factor = self.latents.scaling_factor
         if not 0 < factor <= MAX_SCALING_FACTOR:
             errors.append(f"latents.scaling_factor: {factor} does not lie between 0 and {MAX_SCALING_FACTOR:,}")
+        guidance = self.sampling.guidance_scale
+        if not 0 <= guidance <= MAX_GUIDANCE_SCALE:
+            errors.append(
+                f"facts.sampling.guidance_scale: {guidance} does not lie between 0 and {MAX_GUIDANCE_SCALE:,}"
+            )
         if not all(math.isfinite(x) for row in facts.latent_to_rgb for x in row):
             errors.append("facts.latent_to_rgb: not all numbers are finite")
         if errors:
@@ -187,6 +207,11 @@ class Package:
                 raise RcdeployError(f"{self.path}: its manifest lists no {name}", fix="Export it anew.")
         for name in self.manifest.files:
             check_graph(self.file(name), name, self.manifest.files)
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """Sampler, steps and guidance that it is made for."""
+        return self.facts.sampling or SamplingDefaults()
 
     @property
     def size(self) -> tuple[int, int]:

@@ -193,10 +193,8 @@ class DPMSolver(Sampler):
         return alpha * x_0 + sigma * noise
 
 
-class LCM(Sampler):
-    """Luo et al. 2023: for models distilled for consistency; few steps."""
-
-    SIGMA_DATA = 0.5
+class FewStepSampler(Sampler):
+    """Timesteps of consistency distillation: n of the original_inference_steps that the student was trained on."""
 
     def _timesteps(self, n: int) -> Array:
         origin = self.schedule.config.original_inference_steps
@@ -204,6 +202,12 @@ class LCM(Sampler):
             return np.asarray([-1])  # refused: none of the schedule
         training_steps = (np.arange(1, origin + 1) * (len(self.schedule) // origin) - 1)[::-1]
         return training_steps[np.floor(np.linspace(0, origin, n, endpoint=False)).astype(np.int64)]
+
+
+class LCM(FewStepSampler):
+    """Luo et al. 2023: for models distilled for consistency; few steps, with fresh noise between them."""
+
+    SIGMA_DATA = 0.5
 
     def step(self, noise_pred: Array, i: int, x: Array) -> Array:
         t = int(self.timesteps[i])
@@ -217,6 +221,20 @@ class LCM(Sampler):
         return noisy_latents(self._alpha_bar(int(self.timesteps[i + 1])), denoised, self.noise())
 
 
+class TCD(FewStepSampler):
+    """Zheng et al. 2024 at eta (the paper's gamma) 0, which adds no noise: for models distilled for consistency.
+
+    Like diffusers' class it ends at t = 0, where alphas_cumprod is a little below 1, and clips nothing.
+    """
+
+    def step(self, noise_pred: Array, i: int, x: Array) -> Array:
+        alpha_bar = self._alpha_bar(int(self.timesteps[i]))
+        x_0, noise = self.schedule.split(noise_pred, x, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+        self.pred_original_sample = x_0
+        next_t = int(self.timesteps[i + 1]) if i + 1 < len(self.timesteps) else 0
+        return noisy_latents(self._alpha_bar(next_t), x_0, noise)
+
+
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddim": DDIM,
     "pndm": PNDM,
@@ -224,6 +242,7 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "euler_ancestral": EulerAncestral,
     "dpm++": DPMSolver,
     "lcm": LCM,
+    "tcd": TCD,
 }
 
 

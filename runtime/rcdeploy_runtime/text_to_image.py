@@ -9,6 +9,7 @@ images[0].save("boot.png")
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,12 @@ class TextToImage:
         callback: Callable[[Step], bool | None] | None = None,
         negative_prompt: str = "",
         seed: int | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         image: ImageLike | None = None,
         strength: float = 0.8,
         mask: ImageLike | None = None,
@@ -141,12 +142,12 @@ class TextToImage:
         *,
         negative_prompt: str = "",
         seed: int | None = None,
-        num_inference_steps: int = 25,
-        guidance_scale: float = 7.5,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         batch: int = 1,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         image: ImageLike | None = None,
         strength: float = 0.8,
         mask: ImageLike | None = None,
@@ -158,10 +159,10 @@ class TextToImage:
             prompt: one text or several; `batch` images of each.
             negative_prompt: takes the place of the null condition.
             seed: image k has seed + k, so that each can be generated again alone; None takes a random one.
-            num_inference_steps: 1 to what the noise schedule has.
+            num_inference_steps: 1 to what the noise schedule has; None takes the package's own, as for the next two.
             guidance_scale: classifier-free guidance; 1 or below skips the null branch and halves the work.
             height, width: in pixels; None takes the package's own.
-            sampler: ddim, pndm, euler, euler_ancestral, dpm++ or lcm.
+            sampler: ddim, pndm, euler, euler_ancestral, dpm++, lcm or tcd.
             image: begin from it (img2img): a PIL image, or an array [h, w, 3] of uint8 or of floats from 0 to 1.
             strength: how much of `image` changes, above 0 and up to 1.
             mask: white where `image` is generated anew (inpainting); elsewhere it stays as it is.
@@ -173,6 +174,7 @@ class TextToImage:
         """
         settings = check_settings(
             ImageSize(self.height, self.width, self.size_multiple, self.package.facts.static_size is not None),
+            self.package.sampling,
             prompt=prompt,
             negative_prompt=negative_prompt,
             seed=seed,
@@ -190,7 +192,11 @@ class TextToImage:
         if preview == "rgb":
             self._latent_to_rgb()
         noise = self._noise(settings)
-        made = make_sampler(sampler, self.schedule, settings.num_inference_steps, noise, settings.skipped_steps)
+        if remark := self.package.sampling.remark(settings.num_inference_steps):
+            warnings.warn(remark, stacklevel=2)
+        made = make_sampler(
+            settings.sampler, self.schedule, settings.num_inference_steps, noise, settings.skipped_steps
+        )
         return self._run(settings, made, noise)
 
     def _run(self, settings: GenerationSettings, sampler: Sampler, noise: Noise) -> Iterator[Step | Result]:
