@@ -138,6 +138,8 @@ def _identify(source: str) -> ModelFolder:
     if kind == "package":
         return ModelFolder("package", name, source, path, manifest=Manifest.read(path, "package"))
     if kind == "run":
+        if _manifest_kind(path.resolve().parent) == "run":  # a later stage of the run that it lies in
+            name = f"{path.resolve().parent.name}-{name}"
         pipeline = path / "pipeline" if (path / "pipeline" / MODEL_INDEX).is_file() else None
         return ModelFolder("run", name, source, path, pipeline, Manifest.read(path, "run"))
     if kind in MANIFEST_KINDS:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
 
 from .judge_files import judge_of
 from .model_config import is_hub_name, read_unet_config
 from .recipe import Cache, Evaluate, Prompts, Student, Teacher, Train
+from .recipe_stages import Export, FewSteps
 from .student.init_check import init_problem
 from .student.spec import STUDENTS, student_config
 from .toml_files import nearest_name
@@ -32,6 +34,7 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[str]:
         ("cache", _cache_errors),
         ("train", _train_errors),
         ("evaluate", _evaluate_errors),
+        ("export", _export_errors),
     ]
     if check_files:
         checks += [
@@ -48,6 +51,8 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[str]:
     teacher = sections.get("teacher")
     if teacher and check_files:
         errors += _teacher_errors(teacher, sections.get("student"))
+        if "few_steps" in sections:
+            errors += _few_steps_errors(sections["few_steps"], teacher)
         if "evaluate" in sections:
             errors += _judge_errors(sections["evaluate"], teacher)
     return errors
@@ -120,6 +125,23 @@ def _judge_errors(evaluate: Evaluate, teacher: Teacher) -> list[str]:
     if evaluate.score == "judge" and judge_of(Path(teacher.path)) is None:
         return [f"evaluate.score: 'judge' needs a judge, and {teacher.path} has no judge/"]
     return []
+
+
+def _export_errors(export: Export) -> list[str]:
+    if export.size and not export.static:
+        return ["export.size: only with static = true; other packages generate any size that the model can"]
+    return []
+
+
+def _few_steps_errors(few_steps: FewSteps, teacher: Teacher) -> list[str]:
+    """Every step of the student leaps over as many timesteps of the teacher's schedule."""
+    file = Path(teacher.path) / "scheduler" / "scheduler_config.json"
+    T = read_json(file).get("num_train_timesteps", 1000) if file.is_file() else 1000
+    n = few_steps.num_inference_steps
+    if not isinstance(T, int) or T % n == 0:
+        return []
+    divisors = ", ".join(str(k) for k in range(1, 11) if T % k == 0)
+    return [f"few_steps.num_inference_steps: {n} does not divide the teacher's {T:,} timesteps; use one of {divisors}"]
 
 
 def _teacher_errors(teacher: Teacher, student: Student | None) -> list[str]:

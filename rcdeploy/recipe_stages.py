@@ -48,7 +48,7 @@ class FewSteps(Section):
     huber_c: float | None = Field(
         None, gt=0, description="c of the pseudo-Huber loss, per latent element; by default the squared error"
     )
-    max_steps: Steps = Field(4000, description="training steps")
+    max_steps: Steps = Field(4000, description="training steps of the stage")
     learning_rate: float = Field(5e-4, gt=0, description="peak learning rate of AdamW")
     lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = Field(
         "cosine", description="learning rate over the stage, as diffusers' schedule of that name"
@@ -86,7 +86,7 @@ class Decoder(Section):
         description="side of a random crop of the latents, which the VAE decodes instead of the whole: 16 makes an "
         "SD-1.4 step 16 times cheaper. The whole by default",
     )
-    max_steps: Steps = Field(20_000, description="training steps")
+    max_steps: Steps = Field(20_000, description="training steps of the stage")
     batch_size: BatchSize = Field(16, description="latents per step")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate of Adam")
     lr_schedule: Literal["constant", "constant_with_warmup", "cosine", "linear"] = Field(
@@ -110,5 +110,20 @@ class Decoder(Section):
 
 
 class Export(Section):
-    format: Literal["onnx", "openvino"] = Field("onnx", description="format of the package")
-    precision: str = Field("fp32", description="precision of the package, as `rcdeploy export --precision`")
+    format: Literal["onnx", "openvino", "trt"] = Field("onnx", description="format of the package")
+    precision: Literal["fp32", "fp16", "bf16", "int8", "int8-matmul", "int8-weights"] = Field(
+        "fp32", description="precision of UNet and text encoder, as `rcdeploy export --precision`"
+    )
+    vae_precision: Literal["fp32", "fp16"] = Field("fp32", description="precision of the VAE")
+    opset: int | None = Field(None, description="ONNX opset; by default that of the format")
+    static: bool = Field(False, description="fixed shapes, for accelerators that need them")
+    size: str | None = Field(
+        None,
+        pattern=r"^\d{1,5}x\d{1,5}$",
+        description="the fixed size in pixels, HxW (static = true); the model's own by default",
+    )
+    external_data: bool = Field(False, description="weights in files of their own, also below 2 GB")
+    pictures: int | None = Field(
+        None, ge=0, le=1000, description="images that compare a smaller precision with torch; by default a minute's"
+    )
+    zip: bool = Field(False, description="also one .zip beside the folder")

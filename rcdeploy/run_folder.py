@@ -16,6 +16,7 @@ from rcdeploy_runtime.files import replacing
 from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
+from .model_folder import MODEL_INDEX
 from .recipe import STAGES, Recipe
 from .storage.claims import STALE_SECONDS, Claim
 
@@ -129,6 +130,29 @@ def check_recipe(folder: Path, recipe: Recipe, stage: str | None = None) -> None
             fix="Give --out another folder, or start over with --restart (which removes that run).",
             errors=differences,
         )
+
+
+def finished_steps(folder: Path, recipe: Recipe, stage: str | None = None) -> int | None:
+    """Steps of a run that has finished with this very recipe; None if there is something left to do.
+
+    A larger max_steps continues a finished run, and another evaluate.score or evaluate.keep may choose the weights of
+    another step for its pipeline. Raises RcdeployError for a run of another recipe.
+
+    stage: the section of the stage that the folder belongs to; None for distillation.
+    """
+    if not (folder / NAME).is_file():
+        return None
+    check_recipe(folder, recipe, stage)
+    manifest = Manifest.read(folder, "run")
+    facts = manifest.facts_as(RunFacts)
+    recorded = manifest.recipe.get("evaluate", {})
+    is_finished = (
+        facts.finished
+        and facts.steps >= getattr(recipe, stage or "train").max_steps
+        and (folder / "pipeline" / MODEL_INDEX).is_file()
+        and all(recorded.get(key) == getattr(recipe.evaluate, key) for key in ("score", "keep"))
+    )
+    return facts.steps if is_finished else None
 
 
 def check_sources(manifest: Manifest, sources: dict[str, str]) -> None:

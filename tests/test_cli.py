@@ -26,6 +26,7 @@ def test_help_teaches_every_command() -> None:
     page = run(app, ["--help"]).output
     for command in (
         "distill",
+        "build",
         "cache",
         "estimate",
         "evaluate",

@@ -290,3 +290,28 @@ def test_this_machine() -> None:
     assert gemm_rate(threads=2, seconds=0.01, size=64) > 0
     assert torch.get_num_threads() == before
     assert all(dataclasses.astuple(gpu)[-1] for gpu in GPUS.values())
+
+
+def test_stages_beyond_distillation_are_counted(tiny_recipe: Recipes) -> None:
+    """Guidance in the teacher's outputs is a second call of it; a student that has learnt it needs none."""
+    folded = {"distill": {"guidance_scale": 3.0}}
+    scored = {"evaluate": {"every": 3, "num_inference_steps": 2}}
+    plain, guided = (make_plan(tiny_recipe(**scored, **keys), 1, torch.float32) for keys in ({}, folded))
+    shapes = plain.shapes.configs["unet"]
+    assert shapes == guided.shapes.configs["unet"]
+    teacher_rows = plain.costs["teacher"].macs / plain.batch_sizes["teacher"]
+    more = guided.costs["step"].macs / guided.batch_sizes["step"] - plain.costs["step"].macs / plain.batch_sizes["step"]
+    assert more == pytest.approx(teacher_rows, rel=0.02)
+    grids = [next(s for s in plan.stages if s.name == "pictures").samples["student"] for plan in (plain, guided)]
+    assert grids == [2 * (8 * 2 * 2) + 2 * 4, 2 * (8 * 2) + 2 * 4]  # evaluations, images, steps, branches; validated
+    few = {"max_steps": 5, "num_inference_steps": 4, "solver_steps": 3, "own_states": 0.5}
+    recipe = tiny_recipe(**folded, few_steps=few, decoder={"max_steps": 7, "batch_size": 2})
+    result = estimate(recipe, "a100-40g")
+    stages = {stage["stage"]: stage for stage in result["stages"]}
+    plan = make_plan(recipe, 1, torch.float32)
+    samples = next(stage for stage in plan.stages if stage.name == "few steps").samples
+    assert samples["teacher"] == 5 * 4 * 3 * 2 and samples["leap"] == 5 * 4
+    assert samples["student"] == 5 * 4 * 0.5 * 1.5
+    assert stages["decoder"]["amount"] == "7 steps of 2" and stages["decoder"]["macs"] > 0
+    assert result["total"]["seconds"] == pytest.approx(sum(s["seconds"] for s in stages.values()))
+    assert stages["few steps"]["seconds"] > 0 and {"leap", "decoder"} <= set(plan.needed_units)

@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME
@@ -102,6 +103,12 @@ class ExportOptions:
         for option, path in (("--prompts", self.prompts), ("--clip", self.clip)):
             if path is not None and not path.exists():
                 raise RcdeployError(f"{option} {path}: no such file or folder")
+
+    def as_facts(self) -> dict[str, Any]:
+        """What the package's networks depend on, as JSON."""
+        names = ("format", "precision", "vae_precision", "opset", "static", "image_size", "external_data")
+        facts = {name: getattr(self, name) for name in names}
+        return {**facts, "image_size": list(self.image_size) if self.image_size else None}
 
     @property
     def quantised(self) -> bool:

@@ -81,6 +81,7 @@ def package_manifest(
         "latent_to_rgb": latent_to_rgb(model),
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
         "source": source.name,
+        "export": options.as_facts(),
         "student": run.facts.get("student") if run else None,
     }
     if sampling := options.sampling or source.sampling:

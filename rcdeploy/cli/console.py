@@ -123,16 +123,16 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[dict[str, Any]
     print_unbroken(table)
 
 
-def print_unbroken(table: Table) -> None:
+def print_unbroken(table: Table, console: Console = out) -> None:
     """Print a table at the terminal's width, or wider if a word (such as a path) would be broken otherwise."""
-    unlimited = out.options.update(width=10_000)
+    unlimited = console.options.update(width=10_000)
     for column in table.columns:
         texts = (column.header, *column.cells)
-        column.min_width = max(Measurement.get(out, unlimited, text).minimum for text in texts)
-    needed = Measurement.get(out, unlimited, table).minimum
-    if needed > out.width:
+        column.min_width = max(Measurement.get(console, unlimited, text).minimum for text in texts)
+    needed = Measurement.get(console, unlimited, table).minimum
+    if needed > console.width:
         table.width = needed
-    out.print(table, crop=False)
+    console.print(table, crop=False)
 
 
 def show_facts(title: str, facts: Mapping[str, Any]) -> None:

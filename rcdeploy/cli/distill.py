@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.manifest import NAME, Manifest
+from rcdeploy_runtime.manifest import Manifest
 
 from ..recipe import Recipe
 from ..recipe_file import load_recipe
@@ -50,14 +50,14 @@ def distill_command(
         raise RcdeployError(f"{run_folder} is a file; the run needs a folder of that name")
     if restart:
         _remove(run_folder)
+    from ..run_folder import finished_steps, read_metrics
+
     quiet = quiet or as_json
-    steps = _finished_steps(resolved, run_folder)
+    steps = finished_steps(run_folder, resolved)
     metrics: dict[str, Any] = {}
     if steps is None:
         steps, metrics = _run(resolved, run_folder, quiet)
     elif int(os.environ.get("RANK", 0)) == 0:
-        from ..run_folder import read_metrics
-
         metrics = _last_logged(read_metrics(run_folder))
     if int(os.environ.get("RANK", 0)) > 0:
         return
@@ -78,30 +78,6 @@ def _remove(folder: Path) -> None:
             return  # killed before it wrote anything else
         Manifest.read(folder, "run")  # refuses what is not a run
         shutil.rmtree(folder)
-
-
-def _finished_steps(recipe: Recipe, folder: Path) -> int | None:
-    """Steps of a run that has finished with this very recipe; None if there is something left to do.
-
-    A larger train.max_steps continues a finished run, and another evaluate.score or evaluate.keep may choose the
-    weights of another step for its pipeline.
-    """
-    if not (folder / NAME).is_file():
-        return None
-    from ..model_folder import MODEL_INDEX
-    from ..run_folder import RunFacts, check_recipe
-
-    check_recipe(folder, recipe)
-    manifest = Manifest.read(folder, "run")
-    facts = manifest.facts_as(RunFacts)
-    recorded = manifest.recipe.get("evaluate", {})
-    is_finished = (
-        facts.finished
-        and facts.steps >= recipe.train.max_steps
-        and (folder / "pipeline" / MODEL_INDEX).is_file()
-        and all(recorded.get(key) == getattr(recipe.evaluate, key) for key in ("score", "keep"))
-    )
-    return facts.steps if is_finished else None
 
 
 def _last_logged(entries: list[dict[str, Any]]) -> dict[str, Any]:

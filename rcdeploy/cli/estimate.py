@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from ..recipe_file import load_recipe
@@ -62,7 +63,7 @@ def estimate_command(
     if as_json:
         print_json(result)
         return
-    _show(result)
+    show_estimate(result)
     if not quiet:
         for sentence in result["basis"]:
             out.print(sentence, style="dim", highlight=False)
@@ -70,7 +71,8 @@ def estimate_command(
         print_warning(warning)
 
 
-def _show(result: dict[str, Any]) -> None:
+def show_estimate(result: dict[str, Any], console: Console = out) -> None:
+    """The estimate as a table and lines on memory."""
     device = result["device"]
     memory = result["memory"]
     where = device["title"] + (f" x {device['processes']}" if device["processes"] > 1 else "")
@@ -89,8 +91,8 @@ def _show(result: dict[str, Any]) -> None:
         *_totals(total),
         style="bold",
     )
-    print_unbroken(table)
-    out.print(
+    print_unbroken(table, console)
+    console.print(
         f"memory: {bytes_text(memory['peak'])} of {bytes_text(memory['device'])} at the peak\n"
         f"  training: {', '.join(f'{name} {bytes_text(memory[name])}' for name in MEMORY_PARTS)}\n"
         f"  while {', '.join(f'{name} {bytes_text(memory[name])}' for name in MEMORY_STAGES if memory[name])}",

@@ -12,6 +12,7 @@ from rcdeploy_runtime.errors import RcdeployError
 
 from . import (
     bench,
+    build,
     cache,
     card,
     distill,
@@ -44,6 +45,7 @@ app = typer.Typer(
     "[bold]runs/quickstart/samples[/bold].",
 )
 app.command("distill")(distill.distill_command)
+app.command("build")(build.build_command)
 app.command("estimate")(estimate.estimate_command)
 app.command("cache")(cache.cache_command)
 app.command("import")(import_checkpoint.import_command)

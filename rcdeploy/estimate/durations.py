@@ -40,8 +40,8 @@ def published(plan: Plan, gpu: Gpu) -> Durations:
     in_half = plan.dtype != torch.float32
     seconds = {"update": 0.0}
     for name, cost in plan.costs.items():
-        if in_half and name not in ("encode", "decode"):  # the VAE is in fp32
-            efficiency = TRAINING_EFFICIENCY if name == "step" else SAMPLING_EFFICIENCY
+        if in_half and name not in ("encode", "decode", "decoder"):  # the VAE is in fp32
+            efficiency = TRAINING_EFFICIENCY if name in ("step", "leap") else SAMPLING_EFFICIENCY
             rate = gpu.half_tflops * 1e12 * efficiency
         else:
             rate = gpu.fp32_tflops * 1e12 * FP32_EFFICIENCY

@@ -13,7 +13,7 @@ from ..recipe import Recipe
 from ..student.spec import student_config
 from .on_meta import Cost, cost_of
 from .stages import Stage, make_stages, text_cache_bytes
-from .work_units import Sizes, Unit, build_networks, make_units
+from .work_units import Sizes, Unit, build_networks, make_units, tiny_decoder
 from .workload import Shapes, count_prompts, teacher_shapes
 
 
@@ -61,6 +61,8 @@ def make_plan(recipe: Recipe, num_processes: int, dtype: torch.dtype) -> Plan:
     units = make_units(networks, recipe, sizes)
     half = dtype if dtype != torch.float32 else None
     counts = {name: parameters(getattr(networks, name)) for name in ("teacher", "text_encoder", "vae")}
+    if recipe.decoder:
+        counts["decoder"] = parameters(tiny_decoder(shapes.configs["vae"], recipe.decoder, torch.device("meta")))
     counts |= {"student": parameters(networks.student.unet), "trained": parameters(networks.student)}
     return Plan(
         recipe=recipe,

@@ -1,4 +1,4 @@
-"""The stages of `rcdeploy distill`: samples through each network, and the bytes that each leaves on disk."""
+"""The stages of `rcdeploy build`: samples through each network, and the bytes that each leaves on disk."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from ..bench.costs import branches
 from ..conditioning import recipe_probability
 from ..recipe import Recipe
+from ..recipe_stages import Decoder
 from .workload import PromptCounts, Shapes, grid_size
 
 
@@ -29,7 +30,7 @@ class Stage:
 def make_stages(
     recipe: Recipe, shapes: Shapes, prompts: PromptCounts, *, in_half: bool, parameters: dict[str, int]
 ) -> list[Stage]:
-    """The stages in the order in which `rcdeploy distill` runs them.
+    """The stages in the order in which `rcdeploy build` runs them.
 
     Args:
         in_half: embeddings of prompts are in fp16 or bf16.
@@ -44,6 +45,8 @@ def make_stages(
         _training(recipe, shapes, prompts, in_half, parameters),
         _samples(recipe, prompts.paired.count),
         Stage("pipeline", "student in fp16, text encoder, VAE", {}, 2 * parameters["student"] + shapes.copied_bytes),
+        *([_few_steps(recipe, shapes, prompts, in_half, parameters)] if recipe.few_steps else []),
+        *([_decoder(recipe.decoder, prompts.paired.count, parameters)] if recipe.decoder else []),
     ]
 
 
@@ -95,18 +98,63 @@ def _training(
 ) -> Stage:
     train = recipe.train
     samples = train.max_steps * train.global_batch_size
-    if text_cache_bytes(recipe, shapes, prompts, in_half):
-        texts = prompts.paired.count + unpaired_share(recipe, shapes.num_train_timesteps) * samples
-    else:
-        texts = (1 - recipe.conditioning.null_probability) * samples
-    written = math.ceil(train.max_steps / train.checkpoint_every)
-    best = 1 if recipe.evaluate.every else 0
-    checkpoints = min(written, train.keep_checkpoints + best)
-    weights_and_moments = 3 * parameters["trained"]
-    ema = parameters["student"]
-    disk_bytes = checkpoints * 4 * (weights_and_moments + ema)
+    texts = _texts(recipe, shapes, prompts, in_half, samples)
+    checkpoints = _checkpoints(recipe, train.max_steps)
+    disk_bytes = checkpoints * 4 * (3 * parameters["trained"] + parameters["student"])  # weights, two moments; EMA
     amount = f"{train.max_steps:,} steps of {train.global_batch_size:,}"
     return Stage("training", amount, {"step": samples, "update": train.max_steps, "text": texts}, disk_bytes)
+
+
+def _texts(recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool, samples: int) -> float:
+    """Prompts that a training of so many samples encodes."""
+    if text_cache_bytes(recipe, shapes, prompts, in_half):
+        return prompts.paired.count + unpaired_share(recipe, shapes.num_train_timesteps) * samples
+    return (1 - recipe.conditioning.null_probability) * samples
+
+
+def _checkpoints(recipe: Recipe, max_steps: int) -> int:
+    """That stay on disk."""
+    written = math.ceil(max_steps / recipe.train.checkpoint_every)
+    return min(written, recipe.train.keep_checkpoints + (1 if recipe.evaluate.every else 0))
+
+
+def _few_steps(
+    recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool, parameters: dict[str, int]
+) -> Stage:
+    """A sample: the solver's steps (two teacher calls each under guidance), the student's own way to its start, and one
+    call with a gradient. Its grids and validation losses are not counted."""
+    section = recipe.few_steps
+    assert section is not None
+    samples = section.max_steps * recipe.train.global_batch_size
+    folded = recipe.distill.guidance_scale
+    solver_calls = section.solver_steps * branches(folded or recipe.evaluate.guidance_scale)
+    own_calls = section.own_states * (section.num_inference_steps - 1) / 2
+    teacher_calls = 0
+    if section.solver == "teacher":
+        teacher_calls = solver_calls
+    else:
+        own_calls += section.solver_steps if folded else solver_calls
+    work = {
+        "teacher": samples * teacher_calls,
+        "student": samples * own_calls,
+        "leap": samples,
+        "update": section.max_steps,
+        "text": _texts(recipe, shapes, prompts, in_half, samples),
+    }
+    checkpoints = _checkpoints(recipe, section.max_steps) * 4 * 4 * parameters["student"]
+    pipeline = 2 * parameters["student"] + shapes.copied_bytes
+    amount = f"{section.max_steps:,} steps of {recipe.train.global_batch_size:,}"
+    return Stage("few steps", amount, work, checkpoints + pipeline)
+
+
+def _decoder(section: Decoder, latents: int, parameters: dict[str, int]) -> Stage:
+    """Targets that memory holds are decoded once: each latent as cached, and once with noise (on a GPU or not, by one
+    process)."""
+    samples = section.max_steps * section.batch_size
+    amount = f"{section.max_steps:,} steps of {section.batch_size:,}"
+    work = {"decode": min(samples, 2 * latents), "decoder": samples}
+    checkpoints = min(2, math.ceil(section.max_steps / section.checkpoint_every)) * 4 * 4 * parameters["decoder"]
+    return Stage("decoder", amount, work, checkpoints + 4 * parameters["decoder"], shared=False)
 
 
 def _samples(recipe: Recipe, paired_count: int) -> Stage:
@@ -118,7 +166,9 @@ def _samples(recipe: Recipe, paired_count: int) -> Stage:
     evaluations = math.ceil(recipe.train.max_steps / section.every) if section.every else 0
     if not evaluations:
         return Stage("pictures", "none", dict.fromkeys(("teacher", "student", "decode", "text"), 0), 0, shared=False)
-    unet_samples_per_image = section.num_inference_steps * branches(section.guidance_scale)
+    sampling = recipe.student_sampling
+    unet_samples_per_image = sampling.num_inference_steps * branches(sampling.guidance_scale)
+    teacher_samples_per_grid = grid_size(recipe) * section.num_inference_steps * branches(section.guidance_scale)
     unet_samples_per_grid = grid_size(recipe) * unet_samples_per_image
     grid_images = grid_size(recipe) * (evaluations + 1)
     validated = section.validation_size * evaluations
@@ -126,7 +176,7 @@ def _samples(recipe: Recipe, paired_count: int) -> Stage:
     if section.score != "validation":
         scored = min(section.count or paired_count, paired_count) * evaluations
     samples = {
-        "teacher": unet_samples_per_grid + validated,
+        "teacher": teacher_samples_per_grid + validated * branches(recipe.distill.guidance_scale or 1),
         "student": unet_samples_per_grid * evaluations + validated + scored * unet_samples_per_image,
         "decode": grid_images + scored,
         "text": grid_images + validated + scored,

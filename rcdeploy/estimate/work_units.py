@@ -9,19 +9,23 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..bench.costs import branches
+from ..decoder.losses import decoder_loss
+from ..decoder.network import tiny_config
 from ..diffusion_model import Condition, predict
 from ..distill.batches import Batch
 from ..distill.features import FeatureRecorder, feature_taps
 from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, make_optimizer, optimizer_step
 from ..recipe import Recipe
+from ..recipe_stages import Decoder
 from ..student.build import build_on_meta, build_student
 from .workload import grid_size
 
@@ -101,12 +105,13 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
 
     teacher: a sampling step for a batch of the cache. encode: a batch of real images. step: the forward and backward
     pass of a micro-batch. update: optimizer and EMA. text: a batch of prompts. student: a sampling step for a grid of
-    sample images. decode: the images of a grid.
+    sample images. decode: the images of a grid. Where the recipe has such stages, leap: the few-step student's forward
+    and backward pass; decoder: a step of the tiny decoder.
     """
     cache_batch_size = recipe.cache.batch_size
     teacher_batch_size = cache_batch_size * branches(recipe.cache.guidance_scale)
     grid_images = grid_size(recipe)
-    student_batch_size = grid_images * branches(recipe.evaluate.guidance_scale)
+    student_batch_size = grid_images * branches(recipe.student_sampling.guidance_scale)
     vae = networks.vae
     device = networks.device
     _, height, width = sizes.latent
@@ -119,6 +124,12 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
         return vae.encode(torch.zeros(cache_batch_size, *image_shape, device=device))
 
     no_grad = torch.no_grad()
+    further = {}
+    if recipe.few_steps:
+        leap = _unet_call(networks, networks.student.unet, sizes.micro_batch_size, sizes)
+        further["leap"] = Unit(sizes.micro_batch_size, lambda: leap().float().mean().backward(), autocast=True)
+    if recipe.decoder:
+        further["decoder"] = Unit(recipe.decoder.batch_size, _decoder_step(networks, recipe.decoder, sizes))
     return {
         "teacher": Unit(teacher_batch_size, no_grad(_unet_call(networks, networks.teacher, teacher_batch_size, sizes))),
         "encode": Unit(cache_batch_size, no_grad(encode)),
@@ -131,7 +142,35 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
             autocast=True,
         ),
         "decode": Unit(grid_images, no_grad(lambda: vae.decode(latents))),
+        **further,
     }
+
+
+def tiny_decoder(vae_config: Mapping[str, Any], section: Decoder, device: torch.device) -> AutoencoderTiny:
+    """With random weights. Raises RcdeployError for sections that do not fit the VAE."""
+    config = tiny_config({**vae_config, "_class_name": "AutoencoderKL"}, section)
+    with torch.random.fork_rng(devices=[]), device:
+        network: AutoencoderTiny = AutoencoderTiny.from_config(config)
+    return network
+
+
+def _decoder_step(networks: Networks, section: Decoder, sizes: Sizes) -> Callable[[], None]:
+    """On whole latents, or on crops if the recipe says so."""
+    vae = networks.vae
+    teacher = SimpleNamespace(vae=vae, scaling_factor=float(vae.config.scaling_factor))
+    network = tiny_decoder(dict(vae.config), section, networks.device).train()
+    channels, height, width = sizes.latent
+    if section.crop:
+        height, width = min(height, section.crop), min(width, section.crop)
+    pixels = 2 ** (len(vae.config.block_out_channels) - 1)
+    latents = torch.ones(section.batch_size, channels, height, width, device=networks.device)
+    images = torch.ones(section.batch_size, 3, height * pixels, width * pixels, device=networks.device)
+
+    def run() -> None:
+        loss, _ = decoder_loss(network, teacher, latents, images, section)
+        loss.backward()
+
+    return run
 
 
 def time_units(units: Mapping[str, Unit], device: torch.device, seconds: float) -> dict[str, float]:

@@ -58,11 +58,12 @@ class Publication:
 
     @property
     def run(self) -> Manifest | None:
-        """The manifest of the run: its own, or that of the run below runs/ that the package was made from."""
+        """The manifest of the run: its own, or that of the run below runs/ (or of its later stage) that the package was
+        made from."""
         if not self.is_package:
             return self.manifest
         digests = {origin["sha256"] for origin in self.manifest.made_from if origin["kind"] == "run"}
-        for file in sorted(RUNS.glob(f"*/{NAME}")) if digests else []:
+        for file in sorted([*RUNS.glob(f"*/{NAME}"), *RUNS.glob(f"*/*/{NAME}")]) if digests else []:
             if sha256(file) in digests:
                 return Manifest.read(file.parent, "run")
         return None

@@ -101,7 +101,12 @@ class Manifest:
                 fix="Upgrade rcdeploy.",
             )
         if data["kind"] != kind:
-            raise RcdeployError(f"{folder} is a {data['kind']}, not a {kind}")
+            fix = (
+                f"Make one from it with: rcdeploy export {folder}"
+                if (data["kind"], kind) == ("run", "package")
+                else None
+            )
+            raise RcdeployError(f"{folder} is a {data['kind']}, not a {kind}", fix=fix)
         _check_types(data, folder / NAME)
         manifest = cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data})
         manifest.source = str(folder / NAME)
