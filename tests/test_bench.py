@@ -145,6 +145,7 @@ def test_everything_is_timed(timed: dict[str, Any]) -> None:
         "width": 64,
         "num_inference_steps": 2,
         "guidance_scale": 7.5,
+        "sampler": "ddim",
         "threads": 1,
         "device": "cpu",
     }

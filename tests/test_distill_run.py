@@ -20,6 +20,7 @@ from training_runs import (
 from transformers import CLIPTextModel
 
 from rcdeploy import checkpoint
+from rcdeploy.distill.distillation import DistillationObjective
 from rcdeploy.distill.validation import Validator
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe
@@ -99,7 +100,7 @@ def test_projectors_are_trained_and_saved(whole: tuple[Recipe, str]) -> None:
 
 def test_the_last_checkpoints_and_the_best_stay(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([3.0, 1.0, 2.0, 2.5])
-    monkeypatch.setattr(Validator, "validation_loss", lambda *_: next(values))
+    monkeypatch.setattr(DistillationObjective, "validation_loss", lambda *_: next(values))
     monkeypatch.setattr(Validator, "_write_grid", lambda *_: None)
     recipe = tiny_recipe(train={"max_steps": 8, "checkpoint_every": 2, "keep_checkpoints": 1}, evaluate={"every": 2})
     assert ran(recipe).best == (1.0, 4)

@@ -13,6 +13,7 @@ from ..bench.costs import branches
 from ..conditioning import recipe_probability
 from ..recipe import Recipe
 from ..recipe_stages import Decoder
+from ..storage.tensors import BLANK, DIGEST
 from .workload import PromptCounts, Shapes, grid_size
 
 
@@ -70,11 +71,12 @@ def _cache(recipe: Recipe, shapes: Shapes, prompts: PromptCounts) -> Stage:
 def shard_bytes(count: int, shape: tuple[int, int, int]) -> int:
     """Size of a safetensors file of fp16 latents [count, c, h, w].
 
-    8 bytes, a header in JSON (padded to a multiple of 8), the data.
+    8 bytes, a header in JSON with the file's own digest (padded to a multiple of 8), the data.
     """
     data = 2 * count * math.prod(shape)
     entry = {"dtype": "F16", "shape": [count, *shape], "data_offsets": [0, data]}
-    header = len(json.dumps({"latents": entry}, separators=(",", ":")))
+    metadata = {DIGEST: BLANK}
+    header = len(json.dumps({"__metadata__": metadata, "latents": entry}, separators=(",", ":")))
     return 8 + header + -header % 8 + data
 
 
