@@ -24,6 +24,8 @@ from .guard import GUARD
 from .materials import empty
 
 INPUTS = ("teacher", "paired.txt", "further.txt", "recipe.toml")
+STEPS = 8
+"""of the run in recipe.toml"""
 FOREIGN_EXIT = 3
 """exit code of a process that did what no attempt may do"""
 EVALUATE = ["evaluate", "run", "--prompts", "paired.txt", "--count", "6", "--judge", "teacher/judge", "--steps", "2"]
@@ -50,10 +52,13 @@ def _bytes_of(folder: str, *patterns: str) -> Callable[[Path], Any]:
 
 
 def run_result(where: Path) -> dict[str, Any]:
-    """The student, its last checkpoint, and the metrics without timings."""
+    """The student, its last checkpoint, and the metrics without timings.
+
+    Earlier checkpoints do not count: a power cut may bring files back that were removed, and nothing depends on them.
+    """
     lines = (where / "run/metrics.jsonl").read_text().splitlines()
     metrics = [{k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines]
-    files = _bytes_of("run", "pipeline/*/*", "checkpoints/step-*/*.safetensors")(where)
+    files = _bytes_of("run", "pipeline/*/*", f"checkpoints/step-{STEPS:08}/*.safetensors")(where)
     return {**files, "metrics": metrics}
 
 
@@ -74,7 +79,7 @@ def _package_result(where: Path) -> Any:
 
 COMMANDS = {
     "prompts build": Command(BUILD, (), _bytes_of("pool", "*.bin", "manifest.json")),
-    "cache": Command(["cache", "recipe.toml"], ("pool",), _bytes_of("cache", "latents-*", "prompts/*.bin")),
+    "cache": Command(["cache", "recipe.toml"], ("pool",), _bytes_of("cache", "latents-*.safetensors", "prompts/*.bin")),
     "distill": Command(["distill", "recipe.toml", "--out", "run"], ("pool", "cache"), run_result),
     "evaluate": Command(EVALUATE, ("run",), _scores),
     "export": Command(EXPORT, ("run",), _package_result),

@@ -43,9 +43,10 @@ def failures(outcomes: Iterable[Outcome]) -> list[str]:
 
 def sentence(outcome: Outcome) -> str:
     """ "packages:17 (seed 0): what was tried: what happened"."""
-    text = " ".join(f"{outcome.input}: {outcome.text}".split())
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return f"`{outcome.attempt}` (seed {outcome.attempt.seed}): {text[: 2 * MAX_TEXT]}"
+    parts = [" ".join(part.split()) for part in (outcome.input, outcome.text)]
+    parts = [part if len(part) <= MAX_TEXT else f"{part[:MAX_TEXT]}..." for part in parts if part]
+    text = ": ".join(parts).encode("utf-8", "backslashreplace").decode()
+    return f"`{outcome.attempt}` (seed {outcome.attempt.seed}): {text}"
 
 
 def page(outcomes: Sequence[Outcome], command: str, seed: int, effort: Effort) -> str:
@@ -61,7 +62,7 @@ def page(outcomes: Sequence[Outcome], command: str, seed: int, effort: Effort) -
         f"    {command}",
         "",
         f"Seed {seed}; {effort.jobs} processes at once, {effort.cpu / 60:.0f} minutes of processor time, "
-        f"{effort.wall / 60:.0f} minutes in all, on a machine that had other work too. {machine['processor']}, "
+        f"{effort.wall / 60:.0f} minutes in all. {machine['processor']}, "
         f"{machine['cores']} cores, {machine['memory_gb']:.0f} GB; {versions}.",
         "",
         *table(outcomes),

@@ -90,9 +90,12 @@ def _write_prompts_and_manifest(
     recipe: Recipe, teacher: LatentDiffusionModel, folder: Path, sources: Sequence[Path], expected: dict[str, Any]
 ) -> None:
     cache = recipe.cache
+    all_prompts = folder / ".all_prompts"  # a name of ours: nobody keeps anything in it
+    # a process that was killed while it removed it left half a pool, which build_pool does not replace
+    shutil.rmtree(all_prompts, ignore_errors=True)
     candidates = build_pool(
         sources,
-        folder / "all_prompts",
+        all_prompts,
         PoolOptions(column=recipe.prompts.column, exclude=tuple(recipe.prompts.paired_exclude)),
     )
     images: list[str] = []
@@ -112,7 +115,7 @@ def _write_prompts_and_manifest(
         beside.write_text("".join(f"{prompt}\n" for prompt in chosen), encoding="utf-8")
     stored = build_pool([folder / "prompts.txt"], folder / "prompts", PoolOptions(deduplicate=False))
     candidates.close()
-    shutil.rmtree(folder / "all_prompts")
+    shutil.rmtree(all_prompts)
     Manifest(
         kind="latent_cache",
         recipe=recipe.resolved(),

@@ -149,6 +149,16 @@ def test_prompts_of_a_cache_are_built_again(tiny_recipe: RecipeOf, name: str, ol
     assert contents(folder) == before
 
 
+def test_half_a_pool_of_a_killed_process_is_replaced(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
+    """And what a user has beside the cache stays, also under the name that earlier versions used."""
+    for name in (".all_prompts", "all_prompts"):
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "prompts.bin").write_bytes(b"half")
+    folder = fill(tiny_recipe())
+    assert not (folder / ".all_prompts").exists()
+    assert contents(folder / "all_prompts") == {"prompts.bin": b"half"}
+
+
 def test_prompts_of_which_no_copy_is_whole(tiny_recipe: RecipeOf) -> None:
     recipe = tiny_recipe()
     folder = fill(recipe)
