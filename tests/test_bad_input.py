@@ -115,12 +115,12 @@ def test_a_full_disk_leaves_nothing_half_done(
 
     real, calls = tensors.save_file, []
 
-    def disk_with_room_for_one(data: dict, path: Path) -> None:
+    def disk_with_room_for_one(data: dict, path: Path, metadata: dict | None = None) -> None:
         calls.append(path)
         if len(calls) > 1:
             Path(path).write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        real(data, path)
+        real(data, path, metadata)
 
     monkeypatch.setattr(tensors, "save_file", disk_with_room_for_one)
     recipe = load_recipe(recipe_file())

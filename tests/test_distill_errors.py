@@ -19,7 +19,7 @@ from training_runs import (
 )
 
 from rcdeploy import checkpoint
-from rcdeploy.distill import loop
+from rcdeploy.distill import distillation
 from rcdeploy.distill.loop import distill
 from rcdeploy.progress import no_progress
 from rcdeploy.recipe import Recipe
@@ -122,20 +122,20 @@ def test_nan_stops_the_run_and_leaves_the_last_good_checkpoint(
 ) -> None:
     """Found in the loss where it is logged, else in the weights before they are saved."""
     count = iter(range(100))
-    original = loop.distillation_loss
+    original = distillation.distillation_loss
 
     def losses(*args: Any) -> Any:
         total, each = original(*args)
         factor = float("nan") if next(count) == 2 else 1.0
         return total * factor, {name: value * factor for name, value in each.items()}
 
-    monkeypatch.setattr(loop, "distillation_loss", losses)
+    monkeypatch.setattr(distillation, "distillation_loss", losses)
     recipe = tiny_recipe(train={"log_every": log_every})
     with pytest.raises(RcdeployError, match="the loss is nan at step 3" if log_every == 1 else "not finite at step 4"):
         ran(recipe)
     assert checkpoint.steps_of(Path("run")) == [2] and not Path("run/pipeline").exists()
     assert all(t.isfinite().all() for t in load_file(step_folder("run", 2) / "model.safetensors").values())
-    monkeypatch.setattr(loop, "distillation_loss", original)
+    monkeypatch.setattr(distillation, "distillation_loss", original)
     assert ran(recipe).step == 6, "the same command goes on from there"
 
 
@@ -146,7 +146,7 @@ def test_a_loss_that_runs_away_stops_the_run(tiny_recipe: RecipeOf) -> None:
 
 
 def test_a_full_disk_leaves_no_half_checkpoint(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_tensors: Any, path: Path) -> None:
+    def full(_tensors: Any, path: Path, _metadata: Any = None) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

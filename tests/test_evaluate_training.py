@@ -15,6 +15,7 @@ import torch
 from evaluation import evaluate
 from safetensors.torch import load_file
 
+from rcdeploy.distill.distillation import DistillationObjective
 from rcdeploy.distill.loop import distill
 from rcdeploy.distill.train_state import TrainState
 from rcdeploy.distill.validation import Validator
@@ -90,7 +91,7 @@ def test_the_best_step_can_become_the_pipeline(
     tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, keep: str
 ) -> None:
     losses = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(Validator, "validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr(DistillationObjective, "validation_loss", lambda *_: next(losses))
     monkeypatch.setattr(Validator, "_write_grid", lambda *_: None)
     trained(tiny_recipe(evaluate={"every": 2, "keep": keep}))
     step = {"last": 6, "best": 2}[keep]

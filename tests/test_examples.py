@@ -76,11 +76,11 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cache / "prompts.txt").read_text().splitlines() == table_data.paired_texts(recipe)
     table_data.pools(recipe, tmp_path / "out")
     sizes = {
-        name: len(PromptPool.open(tmp_path / f"out/pool_{name}")) for name in ("paired", "eighth", "half", "unseen")
+        name: len(PromptPool.open(tmp_path / f"out/pool_{name}_0")) for name in ("paired", "eighth", "half", "unseen")
     }
     assert sizes["paired"] == 40
-    assert sizes["unseen"] == 40 + 3 * 1960
-    assert sizes["paired"] < sizes["eighth"] < sizes["half"] < 15_680
+    assert sizes["unseen"] == 40 + 3 * 1680
+    assert sizes["paired"] < sizes["eighth"] < sizes["half"] < 13_440
     table_data.templates(tmp_path / "templates.txt")
     texts = (tmp_path / "templates.txt").read_text().splitlines()
     assert not set(texts) & set(table_data.all_captions(recipe))
