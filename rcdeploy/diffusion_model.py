@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
 
@@ -22,6 +22,7 @@ from rcdeploy_runtime.limits import MAX_CONTEXT
 from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_config, read_supported_unet_config
 from .model_files import check_component_files
 from .model_trial import try_network
+from .vae import VaeDecoder, vae_class
 
 COMPONENTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
 MAX_LISTED_TENSORS = 8
@@ -193,9 +194,21 @@ class LatentDiffusionModel:
         return self._component("text_encoder", CLIPTextModel, self.dtype)
 
     @property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | AutoencoderTiny:
         """In fp32: fp16 decoders of some models overflow."""
-        return self._component("vae", AutoencoderKL, torch.float32)
+        return self._component("vae", vae_class(self.vae_config), torch.float32)
+
+    @property
+    def vae_decoder(self) -> VaeDecoder:
+        """What decode() runs: that of the VAE, or a tiny one."""
+        if "vae_decoder" not in self._components:
+            self._components["vae_decoder"] = VaeDecoder(self.vae)
+        decoder: VaeDecoder = self._components["vae_decoder"]
+        return decoder
+
+    def use_decoder(self, network: AutoencoderTiny) -> None:
+        """Decodes with a tiny decoder from now on, one that takes scaled latents."""
+        self._components["vae_decoder"] = VaeDecoder(network, scale=self.scaling_factor).to(self.device)
 
     @property
     def tokenizer(self) -> Any:
@@ -248,7 +261,7 @@ class LatentDiffusionModel:
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """Scaled latents [n, c, h, w] -> images [n, 3, H, W] in [0, 1]."""
         batches = (latents.float() / self.scaling_factor).to(self.device).split(batch_size)
-        return torch.cat([(self.vae.decode(batch).sample / 2 + 0.5).clamp(0, 1) for batch in batches])
+        return torch.cat([(self.vae_decoder(batch) / 2 + 0.5).clamp(0, 1) for batch in batches])
 
 
 def _noise_schedule(file: Path) -> DDIMScheduler:

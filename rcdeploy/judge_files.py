@@ -8,6 +8,8 @@ from pathlib import Path
 from rcdeploy_runtime.files import sha256
 
 JUDGE_FOLDER = "judge"
+JUDGE_FILES = ("config.json", "model.safetensors", "reference.safetensors", "accuracy.json")
+"""the network, its statistics of real images for Frechet distances, and how often it is right on those"""
 
 
 def judge_of(model_folder: Path) -> Path | None:

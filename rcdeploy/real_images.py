@@ -15,6 +15,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import inside
 
 from .diffusion_model import LatentDiffusionModel
+from .vae import VaeEncoder
 
 
 def captioned_images(folder: Path) -> list[tuple[Path, str]]:
@@ -49,6 +50,5 @@ def encode_images(teacher: LatentDiffusionModel, files: Sequence[Path], shape: t
         with Image.open(file) as image:
             square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
         images.append(torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1).float() / 127.5 - 1)
-    posterior = teacher.vae.encode(torch.stack(images).to(teacher.device)).latent_dist
-    latents: Tensor = posterior.mode() * teacher.scaling_factor
-    return latents
+    means: Tensor = VaeEncoder(teacher.vae)(torch.stack(images).to(teacher.device)).chunk(2, dim=1)[0]
+    return means * teacher.scaling_factor

@@ -126,4 +126,8 @@ class Export(Section):
     pictures: int | None = Field(
         None, ge=0, le=1000, description="images that compare a smaller precision with torch; by default a minute's"
     )
+    encoder: bool = Field(True, description="packs the VAE's encoder, which img2img needs")
+    judge: bool = Field(
+        False, description="packs the judge beside the teacher, so that the package can be evaluated anywhere"
+    )
     zip: bool = Field(False, description="also one .zip beside the folder")

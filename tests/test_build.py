@@ -17,7 +17,7 @@ from rcdeploy.cli.main import app
 from rcdeploy.distill.loop import Stopped
 from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime import RcdeployError, TextToImage
-from rcdeploy_runtime.files import sha256, write_json
+from rcdeploy_runtime.files import read_json, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
 RecipeFile = Callable[..., Path]
@@ -79,7 +79,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append("report")
         (build.run / "report.html").write_text("page")
 
-    monkeypatch.setattr("rcdeploy.cli.build.check_packable", lambda *_: None)
     monkeypatch.setattr(module, "_fill_cache", lambda *_: made.append("cache"))
     for name, stub in (
         ("_distill", distilled),
@@ -100,13 +99,16 @@ def write_run(folder: Path, build: Build, steps: int, made_from: list[dict[str, 
 
 
 def test_a_recipe_goes_all_the_way_to_a_package(recipe_file: RecipeFile) -> None:
-    """The real stages, but for the decoder's; the package is sampled as its student was made to be."""
-    file = recipe_file(**SHORT, **FEW, export={})
+    """The real stages; the package is sampled as its student was made to be, and decodes with the tiny decoder."""
+    decoder = {"channels": 4, "max_steps": 2, "checkpoint_every": 1}
+    file = recipe_file(**SHORT, **FEW, decoder=decoder, export={"encoder": False})
     record = build(file)
-    assert list(finished_before(record)) == ["cache", "distill", "few_steps", "export", "report"]
+    assert list(finished_before(record)) == ["cache", "distill", "few_steps", "decoder", "export", "report"]
     assert not any(finished_before(record).values())
     assert record["student"] == "runs/tiny/few_steps" and record["package"] == "packages/tiny-onnx"
     package = Manifest.read(Path("packages/tiny-onnx"), "package")
+    assert read_json(Path("packages/tiny-onnx/vae_decoder/config.json"))["_class_name"] == "AutoencoderTiny"
+    assert not [name for name in package.files if name.startswith("vae_encoder")]
     assert package.facts["sampling"] == {"sampler": "ddim", "num_inference_steps": 2, "guidance_scale": 1.0}
     assert "2 DDIM steps, guidance 1" in Path("packages/tiny-onnx/README.md").read_text()
     assert "2 DDIM steps, guidance 1" in Path("runs/tiny/report.html").read_text()

@@ -22,7 +22,7 @@ FLOORS = [
     ["rcdeploy_runtime"],
     # foundations
     ["machine", "progress", "random_streams", "units"],
-    ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files"],
+    ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files", "vae"],
     # students are rules over a teacher's config; recipes name them
     ["student"],
     ["recipe_section"],

@@ -25,7 +25,7 @@ GENERIC_PROMPTS = ["", "a photo", "a picture of a thing on a background", "an ob
 MAX_CAPTIONS = 1000
 MAX_STEPS = 10
 """of latents sampled for calibration"""
-MAX_CAPTION_BYTES = 48_000
+MAX_CAPTION_BYTES = 64_000
 """together; so that captions stay a small part of a package"""
 PIXELS_AT_ONCE = 8 * 64 * 64
 """of images sampled in one batch: small ones together take a tenth of the time that they take one by one"""

@@ -1,4 +1,4 @@
-"""The four networks of a package as modules with named inputs and outputs, example inputs and dynamic dimensions.
+"""The networks of a package as modules with named inputs and outputs, example inputs and dynamic dimensions.
 
 Input and output names are those that diffusers' ONNX pipelines and Optimum read.
 """
@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import size_multiple
+from rcdeploy.vae import VaeEncoder
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -64,32 +65,8 @@ class _Unet(nn.Module):
         return output
 
 
-class _Decoder(nn.Module):
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
-        self.decoder = vae.decoder
-
-    def forward(self, latent_sample: Tensor) -> Tensor:
-        decoded: Tensor = self.decoder(self.post_quant_conv(latent_sample))
-        return decoded
-
-
-class _Encoder(nn.Module):
-    """Returns mean and log-variance: random latents are sampled outside the graph."""
-
-    def __init__(self, vae: Any) -> None:
-        super().__init__()
-        self.encoder = vae.encoder
-        self.quant_conv = vae.quant_conv or nn.Identity()
-
-    def forward(self, sample: Tensor) -> Tensor:
-        parameters: Tensor = self.quant_conv(self.encoder(sample))
-        return parameters
-
-
-def components(model: LatentDiffusionModel) -> list[Component]:
-    """The networks of a text-to-image model, on the CPU, in evaluation mode.
+def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Component]:
+    """The networks of a text-to-image model, on the CPU, in evaluation mode. encoder: with that of the VAE.
 
     Raises RcdeployError for a text encoder that a package cannot carry.
     """
@@ -113,7 +90,7 @@ def components(model: LatentDiffusionModel) -> list[Component]:
         ids[:, -1] = model.tokenizer.eos_token_id
         return ids
 
-    return [
+    networks = [
         Component(
             "text_encoder",
             _TextEncoder(model.text_encoder),
@@ -134,16 +111,20 @@ def components(model: LatentDiffusionModel) -> list[Component]:
         ),
         Component(
             "vae_decoder",
-            _Decoder(model.vae),
+            model.vae_decoder,
             {"latent_sample": lambda n, h, w: torch.randn(n, channels, h, w)},
             {"latent_sample": decoder_latents},
             ("sample",),
         ),
-        Component(
-            "vae_encoder",
-            _Encoder(model.vae),
-            {"sample": lambda n, h, w: torch.rand(n, 3, h * pixels, w * pixels) * 2 - 1},
-            {"sample": encoder_images},
-            ("latent_parameters",),
-        ),
     ]
+    if encoder:
+        networks.append(
+            Component(
+                "vae_encoder",
+                VaeEncoder(model.vae),
+                {"sample": lambda n, h, w: torch.rand(n, 3, h * pixels, w * pixels) * 2 - 1},
+                {"sample": encoder_images},
+                ("latent_parameters",),
+            )
+        )
+    return networks

@@ -69,6 +69,9 @@ class ExportOptions:
         prompts: a file of captions to calibrate with and to draw; by default those of the run.
         image_count: images that compare a smaller precision with torch; None takes as many as a minute allows.
         clip: the folder of a CLIP model that scores those images.
+        decoder: the folder of a tiny decoder, in the place of the VAE's.
+        encoder: packs the VAE's encoder, which img2img needs.
+        judge: packs the judge beside the teacher, so that the package can be evaluated anywhere.
         sampling: that the package records instead of the run's own.
     """
 
@@ -82,6 +85,9 @@ class ExportOptions:
     prompts: Path | None = None
     image_count: int | None = None
     clip: Path | None = None
+    decoder: Path | None = None
+    encoder: bool = True
+    judge: bool = False
     sampling: SamplingDefaults | None = None
 
     def __post_init__(self) -> None:
@@ -100,13 +106,16 @@ class ExportOptions:
             )
         if self.image_count is not None and self.image_count < 0:
             raise RcdeployError(f"--pictures {self.image_count}: must be 0 or more")
-        for option, path in (("--prompts", self.prompts), ("--clip", self.clip)):
+        for option, path in (("--prompts", self.prompts), ("--clip", self.clip), ("--decoder", self.decoder)):
             if path is not None and not path.exists():
                 raise RcdeployError(f"{option} {path}: no such file or folder")
 
     def as_facts(self) -> dict[str, Any]:
-        """What the package's networks depend on, as JSON."""
-        names = ("format", "precision", "vae_precision", "opset", "static", "image_size", "external_data")
+        """What the package's contents depend on, beside the files that it is made from; as JSON."""
+        names = (
+            *("format", "precision", "vae_precision", "opset", "static", "image_size", "external_data"),
+            *("encoder", "judge"),
+        )
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "image_size": list(self.image_size) if self.image_size else None}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rcdeploy.decoder.folder import open_decoder
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import native_latent_size, size_multiple
 from rcdeploy.progress import Progress
@@ -25,7 +26,7 @@ from .export_options import ExportOptions, check_target
 from .onnx_graph import export_onnx
 from .onnx_int8 import quantise_onnx
 from .openvino_ir import to_openvino, tokenizer_to_openvino
-from .package_files import copy_configs, package_manifest
+from .package_files import copy_configs, copy_judge, package_manifest
 from .parity import Parity, Shape, compare, shapes_to_compare
 from .quality import affordable_images, compare_images, error_by_timestep, seconds_per_step, verdict
 from .source import ExportSource
@@ -47,11 +48,16 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         progress("loading", completed, len(NETWORKS))
         model.load(name)
     progress("loading", len(NETWORKS), len(NETWORKS))
-    networks = components(model)
+    decoder = open_decoder(options.decoder, model) if options.decoder else None
+    if decoder:
+        model.use_decoder(decoder.network)
+    networks = components(model, options.encoder)
     sampling = options.sampling or source.sampling or SamplingDefaults()
     latent_size = _latent_size(model, options)
     with new_folder(out) as folder:
-        copy_configs(source, model, folder)
+        copy_configs(source, model, networks, decoder, folder)
+        if options.judge:
+            copy_judge(source, folder)
         reduced = options.precision != "fp32"
         samples = calibration_inputs(source, model, options.prompts, sampling, progress) if reduced else []
         exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
@@ -60,7 +66,7 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         if options.format == "openvino":
             tokenizer_to_openvino(model.tokenizer, folder / "tokenizer")
         progress("manifest", 0, 2)
-        manifest = package_manifest(source, model, options, parities, networks, folder)
+        manifest = package_manifest(source, model, options, parities, networks, decoder, folder)
         manifest.facts |= exporter.measured
         if options.static:
             manifest.facts["static_size"] = [x * model.pixels_per_latent for x in latent_size]

@@ -12,11 +12,13 @@ import onnx
 import torch
 from torch import Tensor
 
+from rcdeploy.decoder.folder import TinyDecoder
 from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.judge_files import judge_digest
+from rcdeploy.judge_files import JUDGE_FILES, JUDGE_FOLDER, judge_digest
 from rcdeploy.model_config import size_multiple, trimmed_model_index
 from rcdeploy.model_files import model_file
 from rcdeploy.sampling import starting_noise
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
@@ -37,18 +39,49 @@ CONFIGS = {
 """file in the package -> file in the diffusers folder that it is copied from; nothing else is"""
 
 
-def copy_configs(source: ExportSource, model: LatentDiffusionModel, folder: Path) -> None:
+def copy_configs(
+    source: ExportSource,
+    model: LatentDiffusionModel,
+    networks: Sequence[Component],
+    decoder: TinyDecoder | None,
+    folder: Path,
+) -> None:
     """Writes model index, configs, tokenizer and noise schedule as diffusers lays them out, and known captions."""
     index = read_json(model_file(source.folder, "model_index.json"))
+    if decoder:
+        index["vae"] = ["diffusers", "AutoencoderTiny"]
     write_json(folder / "model_index.json", trimmed_model_index(index))
+    packed = {network.name for network in networks}
     for target, original in CONFIGS.items():
-        (folder / target).parent.mkdir(exist_ok=True)
-        shutil.copyfile(model_file(source.folder, original), folder / target)
+        component = Path(target).parent.name
+        if component in packed or component == "scheduler":
+            (folder / component).mkdir(exist_ok=True)
+            shutil.copyfile(model_file(source.folder, original), folder / target)
+    if decoder:
+        # whoever reads the package divides latents by this factor, and the graph multiplies them again
+        config = {k: v for k, v in decoder.network.config.items() if k != "_name_or_path"}
+        write_json(
+            folder / "vae_decoder/config.json",
+            {"_class_name": "AutoencoderTiny", **config, "scaling_factor": model.scaling_factor},
+        )
     model.tokenizer.save_pretrained(folder / "tokenizer")
     _write_vocabulary(folder / "tokenizer")
     captions = packaged_captions(source)
     if captions:
         (folder / CAPTIONS).write_text("\n".join(captions) + "\n", encoding="utf-8")
+
+
+def copy_judge(source: ExportSource, folder: Path) -> None:
+    """Raises RcdeployError when there is no judge beside the teacher."""
+    if source.judge is None:
+        raise RcdeployError(
+            f"--judge: there is no judge beside the teacher ({source.teacher_folder}/{JUDGE_FOLDER})",
+            fix="Leave --judge out.",
+        )
+    (folder / JUDGE_FOLDER).mkdir()
+    for name in JUDGE_FILES:
+        if (source.judge / name).exists():
+            shutil.copyfile(model_file(source.judge, name), folder / JUDGE_FOLDER / name)
 
 
 def _write_vocabulary(tokenizer: Path) -> None:
@@ -65,6 +98,7 @@ def package_manifest(
     options: ExportOptions,
     parities: Sequence[Parity],
     components: Sequence[Component],
+    decoder: TinyDecoder | None,
     folder: Path,
 ) -> Manifest:
     """The manifest of the package in `folder`, its files not listed yet."""
@@ -97,7 +131,7 @@ def package_manifest(
         noise_schedule=dict(read_json(folder / "scheduler" / "scheduler_config.json")),
         latents={"shape": list(model.latent_shape()), "scaling_factor": model.scaling_factor},
         onnx={c.name: _inputs_and_outputs(folder / c.name / "model.onnx") for c in components},
-        made_from=source.made_from(),
+        made_from=[*source.made_from(), *([{"kind": "decoder", "sha256": decoder.digest}] if decoder else [])],
         facts=facts,
     )
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 
 RESNET = {
@@ -30,7 +31,15 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 
 
 def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
-    """Writes UNet, VAE and text encoder of a diffusers folder to `file`, in the precision they are stored in."""
+    """Writes UNet, VAE and text encoder of a diffusers folder to `file`, in the precision they are stored in.
+
+    Raises RcdeployError for a VAE that the layout has no names for.
+    """
+    if model.vae_config.get("_class_name") == "AutoencoderTiny":
+        raise RcdeployError(
+            f"{model.folder}: its VAE is an AutoencoderTiny, for which single files have no layout",
+            fix="Take another format; programs that read single files take a tiny decoder as a file of its own.",
+        )
     config = model.unet_config
     tensors = {UNET + unet_key(k, config): v for k, v in _weights(model.folder / "unet").items()}
     stages = len(model.vae_config["block_out_channels"])

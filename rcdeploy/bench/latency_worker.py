@@ -114,17 +114,18 @@ class _TorchModel:
 
     def _build(self) -> None:
         import torch
-        from diffusers import AutoencoderKL, DDIMScheduler
+        from diffusers import DDIMScheduler
         from transformers import CLIPTextConfig, CLIPTextModel
 
         from ..diffusion_model import Condition
         from ..student.build import build_student
+        from ..vae import vae_from_config
 
         configs = self.task["configs"]
         torch.manual_seed(0)
         self.unet = build_student(configs["unet"], 0).eval().to(self.device)
         self.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])).eval().to(self.device)
-        self.vae = AutoencoderKL.from_config(configs["vae"]).eval().to(self.device)
+        self.vae = vae_from_config(configs["vae"]).eval().to(self.device)
         self.schedule = DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False)
         self.encode = lambda prompts: Condition(self._random_embeddings())
 

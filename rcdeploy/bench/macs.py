@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..student.build import build_on_meta
+from ..vae import VaeDecoder, vae_from_config
 
 
 @dataclass(frozen=True)
@@ -82,20 +83,6 @@ def vae_decoder_macs(decoder: VaeDecoder, latent_size: tuple[int, int]) -> Macs:
     return module_macs(decoder, latents=torch.empty(1, decoder.latent_channels, *latent_size, device="meta"))
 
 
-class VaeDecoder(nn.Module):
-    """The decoding half of a VAE: unscaled latents [n, c, h, w] -> images [n, 3, H, W]."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.post_quant_conv = vae.post_quant_conv or nn.Identity()
-        self.decoder = vae.decoder
-        self.latent_channels = int(vae.config.latent_channels)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        images: torch.Tensor = self.decoder(self.post_quant_conv(latents))
-        return images
-
-
 def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
     """Build the text encoder of text_encoder/config.json without storage. Raises RcdeployError if that fails."""
     try:
@@ -107,10 +94,9 @@ def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
 
 def vae_decoder_on_meta(config: Mapping[str, Any]) -> VaeDecoder:
     """Build the decoder of vae/config.json without storage. Raises RcdeployError if that fails."""
-    arguments = {key: value for key, value in config.items() if not key.startswith("_")}
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return VaeDecoder(AutoencoderKL.from_config(arguments).eval())
+            return VaeDecoder(vae_from_config(config).eval())
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise RcdeployError(f"no VAE can be built from vae/config.json: {error}") from error
 

@@ -11,7 +11,7 @@ import typer
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..recipe_file import load_recipe
-from .build_stages import Build, Stage, build_stages, check_needs, check_packable, chosen_stages, remove_result
+from .build_stages import Build, Stage, build_stages, check_needs, chosen_stages, remove_result
 from .console import (
     EXIT_INTERRUPTED,
     err,
@@ -91,10 +91,7 @@ def _check_export(build: Build) -> None:
     from rcdeploy_export.export_options import check_target
 
     check_target(build.package)
-    options = build.export_options
-    options.check_installed()
-    if build.decoder:
-        check_packable(options, build.decoder)
+    build.export_options.check_installed()
 
 
 def _print_estimate(build: Build) -> None:

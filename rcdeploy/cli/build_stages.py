@@ -60,7 +60,7 @@ class Build:
 
     @property
     def export_options(self) -> ExportOptions:
-        """Of [export], without the decoder. Raises RcdeployError for a contradiction."""
+        """Of [export]; the decoder is named when it has been trained. Raises RcdeployError for a contradiction."""
         from rcdeploy_export.export_options import ExportOptions
 
         section = self.recipe.export
@@ -74,6 +74,8 @@ class Build:
             image_size=parse_size(section.size, "export.size") if section.size else None,
             external_data=section.external_data,
             image_count=section.pictures,
+            encoder=section.encoder,
+            judge=section.judge,
         )
 
 
@@ -254,24 +256,11 @@ def _export(build: Build, progress: Progress, _log: Log) -> None:
 
     from ..report.card import write_card
 
-    options = build.export_options
-    if build.decoder:
-        check_packable(options, build.decoder)
-        changes: dict[str, Any] = {"decoder": build.decoder}
-        options = dataclasses.replace(options, **changes)
+    options = dataclasses.replace(build.export_options, decoder=build.decoder)
     export_package(ExportSource.open(build.student), build.package, options, progress)
     write_card(build.package)
     if build.recipe.export and build.recipe.export.zip:
         zip_package(build.package, build.package.with_name(build.package.name + ".zip"))
-
-
-def check_packable(options: ExportOptions, decoder: Path) -> None:
-    """Raises RcdeployError where export does not know tiny decoders."""
-    if not hasattr(options, "decoder"):
-        raise RcdeployError(
-            f"this version of rcdeploy cannot pack the decoder {decoder}",
-            fix="Leave [decoder] or [export] out, or stop before: --until decoder.",
-        )
 
 
 def _is_reported(build: Build) -> bool:

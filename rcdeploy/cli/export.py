@@ -52,6 +52,13 @@ def export_command(
         None, min=1, help="Denoising steps that the package records; by default the run's."
     ),
     guidance_scale: float | None = typer.Option(None, help="That the package records; by default the run's."),
+    decoder: Path | None = typer.Option(
+        None, help="A tiny decoder's folder, such as runs/NAME/decoder, in the place of the VAE's."
+    ),
+    encoder: bool = typer.Option(True, help="With the VAE's encoder, which img2img needs."),
+    judge: bool = typer.Option(
+        False, "--judge", help="With the judge beside the teacher: the package can then be evaluated anywhere."
+    ),
     sampler: str | None = typer.Option(
         None, help="That the package records: ddim, lcm, tcd ...; by default the run's."
     ),
@@ -89,7 +96,19 @@ def export_command(
     precision = current_precision(format, precision, lambda text: None if quiet else err.print(text, style="dim"))
     image_size = parse_size(size) if size else None
     options = ExportOptions(
-        format, precision, vae_precision, opset, static, image_size, external_data, prompts, image_count, clip
+        format=format,
+        precision=precision,
+        vae_precision=vae_precision,
+        opset=opset,
+        static=static,
+        image_size=image_size,
+        external_data=external_data,
+        prompts=prompts,
+        image_count=image_count,
+        clip=clip,
+        decoder=decoder,
+        encoder=encoder,
+        judge=judge,
     )
     engines = EngineOptions(
         workspace_gb, max_batch, parse_profile(profile), parse_capabilities(compute_capability), hardware_compatible

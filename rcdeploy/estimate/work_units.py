@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny
+from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -27,6 +27,7 @@ from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, m
 from ..recipe import Recipe
 from ..recipe_stages import Decoder
 from ..student.build import build_on_meta, build_student
+from ..vae import vae_from_config
 from .workload import grid_size
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -88,7 +89,7 @@ def build_networks(
     with torch.random.fork_rng(devices=[]), torch.device(device):
         trained = StudentWithProjectors(unet, taps, gradient_checkpointing=recipe.train.gradient_checkpointing)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(configs["text_encoder"])))
-        vae = AutoencoderKL.from_config({k: v for k, v in configs["vae"].items() if not k.startswith("_")})
+        vae = vae_from_config(configs["vae"])
     for part in (teacher, text_encoder, vae):
         part.requires_grad_(False).eval().to(device)
     for part in (teacher, text_encoder):

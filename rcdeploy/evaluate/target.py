@@ -13,7 +13,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
-from ..judge_files import judge_digest, judge_of
+from ..judge_files import JUDGE_FOLDER, judge_digest, judge_of
 from ..model_description import ModelDescription, describe_model
 from ..model_folder import RUNS, ModelFolder
 from ..recipe import PATHS
@@ -114,12 +114,14 @@ def _of_package(model: ModelFolder, package: Package, description: ModelDescript
     }
     captions = manifest.facts.get("captions")
     files = (package.folder / captions,) if captions in manifest.files else ()
-    return EvaluationTarget(model, None, description, package, recipe, _judge_of_package(manifest), (files,))
+    return EvaluationTarget(model, None, description, package, recipe, _judge_of_package(package), (files,))
 
 
-def _judge_of_package(manifest: Manifest) -> Path | None:
-    """The judge of the package's teacher, recognised by its digest beside a teacher on this machine."""
-    judge = manifest.facts.get("judge")
+def _judge_of_package(package: Package) -> Path | None:
+    """The judge in the package; else that of its teacher, recognised by its digest beside a teacher on this machine."""
+    if f"{JUDGE_FOLDER}/config.json" in package.manifest.files:
+        return package.folder / JUDGE_FOLDER
+    judge = package.manifest.facts.get("judge")
     if not isinstance(judge, dict) or "digest" not in judge:
         return None
     for teacher in _teachers_here(str(judge.get("teacher", ""))):

@@ -80,6 +80,11 @@ class Networks:
 
     def encode_image(self, image: Image.Image, height: int, width: int) -> Array:
         """An image -> latents [1, c, h, w], scaled: the mean of the VAE's posterior, nothing random."""
+        if f"vae_encoder/{NETWORK_FILES[self.package.format][0]}" not in self.package.manifest.files:
+            raise RcdeployError(
+                f"{self.package.path} was packed without the VAE's encoder, which img2img needs",
+                fix="Export it anew without --no-encoder ([export] encoder = true).",
+            )
         with self._lock:
             if self._vae_encoder is None:
                 self._vae_encoder = self._open("vae_encoder")
