@@ -19,7 +19,7 @@ from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = ROOT / "recipes/quickstart.toml"
+RECIPE = ROOT / "recipes/quickstart_channels.toml"
 CAPTIONS = ROOT / "examples/teachers/fashion/captions_train.txt.gz"
 """without the held-out scenes"""
 
