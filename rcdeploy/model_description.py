@@ -16,8 +16,8 @@ from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .model_config import native_latent_size, pixels_per_latent, read_supported_unet_config
 from .model_folder import Kind, ModelFolder
-from .student.sd14 import SD14_CONFIGS, SD14_UNET_CONFIG
-from .student.spec import STUDENTS, student_config
+from .student.built_in import DEFAULT_TEACHER, TEACHERS, named_model
+from .student.spec import student_config
 from .units import image_size_text
 
 Config = dict[str, Any]
@@ -91,9 +91,12 @@ def describe_model(model: ModelFolder) -> ModelDescription:
 
 
 def _describe_student(model: ModelFolder) -> ModelDescription:
-    configs = dict(SD14_CONFIGS)
-    if model.name in STUDENTS:
-        configs["unet"], _ = student_config(model.name, SD14_UNET_CONFIG)
+    teacher, student = named_model(model.name) or (DEFAULT_TEACHER, None)
+    configs = dict(TEACHERS[teacher])
+    if student:
+        configs["unet"], _ = student_config(student, configs["unet"])
+    pixels = pixels_per_latent(configs["vae"])
+    height, width = native_latent_size(configs["unet"])
     return ModelDescription(
         name=model.name,
         kind=model.kind,
@@ -101,8 +104,8 @@ def _describe_student(model: ModelFolder) -> ModelDescription:
         folder=None,
         configs=configs,
         weight_bytes=None,
-        image_size=(512, 512),
-        size_multiple=pixels_per_latent(configs["vae"]),
+        image_size=(height * pixels, width * pixels),
+        size_multiple=pixels,
         backends=TORCH_BACKENDS,
     )
 

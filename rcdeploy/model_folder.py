@@ -15,8 +15,8 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
 from .model_config import check_no_checkpoint
-from .student.sd14 import SD14_UNET_CONFIG
-from .student.spec import STUDENTS, fitting_students
+from .student.built_in import DEFAULT_TEACHER, SD21, TEACHERS, named_model
+from .student.spec import fitting_students
 
 Kind = Literal["run", "package", "pipeline", "student"]
 KINDS: tuple[Kind, ...] = ("run", "package", "pipeline", "student")
@@ -27,8 +27,6 @@ TITLES: dict[Kind, str] = {
     "student": "the name of a student",
 }
 """what messages call each kind"""
-SD14 = "sd-1.4"
-"""the teacher of the named students, itself a name that resolves"""
 RUNS = Path("runs")
 MODEL_INDEX = "model_index.json"
 
@@ -38,7 +36,7 @@ class ModelFolder:
     """A model on disk, or a student by name; nothing is loaded and no weights are read.
 
     Attributes:
-        kind: run, package, pipeline (a diffusers folder) or student.
+        kind: run, package, pipeline (a diffusers folder) or student (built-in teachers too).
         name: of the folder, for titles and file names.
         source: as the user gave it.
         path: the folder, or a package's .zip; None for a student, which has no weights.
@@ -79,7 +77,8 @@ def resolve(argument: str | Path | None, kinds: Collection[str] = KINDS, runs: P
     """Find out what an argument names, from its manifest.json, its model_index.json, or the list of students.
 
     Args:
-        argument: a path, or the name of a student (sd-1.4: their teacher); None for the newest run below `runs`.
+        argument: a path, the name of a student of SD-1.4, TEACHER:STUDENT, or a built-in teacher (sd-1.4, sd-2.1 ...);
+            None for the newest run below `runs`.
         kinds: the kinds that the caller can use.
 
     Raises:
@@ -125,8 +124,8 @@ def _is_model_folder(path: Path) -> bool:
 
 
 def _identify(source: str) -> ModelFolder:
-    if source in STUDENTS or source in (SD14, "teacher"):  # `rcdeploy students` lists SD-1.4 as "teacher"
-        return ModelFolder("student", source if source in STUDENTS else SD14, source)
+    if source == "teacher" or named_model(source):  # `rcdeploy students` lists SD-1.4 as "teacher"
+        return ModelFolder("student", DEFAULT_TEACHER if source == "teacher" else source, source)
     path = Path(source)
     if not path.exists():
         raise _nothing_there(source)
@@ -166,10 +165,12 @@ def _manifest_kind(path: Path) -> str | None:
 
 
 def _nothing_there(source: str) -> RcdeployError:
-    names = [SD14, *fitting_students(SD14_UNET_CONFIG)]
+    students = fitting_students(TEACHERS[DEFAULT_TEACHER]["unet"])
+    names = [*students, *TEACHERS, *(f"{teacher}:{student}" for teacher in TEACHERS for student in students)]
     near = difflib.get_close_matches(source.lower(), names, 1, 0.6)
     hint = f"Did you mean {near[0]}? " if near else ""
     return RcdeployError(
         f"{source} is no file or folder here, and no student of SD-1.4",
-        fix=f"{hint}Students: {', '.join(names)}.",
+        fix=f"{hint}Students: {', '.join(students)}, or of another teacher: {SD21}:{students[0]}. "
+        f"Teachers: {', '.join(TEACHERS)}.",
     )

@@ -189,6 +189,13 @@ def test_paths_are_never_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert path in capsys.readouterr().out
 
 
+def test_students_of_a_built_in_teacher() -> None:
+    rows = {r["name"]: r for r in json.loads(run(app, ["students", "--teacher", "sd-2.1-base", "--json"]).output)}
+    assert rows["b-tiny"]["parameters"] == 326_825_604
+    result = run(app, ["students", "--teacher", "sd-3"])
+    assert "sd-2.1-base" in str(result.exception.fix if result.exception else result.output)
+
+
 def test_students_of_a_teacher_folder(tiny_teacher: Path) -> None:
     rows = {r["name"]: r for r in json.loads(run(app, ["students", "--teacher", str(tiny_teacher), "--json"]).output)}
     assert rows["c-micro"]["parameters"] < rows["b-tiny"]["parameters"] < rows["teacher"]["parameters"]

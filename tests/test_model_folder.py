@@ -37,6 +37,20 @@ def test_each_kind_is_recognised(tmp_path: Path, small_model: Path, tiny_teacher
         assert component["bytes"] == 4 * component["parameters"], name
 
 
+def test_other_teachers_and_their_students_have_names() -> None:
+    models = describe(["sd-2.1-base", "sd-2.1", "sd-2.1:b-tiny", "sd-1.4:b-tiny", "b-tiny"])
+    assert [m.image_size for m in models] == [(512, 512), (768, 768), (768, 768), (512, 512), (512, 512)]
+    assert [m.configs["text_encoder"]["hidden_size"] for m in models] == [1024] * 3 + [768] * 2
+    assert models[2].configs["unet"]["down_block_types"] == ["CrossAttnDownBlock2D"] * 3
+    assert models[2].configs["unet"]["attention_head_dim"] == [5, 10, 20]
+    assert models[3].configs == models[4].configs
+    with pytest.raises(RcdeployError, match="no student of SD-1.4") as caught:
+        resolve("sd-2.1:c-mirco")
+    assert "Did you mean sd-2.1:c-micro?" in (caught.value.fix or "")
+    with pytest.raises(RcdeployError, match="does not fit"):
+        describe(["sd-2.1:koala-1b"])
+
+
 def test_a_resolved_model_knows_its_pipeline_and_manifest(
     tmp_path: Path, small_model: Path, tiny_teacher: Path, package: Path
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 from rcdeploy.distill.build_run import accumulation_steps
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe, shipped_recipes
+from rcdeploy.student.built_in import built_in_teacher
 from rcdeploy_runtime.errors import RcdeployError
 
 RecipeFile = Callable[..., Path]
@@ -54,6 +55,20 @@ def test_the_papers_students_are_trained_as_in_the_paper(name: str) -> None:
     assert recipe.conditioning.probability == ("exponential" if block else "sigmoid")
     assert recipe.train.max_steps == (125_000 if block else 400_000)
     assert accumulation_steps(recipe.train, 4) * 4 * 16 == 256
+
+
+@pytest.mark.parametrize("student", ["b_base", "b_small", "b_tiny", "c_micro"])
+def test_students_of_sd2_are_trained_as_those_of_sd14(student: str) -> None:
+    with_sd14 = load_recipe(ROOT / f"recipes/{student}.toml", check_files=False)
+    file = ROOT / f"recipes/sd21_{student}.toml"
+    recipe = load_recipe(file, check_files=False)
+    for section in ("student", "prompts", "conditioning", "loss", "train", "evaluate"):
+        assert getattr(recipe, section) == getattr(with_sd14, section)
+    assert recipe.cache.resolution is None, "the native size, which is another one for the 768-pixel teacher"
+    line = next(line for line in file.read_text().splitlines() if "--set teacher.path=" in line).split()
+    assert built_in_teacher(recipe.teacher.path) == "sd-2.1-base"
+    larger = load_recipe(file, [line[line.index("--set") + 1]], check_files=False)
+    assert built_in_teacher(larger.teacher.path) == "sd-2.1"
 
 
 def test_all_errors_are_reported_at_once(recipe_file: RecipeFile) -> None:

@@ -34,7 +34,8 @@ def bench_command(
     models: list[str] = typer.Argument(
         None,
         metavar="MODEL",
-        help="Runs, packages, diffusers folders, or students of SD-1.4 by name (sd-1.4: their teacher).",
+        help="Runs, packages, diffusers folders, or names: a student of SD-1.4, sd-1.4, sd-2.1-base, sd-2.1, "
+        "and students of these as sd-2.1:b-tiny.",
         show_default="the newest run and its teacher",
     ),
     backend: list[str] = typer.Option(
@@ -70,6 +71,7 @@ def bench_command(
 
     rcdeploy bench runs/quickstart packages/quickstart-onnx --markdown
     rcdeploy bench sd-1.4 c-micro b-tiny --no-time
+    rcdeploy bench sd-2.1 sd-2.1:b-tiny sd-2.1:c-micro --no-time
     rcdeploy bench c-micro --random-weights --size 256x256 --steps 1 --runs 3
     """
     if markdown and as_json:

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import typer
 
+from rcdeploy_runtime.errors import RcdeployError
+
 from ..units import giga_text
 from .console import show_table
 from .options import JSON
 
 
 def students_command(
-    teacher: Path | None = typer.Option(
-        None, "--teacher", help="The teacher's diffusers folder.", show_default="SD-1.4, which is built in"
+    teacher: str = typer.Option(
+        "sd-1.4",
+        "--teacher",
+        metavar="FOLDER|NAME",
+        help="The teacher's diffusers folder, or one whose shapes are built in: sd-1.4, sd-2.1-base, sd-2.1.",
     ),
     as_json: bool = JSON,
 ) -> None:
@@ -22,18 +27,21 @@ def students_command(
     MACs are of one UNet step at the teacher's own image size. THOP's count, which papers quote, leaves out the products
     inside attention; the last column includes them.
     """
-    from ..model_config import read_unet_config
-    from ..student.sd14 import SD14_UNET_CONFIG
+    from ..model_config import read_config, read_unet_config
+    from ..student.built_in import TEACHERS
 
-    config = read_unet_config(teacher) if teacher else SD14_UNET_CONFIG
-    text_length = 77
-    if teacher:
-        from rcdeploy_runtime.files import read_json
-
-        text_length = int(read_json(teacher / "text_encoder" / "config.json").get("max_position_embeddings", 77))
+    if teacher in TEACHERS:
+        config, text_config = (TEACHERS[teacher][name] for name in ("unet", "text_encoder"))
+    else:
+        if not Path(teacher).exists():
+            raise RcdeployError(
+                f"there is no folder {teacher}", fix=f"Built in are the shapes of {', '.join(TEACHERS)}."
+            )
+        config = read_unet_config(Path(teacher))
+        text_config = read_config(Path(teacher) / "text_encoder" / "config.json")
     from ..bench.student_table import student_table
 
-    rows = student_table(config, None, text_length)
+    rows = student_table(config, None, int(text_config.get("max_position_embeddings", 77)))
     if as_json:
         show_table("", [], rows, as_json=True)
         return
@@ -47,4 +55,4 @@ def students_command(
         }
         for row in rows
     ]
-    show_table(f"Students of {teacher or 'SD-1.4'}", list(table[0]), table, as_json=False)
+    show_table(f"Students of {teacher}", list(table[0]), table, as_json=False)

@@ -16,7 +16,7 @@ from ..prompts.pool import PoolFacts
 from ..prompts.readers import batches, files_of
 from ..random_streams import SHUFFLE, generator
 from ..recipe import WORDNET, Recipe
-from ..student.sd14 import SD14_CONFIGS
+from ..student.built_in import SD14, SD21, SD21_BASE, TEACHERS, built_in_teacher
 
 MAX_DEDUPLICATED = 2_000_000
 """captions among which duplicates are removed; beyond, their number is an upper bound"""
@@ -26,8 +26,12 @@ WORDNET_NOUNS = 25_992
 """of WordNet 3.0, as prompts.recipe_pool takes them"""
 WORDNET_PROMPT_BYTES = 67
 """mean of 128 prompts of each noun"""
-SD14_COPIED_BYTES = 4 * (123_060_480 + 83_653_863)
-"""SD-1.4's text encoder and VAE in fp32, as they are published"""
+COPIED_BYTES = {
+    SD14: 4 * (123_060_480 + 83_653_863),
+    SD21_BASE: 4 * (340_387_840 + 83_653_863),
+    SD21: 4 * (340_387_840 + 83_653_863),
+}
+"""of text encoder and VAE in fp32, as they are published"""
 DEFAULT_GRID_SIZE = 8
 """images of a grid whose recipe names no prompts"""
 
@@ -61,18 +65,19 @@ class Shapes:
 
 
 def teacher_shapes(path: str) -> Shapes:
-    """Reads the configs of a teacher; of those on the hub only SD-1.x is known, because nothing is downloaded.
+    """Reads the configs of a teacher; of those on the hub SD-1.x and 2.x are known, because nothing is downloaded.
 
     Raises RcdeployError for another name on the hub, and for a folder that is not a supported model.
     """
     if is_hub_name(path):
-        if "stable-diffusion-v1" not in path:
+        known = built_in_teacher(path)
+        if known is None:
             raise RcdeployError(
                 f"the shapes of {path} are not known: it is not on this machine",
                 fix="Download it first (hf download) and set teacher.path to its folder.",
             )
-        note = f"{path} is not on this machine: the shapes of SD-1.4 are used."
-        return Shapes(dict(SD14_CONFIGS), 1000, SD14_COPIED_BYTES, (note,))
+        note = f"{path} is not on this machine: the shapes of {known} are used."
+        return Shapes(dict(TEACHERS[known]), 1000, COPIED_BYTES[known], (note,))
     folder = Path(path)
     configs = {"unet": read_supported_unet_config(folder)}
     configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
