@@ -26,7 +26,10 @@ def evaluate_command(
     include: list[str] = typer.Option(None, help="Only prompts with this word (regular expression); repeatable."),
     exclude: list[str] = typer.Option(None, help="No prompt with this word (regular expression); repeatable."),
     split: str | None = typer.Option(
-        None, metavar="animals|FILE", help="Also score prompts with and without these words apart; a word per line."
+        None,
+        metavar="animals|FILE|coco-animals:FILE",
+        help="Also score two parts apart: prompts with and without animals, or the words of a text file; or images of "
+        "COCO with and without animals, by its instances_val2014.json.",
     ),
     metrics: str = typer.Option("", metavar="fid,is,clip,vqa,judge", help="By default all that can be computed."),
     inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
@@ -66,8 +69,13 @@ def evaluate_command(
     rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
     rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
 
-    --split animals gives Table 2's halves. Of Table D (T2I-CompBench) the first command gives colour, and shape and
-    texture with their files of prompts, the second non-spatial, with CLIP's ViT-B/32:
+    Table 2's halves, and those of other prompts, by keywords:
+
+    rcdeploy evaluate RUN --prompts captions_val2014.json --count 0 --split coco-animals:instances_val2014.json
+    rcdeploy evaluate RUN --prompts mine.txt --split animals
+
+    Of Table D (T2I-CompBench) the first command gives colour, and shape and texture with their files of prompts, the
+    second non-spatial, with CLIP's ViT-B/32:
 
     rcdeploy evaluate RUN --prompts color_val.txt --count 0 --repeat 10 --resize 0 --metrics vqa --vqa blip-vqa-base/
     rcdeploy evaluate RUN --prompts non_spatial_val.txt --count 0 --repeat 10 --resize 0 --metrics clip --clip vit-b-32/
@@ -118,13 +126,12 @@ def _evaluate(
     as_json: bool,
 ) -> None:
     """Checks everything that needs no torch, then loads, generates, scores and prints."""
-    from ..evaluate.prompt_choice import choose_prompts, split_prompts
+    from ..evaluate.prompt_choice import choose_and_split
     from ..evaluate.spec import split_counts
 
     spec.check_files()
     spec.selected_metrics()
-    chosen = choose_prompts(spec)
-    halves = split_prompts(chosen, split) if split else None
+    chosen, halves = choose_and_split(spec, split)
     counts = split_counts(len(chosen), halves)
     remarks = spec.check_enough_images(counts)
     if target.sampling and (remark := target.sampling.remark(spec.num_inference_steps)):
