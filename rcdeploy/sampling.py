@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule, noise_generator
 from rcdeploy_runtime.samplers import make_sampler
 
@@ -33,6 +34,18 @@ def runtime_noise(model: LatentDiffusionModel, seeds: Sequence[int], image_size:
     return torch.from_numpy(np.stack([noise_generator(seed).standard_normal(shape, np.float32) for seed in seeds]))
 
 
+def check_signal(schedule: DDIMScheduler, timestep: int) -> None:
+    """Raises RcdeployError if x_0 cannot be computed at `timestep`: epsilon is predicted, and no signal is left there.
+
+    A velocity has an x_0 everywhere; the schedule's other timesteps have a signal.
+    """
+    if schedule.config.prediction_type == "epsilon" and schedule.alphas_cumprod[timestep] == 0:
+        raise RcdeployError(
+            f"the model predicts epsilon, and its noise schedule has no signal at timestep {timestep} (zero SNR)",
+            fix="Models with rescale_betas_zero_snr predict v: compare scheduler_config.json with the original.",
+        )
+
+
 @torch.no_grad()
 def sample_latents(
     unet: torch.nn.Module,
@@ -55,7 +68,7 @@ def sample_latents(
         seeds: of the images, for the noise that ancestral samplers and LCM add; 0, 1, 2 ... by default.
 
     Raises:
-        RcdeployError: for a sampler that is unknown, or that cannot take so many steps.
+        RcdeployError: for a sampler that is unknown, that cannot take so many steps, or that would divide by zero SNR.
     """
     device = condition.prompt_embeds.device
     guided = guidance_scale > 1
@@ -73,6 +86,7 @@ def sample_latents(
     if sampler == "ddim":
         ddim = DDIMScheduler.from_config(schedule.config)
         ddim.set_timesteps(num_inference_steps)
+        check_signal(ddim, int(ddim.timesteps[0]))
         latents = noise.to(device) * ddim.init_noise_sigma
         for t in ddim.timesteps:
             latents = ddim.step(noise_pred(latents, t), t, latents).prev_sample

@@ -68,32 +68,46 @@ def unet_config(**changes: Any) -> dict[str, Any]:
     }
 
 
-def tokenizer() -> CLIPTokenizer:
-    """A CLIP tokenizer of bytes and five merges; ids in CLIP's order, special tokens last."""
+def tokenizer(**settings: Any) -> CLIPTokenizer:
+    """A CLIP tokenizer of bytes and five merges; ids in CLIP's order, special tokens last. settings: of its class."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("r", "e"), ("s", "h"), ("b", "l"), ("a", "g</w>"), ("re", "d</w>")]
     tokens = [*letters, *(x + "</w>" for x in letters), *("".join(m) for m in merges)]
     vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT, **settings)
 
 
-def save_teacher(folder: Path, *, seed: int = 0, **unet: Any) -> Path:
-    """Write a diffusers folder with random weights. unet: changes of its UNet's config."""
-    clip_tokenizer = tokenizer()
+def save_teacher(
+    folder: Path,
+    *,
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    tokens: dict[str, Any] | None = None,
+    noise: dict[str, Any] | None = None,
+    **unet: Any,
+) -> Path:
+    """Write a diffusers folder with random weights.
+
+    text, tokens, noise, unet: changes of the configs of its text encoder, tokenizer, noise schedule and UNet.
+    """
+    clip_tokenizer = tokenizer(**(tokens or {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=len(clip_tokenizer),
-                hidden_size=16,
-                intermediate_size=32,
-                projection_dim=16,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                max_position_embeddings=CONTEXT,
-                bos_token_id=clip_tokenizer.bos_token_id,
-                eos_token_id=clip_tokenizer.eos_token_id,
-                pad_token_id=clip_tokenizer.pad_token_id,
+                **{
+                    "vocab_size": len(clip_tokenizer),
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "projection_dim": 16,
+                    "num_hidden_layers": 2,
+                    "num_attention_heads": 2,
+                    "max_position_embeddings": CONTEXT,
+                    "bos_token_id": clip_tokenizer.bos_token_id,
+                    "eos_token_id": clip_tokenizer.eos_token_id,
+                    "pad_token_id": clip_tokenizer.pad_token_id,
+                    **(text or {}),
+                }
             )
         )
         vae = AutoencoderKL(
@@ -108,12 +122,15 @@ def save_teacher(folder: Path, *, seed: int = 0, **unet: Any) -> Path:
         )
         model = UNet2DConditionModel(**unet_config(**unet))
     schedule = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
+        **{
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "set_alpha_to_one": False,
+            "steps_offset": 1,
+            **(noise or {}),
+        }
     )
     pipeline = StableDiffusionPipeline(
         vae=vae,

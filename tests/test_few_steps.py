@@ -38,9 +38,11 @@ def trained(recipe: Recipe, folder: str = "one/few_steps", progress: Any = lambd
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_leaps_are_the_steps_of_ddim_with_trailing_spacing(steps: int, prediction_type: str) -> None:
-    ddim = schedule(prediction_type=prediction_type)
+@pytest.mark.parametrize(
+    ("prediction_type", "zero_snr"), [("epsilon", False), ("v_prediction", False), ("v_prediction", True)]
+)
+def test_leaps_are_the_steps_of_ddim_with_trailing_spacing(steps: int, prediction_type: str, zero_snr: bool) -> None:
+    ddim = schedule(prediction_type=prediction_type, rescale_betas_zero_snr=zero_snr)
     ddim.set_timesteps(steps)
     leaps = Leaps.of(ddim, steps)
     assert ddim.timesteps.tolist() == list(leaps.starts)

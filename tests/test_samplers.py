@@ -26,17 +26,23 @@ PEERS = {
 }
 OPTIONS = {"tcd": {"eta": 0.0}}
 """keyword arguments of diffusers' step"""
-SCHEDULES = [
-    {**SD, "timestep_spacing": spacing, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
-    for spacing in ("leading", "trailing", "linspace")
-] + [
-    {**SD, "clip_sample": False},  # each class's own defaults
-    {**SD, "timestep_spacing": "leading", "set_alpha_to_one": True, "clip_sample": True, "clip_sample_range": 1.5},
-    {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False},
-    {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, "timestep_spacing": "leading"},
-    {**SD, "clip_sample": False, "original_inference_steps": 10, "timestep_scaling": 5.0},
-    {**SD, "timestep_spacing": "trailing", "clip_sample": False, "rescale_betas_zero_snr": True},
-]
+SCHEDULES = (
+    [
+        {**SD, "timestep_spacing": spacing, "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False}
+        for spacing in ("leading", "trailing", "linspace")
+    ]
+    + [
+        {**SD, "timestep_spacing": spacing, "clip_sample": False, "steps_offset": 1, "rescale_betas_zero_snr": True}
+        for spacing in ("leading", "trailing", "linspace")
+    ]
+    + [
+        {**SD, "clip_sample": False},  # each class's own defaults
+        {**SD, "timestep_spacing": "leading", "set_alpha_to_one": True, "clip_sample": True, "clip_sample_range": 1.5},
+        {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "clip_sample": False},
+        {"beta_schedule": "squaredcos_cap_v2", "clip_sample": False, "timestep_spacing": "leading"},
+        {**SD, "clip_sample": False, "original_inference_steps": 10, "timestep_scaling": 5.0},
+    ]
+)
 
 
 def model(x: np.ndarray, t: float) -> np.ndarray:
@@ -81,9 +87,10 @@ def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch)
         assert np.abs(x - theirs.numpy()).max() <= tolerance * max(1.0, np.abs(x).max()), f"visit {i}"
 
 
+@pytest.mark.parametrize("changes", [{}, {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_img2img_begins_where_diffusers_does(name):
-    config = {**SCHEDULES[0], "prediction_type": "epsilon"}
+def test_img2img_begins_where_diffusers_does(name, changes):
+    config = {**SCHEDULES[0], "prediction_type": "v_prediction" if changes else "epsilon", **changes}
     peer = PEERS[name].from_config(config | ({"skip_prk_steps": True} if name == "pndm" else {}))
     peer.set_timesteps(10)
     x_0, noise = np.random.default_rng(0).standard_normal((2, 1, 4, 8, 8), np.float32)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..sampling import check_signal
+
 NoisePrediction = Callable[[Tensor, Tensor], Tensor]
 """(latents [n, c, h, w], timesteps [n]) -> the raw output of a UNet under its condition, shaped like the latents"""
 
@@ -30,7 +32,8 @@ class Leaps:
 
     @classmethod
     def of(cls, schedule: DDIMScheduler, num_inference_steps: int) -> Leaps:
-        """num_inference_steps: N. Raises RcdeployError when it does not divide the schedule's timesteps."""
+        """num_inference_steps: N. Raises RcdeployError when it does not divide the schedule's timesteps, and when the
+        model predicts epsilon where the first leap begins, at zero SNR."""
         T = int(schedule.config.num_train_timesteps)
         if T % num_inference_steps:
             divisors = [str(n) for n in range(1, 11) if T % n == 0]
@@ -38,6 +41,7 @@ class Leaps:
                 f"few_steps.num_inference_steps: {num_inference_steps} does not divide the teacher's {T:,} timesteps",
                 fix=f"Use {', '.join(divisors[:-1])} or {divisors[-1]}.",
             )
+        check_signal(schedule, T - 1)
         stride = T // num_inference_steps
         alphas_cumprod = torch.cat([schedule.alphas_cumprod, schedule.final_alpha_cumprod.reshape(1)]).float()
         return cls(
