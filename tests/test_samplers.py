@@ -71,10 +71,12 @@ def test_trajectory_is_diffusers(name, schedule, prediction, steps, monkeypatch)
         monkeypatch.setattr(module, "randn_tensor", lambda *a, **k: torch.from_numpy(next(peer_noise)))
     ours = make_sampler(name, NoiseSchedule.from_config(config), steps, lambda: next(our_noise))
     assert np.allclose(ours.timesteps, peer.timesteps.numpy())
-    assert ours.init_noise_sigma == pytest.approx(float(peer.init_noise_sigma), rel=1e-6)
+    # one step of linspace spacing begins at t = 0, where a float32 has four digits of sigma^2 = (1 - a) / a
+    from_zero = config.get("rescale_betas_zero_snr") and ours.timesteps[0] == 0
+    assert ours.init_noise_sigma == pytest.approx(float(peer.init_noise_sigma), rel=1e-4 if from_zero else 1e-6)
 
-    # where sigma begins at 4096, diffusers' own float32 has that much less left for x_0
-    tolerance = 1e-4 if config.get("rescale_betas_zero_snr") and "euler" in name else 1e-5
+    # where sigma begins at 4096, a float32 of x has steps of 0.0005 to 0.001
+    tolerance = 2e-4 if config.get("rescale_betas_zero_snr") and "euler" in name else 1e-5
 
     x = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32) * np.float32(ours.init_noise_sigma)
     theirs = torch.from_numpy(x.copy())

@@ -18,7 +18,7 @@ DEFAULT_TEACHER = SD14
 
 # whoever publishes them: SD-2.x was withdrawn by its authors, and lives on in copies
 _HUB_NAMES = {
-    r"stable-diffusion-v1-\d(-.*)?": SD14,
+    r".*stable-diffusion-v1.*": SD14,
     r"stable-diffusion-2(-1)?-base": SD21_BASE,
     r"stable-diffusion-2(-1)?": SD21,
 }

@@ -5,7 +5,7 @@ which diffusers calls attention_head_dim, grows with the width), and linear proj
 
 The text encoder has 24 layers, and SD-2 was trained on the output of the 23rd, after the final norm. In diffusers'
 layout the 24th is left out and num_hidden_layers is 23: last_hidden_state is already right, and nothing may be skipped.
-SD-2.0 has the same configs, except that its 768-pixel model does not ask for attention in fp32.
+SD-2.0's networks have the same shapes.
 """
 
 from __future__ import annotations
