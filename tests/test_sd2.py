@@ -26,8 +26,9 @@ from rcdeploy.progress import no_progress
 from rcdeploy.recipe_file import load_recipe
 from rcdeploy.sampling import sample_latents, starting_noise
 from rcdeploy.student.built_in import TEACHERS
+from rcdeploy_export import package as package_module
 from rcdeploy_export.export_options import ExportOptions
-from rcdeploy_export.package import export_package
+from rcdeploy_export.onnx_graph import export_onnx
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
@@ -69,9 +70,12 @@ def with_noise(folder: Path, noise: dict[str, Any]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """Its VAE is the small model's, whose decoder the session has exported already."""
     folder = tmp_path_factory.mktemp("sd2") / "teacher"
-    return save_teacher(folder, text=TEXT, tokens={"pad_token": "!"}, noise=NOISE["v"], **TOPOLOGY)
+    save_teacher(folder, text=TEXT, tokens={"pad_token": "!"}, noise=NOISE["v"], **TOPOLOGY)
+    shutil.copytree(small_model / "vae", folder / "vae", dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +96,18 @@ def student(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory, student: Path) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory, student: Path, package: Path) -> Path:
+    def export(component: Any, file: Path, **options: Any) -> None:
+        if component.name != "vae_decoder":
+            export_onnx(component, file, **options)
+            return
+        file.parent.mkdir(parents=True)
+        shutil.copyfile(package / "vae_decoder" / "model.onnx", file)
+
     folder = tmp_path_factory.mktemp("packages") / "sd2"
-    export_package(ExportSource.open(student), folder, ExportOptions(), no_progress)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package_module, "export_onnx", export)
+        package_module.export_package(ExportSource.open(student), folder, ExportOptions(encoder=False), no_progress)
     return folder
 
 
