@@ -18,6 +18,7 @@ from rcdeploy_runtime.files import new_folder, read_json, sha256, write_json
 
 from .progress import Log, no_log
 from .storage.tensors import is_whole, load_tensors, save_tensors
+from .student.build import unet_from_config
 
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "ema.safetensors")
 
@@ -150,7 +151,7 @@ def find(folder: Path, at: str) -> int:
 
 def ema_unet(folder: Path, step: int, config: dict[str, Any]) -> UNet2DConditionModel:
     """The student of step N with its EMA weights, fp32, in evaluation mode. config: its UNet's."""
-    unet = UNet2DConditionModel.from_config(config)
+    unet = unet_from_config(config)
     averages = load_tensors(place(folder, step) / "ema.safetensors")
     unet.load_state_dict({name.removeprefix("unet."): value for name, value in averages.items()})
     return unet.requires_grad_(False).eval()

@@ -22,6 +22,7 @@ from rcdeploy_runtime.limits import MAX_CONTEXT
 from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_config, read_supported_unet_config
 from .model_files import check_component_files
 from .model_trial import try_network
+from .student.build import load_unet_with_info
 from .vae import VaeDecoder, vae_class
 
 COMPONENTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
@@ -157,9 +158,12 @@ class LatentDiffusionModel:
         # transformers would not name misshapen tensors in its own error; they are refused below
         options = {"ignore_mismatched_sizes": True} if issubclass(model_class, PreTrainedModel) else {}
         try:
-            module, info = model_class.from_pretrained(
-                self.folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
-            )
+            if name == "unet":  # parts of ours may stand in it
+                module, info = load_unet_with_info(self.folder / name)
+            else:
+                module, info = model_class.from_pretrained(
+                    self.folder, subfolder=name, use_safetensors=True, output_loading_info=True, **options
+                )
         except Exception as error:  # a config with odd values makes the libraries raise whatever they like
             raise RcdeployError(
                 f"the {name} cannot be loaded from {self.folder}: {error}",

@@ -15,6 +15,10 @@ Config = Mapping[str, Any]
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 SD1_TOKENIZER = "openai/clip-vit-large-patch14"
 """on the hub; the tokenizer of SD-1.x"""
+OWN_KEYS = "rcdeploy_"
+"""what keys of unet/config.json begin with that name parts of ours, which diffusers does not know"""
+WAVELET_GATING = OWN_KEYS + "wavelet_gating"
+"""true: the UNet has the modules of student/wavelet.py in place of its down- and upsamplers (SLIM)"""
 
 
 def is_hub_name(path: str, folder: Path = Path()) -> bool:
@@ -71,7 +75,23 @@ def read_unet_config(folder: Path) -> dict[str, Any]:
             f"the UNet in {folder} is a {config.get('_class_name')}, not a UNet2DConditionModel",
             fix="Supported are SD-1.x, SD-2.x and models built like them.",
         )
+    has_wavelet_gating(config, str(folder / "unet" / "config.json"))
     return config
+
+
+def has_wavelet_gating(unet_config: Config, place: str = "unet/config.json") -> bool:
+    """Whether the UNet has wavelet gating in place of its samplers.
+
+    Raises RcdeployError, which names `place`, for an unknown value, and for parts of ours that are not known here.
+    """
+    for key, value in unet_config.items():
+        if key.startswith(OWN_KEYS) and (key != WAVELET_GATING or not isinstance(value, bool)):
+            allowed = f"only {WAVELET_GATING} = true or false is" if key != WAVELET_GATING else "true and false are"
+            raise RcdeployError(
+                f"{place}: {key} is {str(value)[:100]!r}; {allowed} known to this version of rcdeploy",
+                fix="Open it with the rcdeploy that wrote it, or copy the folder again.",
+            )
+    return bool(unet_config.get(WAVELET_GATING, False))
 
 
 def read_supported_unet_config(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,13 @@ from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
-from .model_config import native_latent_size, pixels_per_latent, read_supported_unet_config
+from .model_config import (
+    has_wavelet_gating,
+    native_latent_size,
+    pixels_per_latent,
+    read_supported_unet_config,
+    size_multiple,
+)
 from .model_folder import Kind, ModelFolder
 from .student.built_in import DEFAULT_TEACHER, TEACHERS, named_model
 from .student.spec import student_config
@@ -105,7 +111,7 @@ def _describe_student(model: ModelFolder) -> ModelDescription:
         configs=configs,
         weight_bytes=None,
         image_size=(height * pixels, width * pixels),
-        size_multiple=pixels,
+        size_multiple=_size_multiple(configs),
         backends=TORCH_BACKENDS,
     )
 
@@ -116,22 +122,29 @@ def _describe_pipeline(model: ModelFolder) -> ModelDescription:
     vae = read_json(folder / "vae" / "config.json")
     pixels = pixels_per_latent(vae)
     height, width = native_latent_size(unet)
+    configs = {"unet": unet, "text_encoder": read_json(folder / "text_encoder" / "config.json"), "vae": vae}
     return ModelDescription(
         name=model.name,
         kind=model.kind,
         source=model.source,
         folder=folder,
-        configs={"unet": unet, "text_encoder": read_json(folder / "text_encoder" / "config.json"), "vae": vae},
+        configs=configs,
         weight_bytes={
             "text_encoder": _tensor_bytes(folder / "text_encoder"),
             "unet": _tensor_bytes(folder / "unet"),
             "vae_decoder": _tensor_bytes(folder / "vae", "decoder.", "post_quant_conv."),
         },
         image_size=(height * pixels, width * pixels),
-        size_multiple=pixels,
+        size_multiple=_size_multiple(configs),
         backends=TORCH_BACKENDS,
         sampling=model.sampling or SamplingDefaults(),
     )
+
+
+def _size_multiple(configs: dict[str, Config]) -> int:
+    """In torch a UNet takes latents of any size, with wavelet gating those that halve at every stage but the last."""
+    unet = configs["unet"]
+    return pixels_per_latent(configs["vae"]) * (size_multiple(unet) if has_wavelet_gating(unet) else 1)
 
 
 def _describe_package(model: ModelFolder) -> ModelDescription:

@@ -23,7 +23,7 @@ RecipeOf = Callable[..., Recipe]
 # from a clean server: a fork of this process would inherit locks that threads of other tests' libraries hold
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["diffusers", "transformers", "rcdeploy.latent_cache"])
-STUDENTS = ("b-base", "b-small", "b-tiny", "c-base", "c-small", "c-tiny", "c-micro")
+STUDENTS = ("b-base", "b-small", "b-tiny", "slim-b-base", "c-base", "c-small", "c-tiny", "c-micro")
 # Adam divides by the size of the gradient: where that is rounding alone, a small eps would make it a whole step
 GENTLE = {"adam_eps": 1e-2}
 

@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from rcdeploy_runtime.errors import RcdeployError
 
 from ..student.build import build_on_meta
+from ..student.wavelet import HaarDwt, HaarIdwt
 from ..vae import VaeDecoder, vae_from_config
 
 
@@ -29,7 +30,7 @@ class Macs:
     """Multiply-accumulates of one call of a network with a batch of one (guidance doubles the UNet's).
 
     Attributes:
-        thop: as THOP 0.1.1 counts.
+        thop: as THOP 0.1.1 counts, and wavelet transforms as the convolutions that they are.
         norms: the part of `thop` that is norms and pooling, not matrix products.
         attention: QK^T and AV.
     """
@@ -133,6 +134,11 @@ def _norm_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     return int(inputs.numel() * (4 if module.elementwise_affine else 2))
 
 
+def _haar_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
+    # each input has a part in four outputs, in both directions
+    return 4 * inputs.numel()
+
+
 def _pool_macs(module: Any, inputs: torch.Tensor, result: torch.Tensor) -> int:
     return int(result.numel())
 
@@ -145,6 +151,8 @@ _RULES: dict[type[nn.Module], tuple[str, Any]] = {
     nn.Linear: ("products", _linear_macs),
     nn.LayerNorm: ("norms", _norm_macs),
     nn.AvgPool2d: ("norms", _pool_macs),
+    HaarDwt: ("products", _haar_macs),
+    HaarIdwt: ("products", _haar_macs),
 }
 
 

@@ -18,6 +18,7 @@ from ..machine import describe
 from ..model_config import trimmed_model_index
 from ..model_files import copy_component
 from ..run_folder import RunFacts
+from ..student.build import unet_from_config
 from .run import Run
 from .train_state import TrainState
 
@@ -71,7 +72,7 @@ def ema_weights(run: Run) -> Iterator[torch.nn.Module]:
 
 def plain_copy(run: Run, unet: torch.nn.Module) -> UNet2DConditionModel:
     """A copy of the student without hooks or wrappers."""
-    copy = UNet2DConditionModel.from_config(run.student_config)
+    copy = unet_from_config(run.student_config)
     copy.load_state_dict(unet.state_dict())
     return copy.eval()
 

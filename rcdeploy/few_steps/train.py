@@ -19,6 +19,7 @@ from ..distill.run import Objective, Run, Stage
 from ..distill.train_state import TrainState
 from ..progress import Log, Progress
 from ..recipe import Recipe, Train
+from ..student.build import load_unet
 from .leaps import Leaps
 from .objective import FewStepsObjective
 
@@ -83,10 +84,7 @@ class FewStepsStage(Stage):
         return unet, dict(unet.config), []
 
     def _distilled(self) -> UNet2DConditionModel:
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            self.weights.parent, use_safetensors=True, torch_dtype=torch.float32
-        )
-        return unet
+        return load_unet(self.weights.parent)
 
     def make_objective(self, run: Run) -> Objective:
         section = run.recipe.few_steps

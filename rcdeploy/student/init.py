@@ -31,6 +31,8 @@ from diffusers import UNet2DConditionModel
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .wavelet import gating_names
+
 InitMethod = Literal["teacher", "sliced"]
 
 _UP_LAYER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<kind>resnets|attentions)\.(?P<layer>\d+)\.(?P<rest>.+)")
@@ -40,7 +42,7 @@ _READS_SKIP = {"norm1.weight": 0, "norm1.bias": 0, "conv1.weight": 1, "conv_shor
 
 
 def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, method: InitMethod) -> None:
-    """Set every weight of the student, in place.
+    """Set every weight of the student, in place; wavelet gating that the teacher lacks keeps its random weights.
 
     Args:
         student: of any device and precision.
@@ -60,7 +62,8 @@ def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, met
         tensors = dict(_sliced_tensors(student, teacher))
     with torch.no_grad():
         for name, target in student.state_dict().items():
-            target.copy_(tensors[name])
+            if name in tensors:
+                target.copy_(tensors[name])
 
 
 def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> str:
@@ -89,9 +92,12 @@ def slice_channels(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def _copied_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """(student's name, teacher's tensor) for every student tensor."""
+    """(student's name, teacher's tensor) for every student tensor but those of wavelet gating that is new."""
     source = teacher.state_dict()
+    new = set() if gating_names(teacher) else gating_names(student)
     for name, target in student.state_dict().items():
+        if name in new:
+            continue
         from_name = teacher_name(name, student, teacher)
         if from_name not in source:
             raise _mismatch(name, f"the teacher has no {from_name}")

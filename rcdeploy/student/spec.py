@@ -6,6 +6,7 @@ SD-2.x, SDXL and toy teachers alike. Nothing here imports torch: recipes are che
     block students   b-base, b-small, b-tiny    lack whole layers, the mid block, the innermost stage (BK-SDM's rule)
     channel students c-base ... c-micro         have every layer, with fewer channels
     KOALA            koala-700m, koala-1b       lack layers and transformer layers of an SDXL teacher
+    SLIM             slim-b-base                b-base with wavelet gating in place of down- and upsamplers (section I)
 
 diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count.
 """
@@ -13,16 +14,24 @@ diffusers calls the *number* of heads attention_head_dim (its issue 2011); here 
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .rules import (
+    Config,
+    Misfit,
+    drop_innermost_stage,
+    drop_mid_block,
+    gate_wavelets,
+    keep_single_layer,
+    narrow,
+    shorten_transformers,
+    slashed,
+)
 from .sd14 import SD14_UNET_CONFIG
-
-Config = dict[str, Any]
 
 # diffusers' own defaults for the keys that the rules read and a config may leave out
 _DEFAULTS: Config = {
@@ -36,20 +45,6 @@ _DEFAULTS: Config = {
     "norm_num_groups": 32,
 }
 
-# lists with one entry a stage: these run from the outermost stage inwards, so the innermost stage comes last ...
-_INWARD_LISTS = (
-    "block_out_channels",
-    "down_block_types",
-    "layers_per_block",
-    "attention_head_dim",
-    "num_attention_heads",
-    "cross_attention_dim",
-    "only_cross_attention",
-    "transformer_layers_per_block",
-)
-# ... and these from the innermost stage outwards, so it is the first
-_OUTWARD_LISTS = ("up_block_types", "reverse_transformer_layers_per_block")
-
 
 @dataclass(frozen=True)
 class StudentSpec:
@@ -60,6 +55,7 @@ class StudentSpec:
         single_layer: layers_per_block becomes 1.
         drop_mid_block, drop_innermost_stage: without these parts.
         transformer_layers: of each stage, outermost first (KOALA; needs an SDXL teacher).
+        wavelet_gating: dynamic wavelet gating in place of every down- and upsampler (SLIM).
 
     Raises:
         RcdeployError: the width is out of range, or nothing at all is removed.
@@ -70,6 +66,7 @@ class StudentSpec:
     drop_mid_block: bool = False
     drop_innermost_stage: bool = False
     transformer_layers: tuple[int, ...] | None = None
+    wavelet_gating: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.width <= 1:
@@ -95,6 +92,7 @@ STUDENTS: dict[str, StudentSpec] = {
     "b-base": StudentSpec(single_layer=True),
     "b-small": StudentSpec(single_layer=True, drop_mid_block=True),
     "b-tiny": StudentSpec(single_layer=True, drop_mid_block=True, drop_innermost_stage=True),
+    "slim-b-base": StudentSpec(single_layer=True, wavelet_gating=True),
     "c-base": StudentSpec(width=0.8),
     "c-small": StudentSpec(width=0.7),
     "c-tiny": StudentSpec(width=0.6),
@@ -102,10 +100,6 @@ STUDENTS: dict[str, StudentSpec] = {
     "koala-700m": StudentSpec(single_layer=True, drop_mid_block=True, transformer_layers=(1, 2, 5)),
     "koala-1b": StudentSpec(single_layer=True, transformer_layers=(1, 2, 6)),
 }
-
-
-class _Misfit(Exception):
-    """A rule cannot be applied to a teacher; student_config turns it into an RcdeployError with a fix."""
 
 
 def find_student(name: str) -> StudentSpec:
@@ -131,7 +125,7 @@ def student_config(spec_or_name: StudentSpec | str, teacher_config: Mapping[str,
     spec = find_student(spec_or_name) if isinstance(spec_or_name, str) else spec_or_name
     try:
         return _apply(spec, teacher_config)
-    except _Misfit as misfit:
+    except Misfit as misfit:
         name = next((name for name, known in STUDENTS.items() if known == spec), None)
         label = f"student {name}" if name else "this student"
         fits = fitting_students(teacher_config)
@@ -147,7 +141,7 @@ def fitting_students(teacher_config: Mapping[str, Any]) -> list[str]:
 def _fits(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> bool:
     try:
         _apply(spec, teacher_config)
-    except _Misfit:
+    except Misfit:
         return False
     return True
 
@@ -164,134 +158,49 @@ def describe_removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[st
             f"{layers - 1} of {layers} layers per block" if isinstance(layers, int) else "all but 1 layer per block"
         )
     if spec.transformer_layers is not None:
-        old, new = _slashed(teacher["transformer_layers_per_block"]), _slashed(spec.transformer_layers)
+        old, new = slashed(teacher["transformer_layers_per_block"]), slashed(spec.transformer_layers)
         removed.append(f"transformer layers {old} -> {new}")
     if spec.drop_mid_block:
         removed.append("mid block")
     if spec.drop_innermost_stage:
         removed.append("innermost stage")
     if spec.width < 1:
-        old, new = (_slashed(side["block_out_channels"]) for side in (teacher, config))
+        old, new = (slashed(side["block_out_channels"]) for side in (teacher, config))
         removed.append(f"width x {spec.width:g}: {old} -> {new}")
+    if spec.wavelet_gating:
+        removed.append("down- and upsamplers (wavelet gating instead)")
     return ", ".join(removed)
 
 
-def _slashed(values: Any) -> str:
-    """[1, 2, 10] -> '1/2/10', and a single value as it is."""
-    return "/".join(map(str, values)) if isinstance(values, list | tuple) else str(values)
-
-
 def _read(teacher_config: Mapping[str, Any]) -> Config:
-    """A copy of the teacher's config with diffusers' defaults, tuples as lists; _Misfit if it is no such UNet."""
+    """A copy of the teacher's config with diffusers' defaults, tuples as lists; Misfit if it is no such UNet."""
     class_name = teacher_config.get("_class_name", "UNet2DConditionModel")
     if class_name != "UNet2DConditionModel":
-        raise _Misfit(f"its denoiser is a {class_name}; the rules are for UNet2DConditionModel.")
+        raise Misfit(f"its denoiser is a {class_name}; the rules are for UNet2DConditionModel.")
     config = _DEFAULTS | {key: value for key, value in teacher_config.items() if not key.startswith("_")}
     config = {key: list(value) if isinstance(value, list | tuple) else value for key, value in config.items()}
     stages = len(config["block_out_channels"])
     for key in ("down_block_types", "up_block_types"):
         if len(config[key]) != stages:
-            raise _Misfit(f"its config is broken: {stages} block_out_channels, {len(config[key])} {key}.")
+            raise Misfit(f"its config is broken: {stages} block_out_channels, {len(config[key])} {key}.")
     return config
 
 
 def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """The rules, one after another; raises _Misfit."""
+    """The rules, one after another; raises Misfit."""
     config = _read(teacher_config)
     notes: list[str] = []
     # KOALA first: it checks which teacher this is, and the other rules change that
     if spec.transformer_layers is not None:
-        _shorten_transformers(config, spec.transformer_layers)
+        shorten_transformers(config, spec.transformer_layers)
     if spec.single_layer:
-        _keep_single_layer(config)
+        keep_single_layer(config)
     if spec.drop_mid_block:
-        _drop_mid_block(config)
+        drop_mid_block(config)
     if spec.drop_innermost_stage:
-        _drop_innermost_stage(config, notes)
+        drop_innermost_stage(config, notes)
     if spec.width < 1:
-        _narrow(config, spec.width, notes)
+        narrow(config, spec.width, notes)
+    if spec.wavelet_gating:
+        gate_wavelets(config)
     return config, notes
-
-
-def _shorten_transformers(config: Config, layers: tuple[int, ...]) -> None:
-    """transformer_layers_per_block becomes `layers` (KOALA, paper section H)."""
-    teacher_layers = config["transformer_layers_per_block"]
-    if config.get("addition_embed_type") != "text_time" or len(config["block_out_channels"]) != len(layers):
-        raise _Misfit(f"KOALA is for SDXL teachers (pooled text and sizes as added embedding, {len(layers)} stages).")
-    if not isinstance(teacher_layers, list) or any(not isinstance(entry, int) for entry in teacher_layers):
-        raise _Misfit(f"KOALA needs a number of transformer layers for each stage, the teacher has {teacher_layers!r}.")
-    if any(new > old for new, old in zip(layers, teacher_layers, strict=True)):
-        raise _Misfit(
-            f"it has {_slashed(teacher_layers)} transformer layers a stage, the student needs {_slashed(layers)}."
-        )
-    config["transformer_layers_per_block"] = list(layers)
-
-
-def _keep_single_layer(config: Config) -> None:
-    """layers_per_block n -> 1. Up blocks, which have one layer more, keep their first and their last."""
-    layers = config["layers_per_block"]
-    counts = layers if isinstance(layers, list) else [layers]
-    if max(counts) < 2:
-        raise _Misfit("its blocks have one layer each already, there is none to remove.")
-    config["layers_per_block"] = [1] * len(layers) if isinstance(layers, list) else 1
-    # entries that are lists themselves count the transformer layers of each attention of the block (SSD-1B)
-    for key, indices in (("transformer_layers_per_block", (0,)), ("reverse_transformer_layers_per_block", (0, -1))):
-        if isinstance(config.get(key), list):
-            config[key] = [[e[i] for i in indices] if isinstance(e, list | tuple) else e for e in config[key]]
-
-
-def _drop_mid_block(config: Config) -> None:
-    """mid_block_type None is diffusers' for 'no mid block'."""
-    if config["mid_block_type"] is None:
-        raise _Misfit("it has no mid block to remove.")
-    config["mid_block_type"] = None
-
-
-def _drop_innermost_stage(config: Config, notes: list[str]) -> None:
-    """Every list with an entry a stage loses the innermost; the stage that is now innermost loses its downsampler."""
-    widths = config["block_out_channels"]
-    if len(widths) < 3:
-        raise _Misfit(f"it has {len(widths)} stages; one can be removed from three or more.")
-    if widths[-1] != widths[-2]:
-        notes.append(
-            f"the two innermost stages differ in width ({widths[-2]} and {widths[-1]}): "
-            "the teacher's weights do not fit (student.init = 'random')"
-        )
-    for key in _INWARD_LISTS:
-        if isinstance(config.get(key), list):
-            config[key] = config[key][:-1]
-    for key in _OUTWARD_LISTS:
-        if isinstance(config.get(key), list):
-            config[key] = config[key][1:]
-
-
-def _narrow(config: Config, factor: float, notes: list[str]) -> None:
-    """block_out_channels x factor, each to the nearest width that norm groups and attention heads divide."""
-    widths = config["block_out_channels"]
-    groups = config.get("norm_num_groups") or 1
-    narrowed = []
-    for stage, width in enumerate(widths):
-        heads = _heads(config, stage)
-        step = math.lcm(groups, heads)
-        exact = factor * width
-        rounded = max(1, math.floor(exact / step + 0.5)) * step
-        if abs(rounded - exact) > 1e-6:
-            divisors = f"{groups} groups and {heads} heads" if heads > 1 else f"{groups} groups"
-            notes.append(f"block {stage}: {exact:g} rounded to {rounded}: must be divisible by {divisors}")
-        narrowed.append(min(rounded, width))
-    if narrowed == widths:
-        raise _Misfit(f"width x {factor:g} rounds to the teacher's own {_slashed(widths)}, nothing would be removed.")
-    config["block_out_channels"] = narrowed
-
-
-def _heads(config: Config, stage: int) -> int:
-    """Number of attention heads of a stage (of its down, up and mid block), 1 where it has no attention."""
-    stages = len(config["block_out_channels"])
-    blocks = [config["down_block_types"][stage], config["up_block_types"][stages - 1 - stage]]
-    if stage == stages - 1:
-        blocks.append(config["mid_block_type"] or "")
-    if not any("Attn" in block for block in blocks):
-        return 1
-    heads = config.get("num_attention_heads") or config["attention_head_dim"]
-    count = heads[stage] if isinstance(heads, list) else heads
-    return int(count or 1)
