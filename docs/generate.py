@@ -37,7 +37,7 @@ SECTION_TITLES = {
     "prompts": "The texts: those with a cached latent, and those that are used as text only.",
     "cache": "The latent cache: x_0 latents of the paired prompts.",
     "conditioning": "Random conditioning: equation 3, then the null condition.",
-    "loss": "Weights of the three losses.",
+    "loss": "Weights of the losses.",
     "train": "Optimisation, precision, checkpoints.",
     "evaluate": "Evaluation during training, and the defaults of `rcdeploy evaluate`.",
     "distill": "What the student learns beyond the paper's target.",

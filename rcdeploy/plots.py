@@ -109,7 +109,7 @@ def loss_curves(metrics: Sequence[dict[str, Any]], path: Path, *, title: str) ->
     """Plot each loss over the steps on a logarithmic axis; validation as points."""
     figure = new_figure(7, 4)
     axes = figure.add_subplot()
-    for name in ("loss", "output", "feature", "task", "validation"):
+    for name in ("loss", "output", "feature", "task", "frequency", "validation"):
         points = [(m["step"], m[name]) for m in metrics if name in m]
         if points:
             style = {"marker": "o", "linestyle": "--"} if name == "validation" else {"linewidth": 1.2}
@@ -140,6 +140,7 @@ def loss_svg(metrics: Sequence[dict[str, Any]], best_step: int | None) -> str:
         "output": {"color": "#020202", "linewidth": 1.1},
         "feature": {"color": "#020202", "linewidth": 1.1, "linestyle": "--"},
         "task": {"color": "#020202", "linewidth": 1.1, "linestyle": ":"},
+        "frequency": {"color": "#020202", "linewidth": 1.1, "linestyle": "-."},
         "validation": {"color": "#040404", "linestyle": "none", "marker": "o", "markersize": 5},
     }
     figure, axes = _page_figure()

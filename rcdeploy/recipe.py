@@ -148,11 +148,12 @@ class Loss(Section):
     output: Weight = Field(1.0, description="weight of output distillation (paper, equation 1 and section 4.2)")
     feature: Weight = Field(1.0, description="weight of feature distillation (paper, equation 2 and section 4.2)")
     task: Weight = Field(0.0, description="weight of the denoising loss on true pairs (BK-SDM: 1; the paper: 0)")
+    frequency: Weight = Field(0.0, description="weight of the frequency loss (SLIM: 0.1; paper, section I)")
 
     @model_validator(mode="after")
     def _something(self) -> Loss:
-        if self.output == self.feature == self.task == 0:
-            raise ValueError("all three weights are 0: nothing would be learnt")
+        if self.output == self.feature == self.task == self.frequency == 0:
+            raise ValueError("all weights are 0: nothing would be learnt")
         return self
 
 

@@ -17,7 +17,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .model_folder import MODEL_INDEX
-from .recipe import STAGES, Recipe
+from .recipe import SECTIONS, STAGES, Recipe
 from .storage.claims import STALE_SECONDS, Claim
 
 METRICS = "metrics.jsonl"
@@ -122,7 +122,7 @@ def check_recipe(folder: Path, recipe: Recipe, stage: str | None = None) -> None
         for section, keys in recipe.resolved().items()
         if isinstance(keys, dict) and section not in {"evaluate", *STAGES} - {stage}
         for key, value in keys.items()
-        if (section, key) not in CHANGEABLE and before.get(section, {}).get(key) != value
+        if (section, key) not in CHANGEABLE and _recorded(before, section, key) != value
     ]
     if differences:
         raise RcdeployError(
@@ -130,6 +130,14 @@ def check_recipe(folder: Path, recipe: Recipe, stage: str | None = None) -> None
             fix="Give --out another folder, or start over with --restart (which removes that run).",
             errors=differences,
         )
+
+
+def _recorded(recipe: dict[str, Any], section: str, key: str) -> Any:
+    """The value in a run's resolved recipe; of a key that is younger than the run, the default of today."""
+    keys = recipe.get(section)
+    if keys is None or key in keys:
+        return (keys or {}).get(key)
+    return SECTIONS[section].model_fields[key].default
 
 
 def finished_steps(folder: Path, recipe: Recipe, stage: str | None = None) -> int | None:

@@ -116,7 +116,7 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
             {"conditioning": {"probability": "constant", "constant": 1.0}, "loss": {"task": 1.0}},
             "loss.task: needs paired prompts",
         ),
-        ({"loss": {"output": 0, "feature": 0}}, "loss: all three weights are 0"),
+        ({"loss": {"output": 0, "feature": 0}}, "loss: all weights are 0"),
         ({"prompts": {"paired": ["nowhere.txt"]}}, "nowhere.txt does not exist"),
         ({"prompts": {"paired": []}}, "prompts.paired: "),
         ({"teacher": {"path": "nowhere"}}, "teacher.path: there is no folder"),

@@ -72,3 +72,10 @@ def test_boxes_are_as_high_as_their_channels() -> None:
     assert set(heights["was"]) == {"20.0", "41.0"}, "the teacher's, less the width of the dashed line"
     assert "40 → 20" in svg
     assert 'class="was"' not in diagram(TOY, TOY)
+
+
+def test_wavelet_gating_is_named() -> None:
+    config, _ = student_config("slim-b-base", TOY)
+    samplers = [x for x in layers(TOY, config) if x.kind == "sampler"]
+    assert len(samplers) == 6 and all(x.title.endswith("; wavelet gating in the student") for x in samplers)
+    assert "wavelet gating in the student" in diagram(TOY, config)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_config import has_wavelet_gating
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 
@@ -33,7 +34,7 @@ UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_mo
 def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
     """Writes UNet, VAE and text encoder of a diffusers folder to `file`, in the precision they are stored in.
 
-    Raises RcdeployError for a VAE that the layout has no names for.
+    Raises RcdeployError for a VAE, and for parts of a UNet, that the layout has no names for.
     """
     if model.vae_config.get("_class_name") == "AutoencoderTiny":
         raise RcdeployError(
@@ -41,6 +42,11 @@ def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
             fix="Take another format; programs that read single files take a tiny decoder as a file of its own.",
         )
     config = model.unet_config
+    if has_wavelet_gating(config):
+        raise RcdeployError(
+            f"{model.folder}: its UNet has wavelet gating, for which single files have no layout",
+            fix="Export a package (onnx, openvino, trt): those run it without any code of ours.",
+        )
     tensors = {UNET + unet_key(k, config): v for k, v in _weights(model.folder / "unet").items()}
     stages = len(model.vae_config["block_out_channels"])
     for key, value in _weights(model.folder / "vae").items():

@@ -21,7 +21,7 @@ class Batch:
 
     noisy_latents: [n, c, h, w], x_t. timesteps: [n]. prompt_kinds: [n], NULL, PAIRED or UNPAIRED. condition: n rows, in
     the teacher's precision. null: one row, the null condition. target: [n, c, h, w], of the task loss, or
-    None.
+    None. x_0: [n, c, h, w], clean latents, of the frequency loss.
     """
 
     noisy_latents: Tensor
@@ -30,6 +30,7 @@ class Batch:
     condition: Condition
     null: Condition
     target: Tensor | None = None
+    x_0: Tensor | None = None
 
 
 class BatchMaker:
@@ -80,6 +81,7 @@ class BatchMaker:
             ),
             null=self.null,
             target=training_target(schedule, x_0, noise, timesteps) if self.task_target else None,
+            x_0=x_0,
         )
 
     def _condition(self, kinds: list[int], rows: list[int], prompts: list[int]) -> Condition:

@@ -40,7 +40,8 @@ class Distillation(Stage):
         return make_student(recipe.student, teacher)
 
     def taps(self, recipe: Recipe, teacher: LatentDiffusionModel, student_config: dict[str, Any]) -> list[FeatureTap]:
-        return feature_taps(teacher.unet_config, student_config) if recipe.loss.feature else []
+        needed = recipe.loss.feature or recipe.loss.frequency
+        return feature_taps(teacher.unet_config, student_config) if needed else []
 
     def make_objective(self, run: Run) -> Objective:
         return DistillationObjective(run)
@@ -56,7 +57,7 @@ def make_student(section: Student, teacher: LatentDiffusionModel) -> tuple[torch
 
 
 class DistillationObjective:
-    """Equations 1 and 2 and the task loss, on batches with random conditioning."""
+    """Equations 1 and 2, task and frequency loss, on batches with random conditioning."""
 
     def __init__(self, run: Run) -> None:
         self.run = run

@@ -42,7 +42,8 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
     """
     if isinstance(teacher_config.get("transformer_layers_per_block"), list):
         raise RcdeployError(
-            "feature taps of SDXL's students (KOALA) are not supported yet", fix="Set loss.feature = 0."
+            "feature taps of SDXL's students (KOALA) are not supported yet",
+            fix="Set loss.feature = 0 and loss.frequency = 0.",
         )
     teacher_channels = teacher_config["block_out_channels"]
     student_channels = student_config["block_out_channels"]

@@ -15,7 +15,7 @@ from ..diffusion_model import Condition, predict
 from ..recipe import Loss, Train
 from .batches import Batch
 from .features import FeatureRecorder, FeatureTap
-from .losses import feature_loss, output_loss, task_loss
+from .losses import feature_loss, frequency_loss, output_loss, task_loss
 
 ClipGradNorm = Callable[[Iterable[nn.Parameter], float], Tensor]
 
@@ -74,13 +74,13 @@ def distillation_loss(
     weights: Loss,
     guidance_scale: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of equations 1 and 2 and the task loss, and each loss by itself (detached, on the device).
+    """The weighted sum of equations 1 and 2, task and frequency loss, and each by itself (detached, on the device).
 
     Args:
         student: a StudentWithProjectors, or what wraps it (DDP, autocast); its inputs are fp32.
         teacher_unet: frozen, in the precision of the batch's condition.
         teacher_features: recorder on `teacher_unet`, with the taps of the student's projectors.
-        batch: with a target if the task loss has a weight.
+        batch: with a target if the task loss has a weight, with x_0 if the frequency loss has one.
         weights: losses with weight 0 are not computed, output loss apart.
         guidance_scale: of the teacher's output; features are those of its conditional pass.
     """
@@ -103,6 +103,12 @@ def distillation_loss(
         assert batch.target is not None
         losses["task"] = task_loss(batch.target, output, batch.prompt_kinds != UNPAIRED)
         total = total + weights.task * losses["task"]
+    if weights.frequency:
+        assert batch.x_0 is not None
+        # "features or outputs of the same scale": the outputs are one pair more
+        pairs = [teacher_output, *target_features], [output, *features]
+        losses["frequency"] = frequency_loss(*pairs, batch.x_0)
+        total = total + weights.frequency * losses["frequency"]
     return total, {name: value.detach() for name, value in {"loss": total, **losses}.items()}
 
 

@@ -85,7 +85,8 @@ def build_networks(
     on_meta = device == "meta"
     teacher = build_on_meta(configs["unet"]) if on_meta else build_student(configs["unet"], 0)
     unet = build_on_meta(student) if on_meta else build_student(student, 0)
-    taps = feature_taps(dict(configs["unet"]), dict(student)) if recipe.loss.feature else []
+    needed = recipe.loss.feature or recipe.loss.frequency
+    taps = feature_taps(dict(configs["unet"]), dict(student)) if needed else []
     with torch.random.fork_rng(devices=[]), torch.device(device):
         trained = StudentWithProjectors(unet, taps, gradient_checkpointing=recipe.train.gradient_checkpointing)
         text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(configs["text_encoder"])))
@@ -217,7 +218,7 @@ def _forward_and_backward(networks: Networks, recipe: Recipe, sizes: Sizes) -> C
     latents = torch.ones(batch_size, *sizes.latent, device=networks.device)
     timesteps = torch.ones(batch_size, dtype=torch.long, device=networks.device)
     condition = _zero_condition(networks, batch_size, sizes.tokens)
-    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, condition.take([0]), target=latents)
+    batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, condition.take([0]), latents, latents)
     guidance_scale = recipe.distill.guidance_scale
 
     def run() -> None:

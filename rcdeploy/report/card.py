@@ -16,7 +16,7 @@ from rcdeploy_runtime.files import read_json, replacing
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults, SamplingFacts
 
-from ..model_config import pixels_per_latent
+from ..model_config import has_wavelet_gating, pixels_per_latent
 from ..units import giga_text
 from .evaluations import EvaluationScores, find_scores, package_digests
 from .licence import Licence, find_licence
@@ -86,6 +86,7 @@ def card_text(publication: Publication, options: CardOptions) -> str:
         "summary": _summary(publication),
         "samples": SAMPLES if _samples(publication) else None,
         "package": publication.is_package,
+        "own_unet": has_wavelet_gating(read_json(publication.root / "unet" / "config.json")),
         "repo_id": options.repo_id,
         "prompt": json.dumps((evaluate.get("prompts") or ["a prompt of your own"])[0], ensure_ascii=False),
         "settings": "".join(f", {name}={value}" for name, value in _arguments(publication, sampling).items()),

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
+from ..model_config import has_wavelet_gating
+
 Config = Mapping[str, Any]
 Kind = Literal["resnet", "attention", "sampler"]
 
@@ -27,6 +29,7 @@ class Layer:
         stage: 0 is the outermost, on both sides.
         channels, student_channels: the latter None if the student lacks the layer.
         depth, student_depth: transformer layers inside an attention.
+        gated: the student has wavelet gating in place of this sampler.
     """
 
     side: Literal["down", "mid", "up"]
@@ -37,6 +40,7 @@ class Layer:
     student_channels: int | None
     depth: int = 1
     student_depth: int = 1
+    gated: bool = False
 
     @property
     def title(self) -> str:
@@ -45,6 +49,8 @@ class Layer:
             channels += f", {self.depth} transformer layers"
         if self.student_channels is None:
             change = "removed"
+        elif self.gated:
+            change = "wavelet gating in the student"
         elif (self.student_channels, self.student_depth) == (self.channels, self.depth):
             change = "unchanged"
         else:
@@ -87,11 +93,12 @@ def _block(side: Literal["down", "up"], stage: int, teacher: Config, student: Co
                 student_depth = _depth(student, side, stage, indices.index(index))
             attention = remaining if student_attends else None
             yield Layer(side, stage, "attention", index, channels, attention, depth, student_depth)
+    gated = has_wavelet_gating(student)
     # every stage but the innermost ends in a downsampler; every one but the outermost in an upsampler
     if side == "down" and stage < len(teacher["block_out_channels"]) - 1:
-        yield Layer(side, stage, "sampler", 0, channels, width if stage < student_stages - 1 else None)
+        yield Layer(side, stage, "sampler", 0, channels, width if stage < student_stages - 1 else None, gated=gated)
     if side == "up" and stage > 0:
-        yield Layer(side, stage, "sampler", 0, channels, width)
+        yield Layer(side, stage, "sampler", 0, channels, width, gated=gated)
 
 
 def _mid(teacher: Config, student: Config) -> Iterator[Layer]:
