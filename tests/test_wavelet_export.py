@@ -21,6 +21,7 @@ from rcdeploy.student.spec import student_config
 from rcdeploy_export.components import components
 from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.onnx_graph import export_onnx
+from rcdeploy_export.openvino_ir import to_openvino
 from rcdeploy_export.package import export_package
 from rcdeploy_export.parity import compare
 from rcdeploy_export.single_file import write_single_file
@@ -29,6 +30,7 @@ from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.onnx_session import OnnxSession
+from rcdeploy_runtime.openvino_session import OpenVinoSession
 
 TWO_STAGES = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
@@ -78,15 +80,18 @@ def test_transforms_are_convolutions_of_the_standard(slim_package: Path) -> None
     assert unet_macs(description.configs["unet"]).total > 0  # a package's config says what to count
 
 
-def test_openvino_generates_the_same(slim: Path, slim_package: Path, tmp_path: Path) -> None:
-    options = ExportOptions(format="openvino", encoder=False)
-    export_package(ExportSource.open(slim), tmp_path / "p", options, no_progress)
-    parity = {p["component"]: p["relative_error"] for p in Manifest.read(tmp_path / "p", "package").facts["parity"]}
-    assert 0 < parity["unet"] < 1e-4
-    assert np.abs(image_of(tmp_path / "p") - image_of(slim_package)).max() <= 1
+def test_onnx_and_openvino_agree_with_torch_at_any_size(slim: Path, tmp_path: Path) -> None:
+    unet = components(LatentDiffusionModel(str(slim)))[1]
+    export_onnx(unet, tmp_path / "unet.onnx", opset=20)
+    (tmp_path / "ir").mkdir()
+    to_openvino(tmp_path / "unet.onnx", tmp_path / "ir", "fp32", [], lambda _: None)
+    sizes = [(1, 8, 8), (2, 8, 16), (3, 6, 10)]
+    for session in (OnnxSession(tmp_path / "unet.onnx", "cpu"), OpenVinoSession(tmp_path / "ir", threads=1)):
+        assert 0 < compare(unet, session, sizes, "fp32").relative_error < 1e-4
 
 
-def test_all_stages_export_at_any_size(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_all_stages_export(tmp_path: Path) -> None:
     save_teacher(tmp_path / "slim")
     build_student(student_config("slim-b-base", unet_config())[0], 0).save_pretrained(tmp_path / "slim/unet")
     unet = components(LatentDiffusionModel(str(tmp_path / "slim")))[1]

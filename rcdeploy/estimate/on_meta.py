@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
-AUTOCAST_TO_HALF = ("conv2d", "linear")
+AUTOCAST_TO_HALF = ("conv2d", "conv_transpose2d", "linear")
 AUTOCAST_TO_FLOAT = ("group_norm", "layer_norm")
 """autocast's rules on a GPU for the operations that these networks are made of"""
 
