@@ -18,7 +18,8 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, predict
+from rcdeploy.condition import Condition, predict
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.plots import grid
 from rcdeploy.sampling import sample_latents, starting_noise
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdeploy.diffusion_model import LatentDiffusionModel, predict
+from rcdeploy.condition import predict
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.plots import new_figure, save_figure
 from rcdeploy.sampling import sample_latents, starting_noise
 from rcdeploy_runtime.files import write_json

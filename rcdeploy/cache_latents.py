@@ -16,7 +16,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import new_folder, replacing, sha256, write_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from .diffusion_model import Condition, LatentDiffusionModel
+from .condition import Condition
+from .diffusion_model import LatentDiffusionModel
 from .latent_cache import CacheFolder, LatentCache, LatentCacheFacts
 from .progress import Log, Progress, no_log, no_progress
 from .prompts.filters import PoolOptions
@@ -207,7 +208,7 @@ def fill(
     if missing:
         log(f"the teacher makes {cache.describe_missing(missing)}, in {cache.folder}")
     prompts = PromptPool.open(cache.folder / "prompts")
-    null = teacher.encode_prompts([""])
+    null = teacher.null_condition(teacher.latent_shape(settings.resolution)[1:])
     rank = int(os.environ.get("RANK", 0))
     made_any = False
     for shard, _claim in claim_missing_shards(cache.shard_files, whole=cache.is_whole, offset=rank, log=log):
@@ -256,7 +257,7 @@ def _batch_latents(
             teacher.unet,
             teacher.schedule,
             starting_noise(settings.seed, rows, shape),
-            teacher.encode_prompts(prompts),
+            teacher.encode_prompts(prompts, shape[1:]),
             null,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,

@@ -6,75 +6,35 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextModel, PreTrainedModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedModel
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
-from rcdeploy_runtime.limits import MAX_CONTEXT
 
-from .model_config import is_hub_name, latent_shape, pixels_per_latent, read_config, read_supported_unet_config
+from .condition import Condition
+from .model_config import (
+    is_hub_name,
+    latent_shape,
+    model_components,
+    native_latent_size,
+    pixels_per_latent,
+    read_config,
+    read_supported_unet_config,
+    zeros_for_empty_prompt,
+)
 from .model_files import check_component_files
 from .model_trial import try_network
 from .student.build import load_unet_with_info
+from .text_encoding import encode, encode_sdxl, load_tokenizer, zeros_like
 from .vae import VaeDecoder, vae_class
 
-COMPONENTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
 MAX_LISTED_TENSORS = 8
-
-
-@dataclass(frozen=True)
-class Condition:
-    """The conditioning input of a UNet: prompt embeddings, and added conditioning where a model has it.
-
-    prompt_embeds: [n, tokens, width]. added: diffusers' added_cond_kwargs, each [n, ...] (SDXL's pooled embedding and
-    time ids; SD-1.x and 2.x have none).
-    """
-
-    prompt_embeds: Tensor
-    added: dict[str, Tensor] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.prompt_embeds)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        return Condition(self.prompt_embeds.to(device, dtype), {k: v.to(device, dtype) for k, v in self.added.items()})
-
-    def take(self, rows: Sequence[int] | Tensor) -> Condition:
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.prompt_embeds.device)
-        return Condition(self.prompt_embeds[index], {k: v[index] for k, v in self.added.items()})
-
-    @staticmethod
-    def cat(parts: Sequence[Condition]) -> Condition:
-        return Condition(
-            torch.cat([p.prompt_embeds for p in parts]),
-            {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added},
-        )
-
-
-def predict(unet: torch.nn.Module, noisy_latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
-    """The UNet's raw output (noise or velocity, as its schedule's prediction_type says), shaped like noisy_latents."""
-    output: Tensor = unet(
-        noisy_latents, timesteps, condition.prompt_embeds, added_cond_kwargs=condition.added or None, return_dict=False
-    )[0]
-    return output
-
-
-def training_target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """Training target for the scheduler's prediction_type: noise or velocity, shaped like x_0 (task loss)."""
-    kind = schedule.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        velocity: Tensor = schedule.get_velocity(x_0, noise, timesteps)
-        return velocity
-    raise RcdeployError(f"prediction_type {kind!r} is neither epsilon nor v_prediction")
 
 
 class LatentDiffusionModel:
@@ -90,7 +50,8 @@ class LatentDiffusionModel:
         self.dtype = dtype
         self.device = torch.device("cpu")
         self.unet_config = read_supported_unet_config(self.folder)
-        check_component_files(self.folder, COMPONENTS)
+        self.components = model_components(self.unet_config)
+        check_component_files(self.folder, self.components)
         self.schedule = _noise_schedule(self.folder / "scheduler" / "scheduler_config.json")
         self._components: dict[str, Any] = {}
         self._revision: str | None = None
@@ -100,7 +61,7 @@ class LatentDiffusionModel:
         """Digest of the components' configs and weights: models with the same revision are the same."""
         if self._revision is None:
             digests = {}
-            for name in COMPONENTS:
+            for name in self.components:
                 for file in sorted((self.folder / name).glob("*")):
                     if file.suffix in (".safetensors", ".json", ".txt"):
                         digests[f"{name}/{file.name}"] = sha256(file)
@@ -198,6 +159,11 @@ class LatentDiffusionModel:
         return self._component("text_encoder", CLIPTextModel, self.dtype)
 
     @property
+    def text_encoder_2(self) -> CLIPTextModelWithProjection:
+        """SDXL's second."""
+        return self._component("text_encoder_2", CLIPTextModelWithProjection, self.dtype)
+
+    @property
     def vae(self) -> AutoencoderKL | AutoencoderTiny:
         """In fp32: fp16 decoders of some models overflow."""
         return self._component("vae", vae_class(self.vae_config), torch.float32)
@@ -217,49 +183,39 @@ class LatentDiffusionModel:
     @property
     def tokenizer(self) -> Any:
         """Raises RcdeployError for one that cannot be read; code that comes with it is never run."""
-        if "tokenizer" not in self._components:
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    self.folder / "tokenizer", trust_remote_code=False, local_files_only=True
-                )
-            except Exception as error:  # its Rust side and its many classes raise whatever they like
-                raise RcdeployError(f"the tokenizer cannot be loaded from {self.folder}: {error}") from error
-            length = tokenizer.model_max_length
-            if tokenizer.pad_token is None or type(length) is not int or not 1 <= length <= MAX_CONTEXT:
-                raise RcdeployError(
-                    f"{self.folder / 'tokenizer'}: it has the padding token {tokenizer.pad_token!r} and the "
-                    f"model_max_length {length!r}; it needs a token, and 1 to {MAX_CONTEXT:,}",
-                    fix="Copy tokenizer_config.json from the model again.",
-                )
-            self._components["tokenizer"] = tokenizer
-        return self._components["tokenizer"]
+        return self._tokenizer("tokenizer")
 
-    def _tokens(self, prompts: Sequence[str]) -> Any:
-        """Token ids and mask. Raises RcdeployError for a tokenizer whose tokens the text encoder does not know."""
-        config, length = self.text_encoder.config, self.tokenizer.model_max_length
-        try:
-            tokens = self.tokenizer(
-                list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
-            )
-        except Exception as error:  # of its Rust side
-            raise RcdeployError(f"the tokenizer in {self.folder} cannot read a prompt: {error}") from error
-        if tokens.input_ids.shape[1] > config.max_position_embeddings or tokens.input_ids.max() >= config.vocab_size:
-            raise RcdeployError(
-                f"the tokenizer in {self.folder} does not belong to the text encoder, which knows "
-                f"{config.vocab_size:,} tokens and reads {config.max_position_embeddings} of them",
-                fix="Copy the folder tokenizer/ of the model again.",
-            )
-        return tokens
+    @property
+    def tokenizer_2(self) -> Any:
+        """That of SDXL's second text encoder."""
+        return self._tokenizer("tokenizer_2")
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """n prompts -> a condition of n rows; prompts beyond the context are cut. The null condition is that of ""."""
-        tokens = self._tokens(prompts)
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = tokens.attention_mask.to(self.device)
-        with torch.no_grad():
-            embeds = self.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask).last_hidden_state
-        return Condition(embeds)
+    def _tokenizer(self, name: str) -> Any:
+        if name not in self._components:
+            self._components[name] = load_tokenizer(self.folder / name)
+        return self._components[name]
+
+    @property
+    def has_two_text_encoders(self) -> bool:
+        return "text_encoder_2" in self.components
+
+    def encode_prompts(self, prompts: Sequence[str], latent_size: Sequence[int] | None = None) -> Condition:
+        """n prompts -> a condition of n rows; prompts beyond the context are cut.
+
+        latent_size: (height, width) of the latents that it is for, by default the native one: SDXL is told the
+        image's size.
+        """
+        if not self.has_two_text_encoders:
+            return encode(self.tokenizer, self.text_encoder, prompts, self.folder)
+        height, width = latent_size or native_latent_size(self.unet_config)
+        image_size = height * self.pixels_per_latent, width * self.pixels_per_latent
+        tokenizers, encoders = (self.tokenizer, self.tokenizer_2), (self.text_encoder, self.text_encoder_2)
+        return encode_sdxl(tokenizers, encoders, prompts, image_size, self.folder)
+
+    def null_condition(self, latent_size: Sequence[int] | None = None) -> Condition:
+        """One row: that of "", or zeros where the model's pipeline takes them (SDXL)."""
+        condition = self.encode_prompts([""], latent_size)
+        return zeros_like(condition) if zeros_for_empty_prompt(self.folder) else condition
 
     @torch.no_grad()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:

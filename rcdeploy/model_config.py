@@ -13,6 +13,13 @@ Config = Mapping[str, Any]
 
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+SDXL_CONDITION = "text_time"
+"""addition_embed_type of SDXL's UNet: pooled text, and image sizes"""
+KEPT_IN_INDEX = (
+    *("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "unet", "vae", "scheduler"),
+    "force_zeros_for_empty_prompt",
+)
+"""of model_index.json, in students and packages"""
 SD1_TOKENIZER = "openai/clip-vit-large-patch14"
 """on the hub; the tokenizer of SD-1.x"""
 OWN_KEYS = "rcdeploy_"
@@ -95,17 +102,53 @@ def has_wavelet_gating(unet_config: Config, place: str = "unet/config.json") -> 
 
 
 def read_supported_unet_config(folder: Path) -> dict[str, Any]:
-    """As read_unet_config, for models that can be run: one text encoder, no added conditioning.
+    """As read_unet_config, for models that can be run: SD-1.x, SD-2.x, SDXL's base model and models built like them.
 
-    Raises RcdeployError as read_unet_config does, and for SDXL and its like.
+    Raises RcdeployError as read_unet_config does, and for other added conditioning, SDXL's refiner and SDXL Turbo.
     """
     config = read_unet_config(folder)
-    if config.get("addition_embed_type"):
+    added = config.get("addition_embed_type")
+    if added not in (None, SDXL_CONDITION):
         raise RcdeployError(
-            f"{folder}: its UNet needs added conditioning ({config['addition_embed_type']}, as SDXL has)",
-            fix="This version works with one text encoder: SD-1.x, SD-2.x and models built like them.",
+            f"{folder}: its UNet needs added conditioning of the kind {added}",
+            fix="Supported are SD-1.x, SD-2.x, SDXL's base model, and models built like them.",
         )
+    if added == SDXL_CONDITION:
+        _check_sdxl(folder)
     return config
+
+
+def _check_sdxl(folder: Path) -> None:
+    index = read_config(folder / "model_index.json")
+    if index.get("requires_aesthetics_score") or index.get("text_encoder", [None])[0] is None:
+        raise RcdeployError(
+            f"{folder} is SDXL's refiner, which has no first text encoder and is told an aesthetic score",
+            fix="Take the base model: stabilityai/stable-diffusion-xl-base-1.0, or a fine-tune of it.",
+        )
+    schedule = read_config(folder / "scheduler" / "scheduler_config.json")
+    if schedule.get("_class_name") == "EulerAncestralDiscreteScheduler" and not zeros_for_empty_prompt(folder):
+        raise RcdeployError(
+            f"{folder} looks like SDXL Turbo: it draws in one to four steps already, and knows no null condition",
+            fix="Distil from SDXL's base model; [few_steps] makes a student of few steps.",
+        )
+    missing = [name for name in ("text_encoder_2", "tokenizer_2") if not (folder / name).is_dir()]
+    if missing:
+        raise RcdeployError(
+            f"{folder}: its UNet is SDXL's, and the folder has no {' and no '.join(missing)}",
+            fix="Copy the whole model again.",
+        )
+
+
+def model_components(unet_config: Config) -> tuple[str, ...]:
+    """The folders of a model: what its results depend on."""
+    second = ("text_encoder_2", "tokenizer_2") if unet_config.get("addition_embed_type") == SDXL_CONDITION else ()
+    return ("unet", "text_encoder", "vae", "scheduler", "tokenizer", *second)
+
+
+def zeros_for_empty_prompt(folder: Path) -> bool:
+    """Whether the model's null condition is zeros (SDXL's base model) rather than the empty prompt's."""
+    index = read_json(folder / "model_index.json")
+    return isinstance(index, dict) and bool(index.get("force_zeros_for_empty_prompt"))
 
 
 def pixels_per_latent(vae_config: Config) -> int:
@@ -147,8 +190,7 @@ def trimmed_model_index(index: Mapping[str, Any], scheduler: str | None = None) 
 
     scheduler: diffusers' class of the schedule, in place of the one named there.
     """
-    components = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-    trimmed = {k: v if k.startswith("_") or k in components else [None, None] for k, v in index.items()}
+    trimmed = {k: v if k.startswith("_") or k in KEPT_IN_INDEX else [None, None] for k, v in index.items()}
     if scheduler is not None:
         trimmed["scheduler"] = ["diffusers", scheduler]
     return {**trimmed, "requires_safety_checker": False}

@@ -16,6 +16,7 @@ from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .model_config import (
     has_wavelet_gating,
+    model_components,
     native_latent_size,
     pixels_per_latent,
     read_supported_unet_config,
@@ -42,8 +43,8 @@ class ModelDescription:
     Attributes:
         name, kind, source: as in ModelFolder.
         folder: what a backend loads (a package may be a .zip); None for a student, which has no weights.
-        configs: of unet, text_encoder and vae.
-        weight_bytes: by component; None for a student.
+        configs: of unet, text_encoder (text_encoder_2) and vae.
+        weight_bytes: by component, both text encoders together; None for a student.
         image_size: (height, width) in pixels of the images that it makes by default.
         size_multiple: heights and widths must be multiples of this, in pixels.
         backends: what can run it, the default first.
@@ -120,9 +121,10 @@ def _describe_pipeline(model: ModelFolder) -> ModelDescription:
     folder = model.require_pipeline()
     unet = read_supported_unet_config(folder)
     vae = read_json(folder / "vae" / "config.json")
+    encoders = [name for name in model_components(unet) if name.startswith("text_encoder")]
     pixels = pixels_per_latent(vae)
     height, width = native_latent_size(unet)
-    configs = {"unet": unet, "text_encoder": read_json(folder / "text_encoder" / "config.json"), "vae": vae}
+    configs = {"unet": unet, "vae": vae, **{name: read_json(folder / name / "config.json") for name in encoders}}
     return ModelDescription(
         name=model.name,
         kind=model.kind,
@@ -130,7 +132,7 @@ def _describe_pipeline(model: ModelFolder) -> ModelDescription:
         folder=folder,
         configs=configs,
         weight_bytes={
-            "text_encoder": _tensor_bytes(folder / "text_encoder"),
+            "text_encoder": sum(_tensor_bytes(folder / name) for name in encoders),
             "unet": _tensor_bytes(folder / "unet"),
             "vae_decoder": _tensor_bytes(folder / "vae", "decoder.", "post_quant_conv."),
         },

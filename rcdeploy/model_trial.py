@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from .condition import added_shapes
+
 TRIAL_TOKENS = 2
 DEEPEST_SIDE = 2
 """of the smallest feature map: normalising a group of one value is an error of torch"""
@@ -16,7 +18,7 @@ DEEPEST_SIDE = 2
 
 @torch.no_grad()
 def try_network(name: str, network: nn.Module) -> None:
-    """Runs unet, text_encoder or vae once, at the smallest size that it takes: milliseconds also at SD-1.4's size.
+    """Runs a UNet, a text encoder or a VAE once, at the smallest size that it takes: milliseconds at any width.
 
     Raises RcdeployError, with what the library said, when it cannot compute or gives another shape than it should.
     """
@@ -40,7 +42,10 @@ def _unet(unet: nn.Module, config: Any) -> tuple[Tensor, list[int]]:
     side = DEEPEST_SIDE * 2 ** (len(config.block_out_channels) - 1)
     shape = [1, config.in_channels, side, side]
     prompt_embeds = _zeros(unet, [1, TRIAL_TOKENS, config.cross_attention_dim])
-    return unet(_zeros(unet, shape), torch.zeros(1, dtype=torch.long), prompt_embeds, return_dict=False)[0], shape
+    added = {name: _zeros(unet, size) for name, size in added_shapes(config, 1).items()} or None
+    timestep = torch.zeros(1, dtype=torch.long)
+    output = unet(_zeros(unet, shape), timestep, prompt_embeds, added_cond_kwargs=added, return_dict=False)[0]
+    return output, shape
 
 
 def _text_encoder(text_encoder: nn.Module, config: Any) -> tuple[Tensor, list[int]]:
@@ -58,4 +63,4 @@ def _zeros(network: nn.Module, shape: list[int]) -> Tensor:
     return torch.zeros(shape, dtype=next(network.parameters()).dtype)
 
 
-TRIALS = {"unet": _unet, "text_encoder": _text_encoder, "vae": _vae}
+TRIALS = {"unet": _unet, "text_encoder": _text_encoder, "text_encoder_2": _text_encoder, "vae": _vae}

@@ -13,7 +13,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule, noise_generator
 from rcdeploy_runtime.samplers import make_sampler
 
-from .diffusion_model import Condition, LatentDiffusionModel, predict
+from .condition import Condition, predict
+from .diffusion_model import LatentDiffusionModel
 from .random_streams import CACHE, generator
 
 
@@ -142,7 +143,7 @@ def sample_images(
         batch_size: images sampled at once. decode_batch_size: images decoded at once, by default as many.
         sampler, seeds: as in sample_latents. With runtime_noise's seeds the images are those of a package.
     """
-    null = model.encode_prompts([""])
+    null = model.null_condition(noise.shape[2:])
     seeds = range(len(prompts)) if seeds is None else seeds
     images = []
     for start in range(0, len(prompts), batch_size):
@@ -151,7 +152,7 @@ def sample_images(
             model.unet if unet is None else unet,
             schedule or model.schedule,
             noise[rows],
-            model.encode_prompts(prompts[rows]),
+            model.encode_prompts(prompts[rows], noise.shape[2:]),
             null,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

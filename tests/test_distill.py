@@ -8,8 +8,8 @@ from conftest import unet_config
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from training_runs import STUDENTS
 
+from rcdeploy.condition import training_target
 from rcdeploy.conditioning import NULL, PAIRED, UNPAIRED
-from rcdeploy.diffusion_model import training_target
 from rcdeploy.distill.features import FeatureRecorder, feature_taps
 from rcdeploy.distill.losses import feature_loss, output_loss, task_loss
 from rcdeploy.distill.step import StudentWithProjectors

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
-from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, training_target
+from rcdeploy.condition import Condition, training_target
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.sampling import sample_images, sample_latents, starting_noise
 from rcdeploy_runtime.errors import RcdeployError
 

@@ -120,7 +120,7 @@ def _sample(
     """Latents [n, c, h, w] of the prompts, in batches that memory can hold."""
     shape = model.latent_shape()
     batch_size = max(1, PIXELS_AT_ONCE // (shape[1] * shape[2] * model.pixels_per_latent**2))
-    null = model.encode_prompts([""])
+    null = model.null_condition()
     batches_of_latents = []
     for start in range(0, len(prompts), batch_size):
         progress("calibration latents", start, len(prompts))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdeploy.diffusion_model import Condition, LatentDiffusionModel, predict
+from rcdeploy.condition import Condition, predict
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.clip_score import ClipScore
 from rcdeploy.evaluate.judge import Judge
 from rcdeploy.sampling import runtime_noise, sample_images

@@ -27,7 +27,7 @@ def component_costs(model: ModelDescription, image_size: tuple[int, int]) -> dic
     latent_size = model.latent_size(image_size)
     length = model.text_length
     unet = build_on_meta(model.configs["unet"])
-    text_encoder = text_encoder_on_meta(model.configs["text_encoder"])
+    text_encoder = text_encoder_on_meta(model.configs)
     decoder = vae_decoder_on_meta(model.configs["vae"])
     counts = {
         "text_encoder": (text_encoder, text_encoder_macs(text_encoder, length)),

@@ -98,44 +98,54 @@ class _TorchModel:
         else:
             self._build()
         if task["backend"] == "torch.compile":
-            for network in (self.unet, self.text_encoder, self.vae.decoder):
+            for network in (self.unet, *self.text_encoders, self.vae.decoder):
                 network.compile()
 
     def _load(self) -> None:
         from ..diffusion_model import LatentDiffusionModel
 
         model = LatentDiffusionModel(self.task["folder"]).to(self.device)
-        model.load("text_encoder", "unet", "vae", "tokenizer")
+        model.load(*(name for name in model.components if name != "scheduler"))
         self.unet = model.unet
-        self.text_encoder = model.text_encoder
+        self.text_encoders = [getattr(model, name) for name in model.components if name.startswith("text_encoder")]
         self.vae = model.vae
         self.schedule = model.schedule
-        self.encode = model.encode_prompts
+        self.encode: Callable[[list[str]], Any] = model.encode_prompts
 
     def _build(self) -> None:
         import torch
         from diffusers import DDIMScheduler
-        from transformers import CLIPTextConfig, CLIPTextModel
 
-        from ..diffusion_model import Condition
         from ..student.build import build_student
+        from ..text_encoding import text_encoders
         from ..vae import vae_from_config
 
         configs = self.task["configs"]
         torch.manual_seed(0)
         self.unet = build_student(configs["unet"], 0).eval().to(self.device)
-        self.text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(configs["text_encoder"])).eval().to(self.device)
+        self.text_encoders = list(text_encoders(configs).eval().to(self.device))
         self.vae = vae_from_config(configs["vae"]).eval().to(self.device)
         self.schedule = DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False)
-        self.encode = lambda prompts: Condition(self._random_embeddings())
+        self.encode = lambda _prompts: self._random_condition(1)
 
-    def _random_embeddings(self) -> Any:
-        """Embeddings [1, text_length, width] of one prompt of random tokens."""
+    def _encode_random_tokens(self) -> None:
         import torch
 
-        config = self.text_encoder.config
-        ids = torch.randint(0, config.vocab_size, (1, self.task["text_length"]), device=self.device)
-        return self.text_encoder(ids).last_hidden_state
+        for encoder in self.text_encoders:
+            ids = torch.randint(0, encoder.config.vocab_size, (1, self.task["text_length"]), device=self.device)
+            encoder(ids)
+
+    def _random_condition(self, batch_size: int) -> Any:
+        """The time of a text encoder's call, and a condition [batch_size, text_length, width] of random numbers."""
+        import torch
+
+        from ..condition import Condition, added_shapes
+
+        self._encode_random_tokens()
+        config = self.unet.config
+        shape = (batch_size, self.task["text_length"], config.cross_attention_dim)
+        added = {k: torch.randn(*v, device=self.device) for k, v in added_shapes(config, batch_size).items()}
+        return Condition(torch.randn(*shape, device=self.device), added)
 
     def image(self) -> None:
         """Make one image in full: tokenizer, text encoder, sampling, decoder."""
@@ -160,17 +170,17 @@ class _TorchModel:
         """A call of one network on inputs that are made now; height, width: of the latents."""
         import torch
 
-        from ..diffusion_model import Condition, predict
+        from ..condition import predict
 
         if component == "text_encoder":
-            return self._synchronised(self._random_embeddings)
+            return self._synchronised(self._encode_random_tokens)
         channels = int(self.unet.config.in_channels)
         if component == "vae_decoder":
             latents = torch.randn(1, channels, height, width, device=self.device)
             return self._synchronised(lambda: self.vae.decode(latents))
         batch_size = self.task["unet_batch_size"]
         noisy_latents = torch.randn(batch_size, channels, height, width, device=self.device)
-        condition = Condition(self._random_embeddings().repeat(batch_size, 1, 1))
+        condition = self._random_condition(batch_size)
         timesteps = torch.full((batch_size,), TIMESTEP, device=self.device)
         return self._synchronised(lambda: predict(self.unet, noisy_latents, timesteps, condition))
 

@@ -16,12 +16,13 @@ from diffusers import UNet2DConditionModel
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..condition import added_shapes
 from ..student.build import build_on_meta
 from ..student.wavelet import HaarDwt, HaarIdwt
+from ..text_encoding import text_encoders
 from ..vae import VaeDecoder, vae_from_config
 
 
@@ -74,9 +75,11 @@ def unet_macs(
     return module_macs(unet, **_inputs(unet, height, width, text_length))
 
 
-def text_encoder_macs(text_encoder: CLIPTextModel, text_length: int = 77) -> Macs:
-    """MACs of one prompt of text_length tokens, by a text encoder of text_encoder_on_meta."""
-    return module_macs(text_encoder, input_ids=torch.zeros(1, text_length, dtype=torch.long, device="meta"))
+def text_encoder_macs(text_encoder: nn.ModuleList, text_length: int = 77) -> Macs:
+    """MACs of one prompt of text_length tokens, by the one or two text encoders of text_encoder_on_meta."""
+    ids = torch.zeros(1, text_length, dtype=torch.long, device="meta")
+    macs = [module_macs(encoder, input_ids=ids) for encoder in text_encoder]
+    return Macs(sum(m.thop for m in macs), sum(m.norms for m in macs), sum(m.attention for m in macs))
 
 
 def vae_decoder_macs(decoder: VaeDecoder, latent_size: tuple[int, int]) -> Macs:
@@ -84,11 +87,14 @@ def vae_decoder_macs(decoder: VaeDecoder, latent_size: tuple[int, int]) -> Macs:
     return module_macs(decoder, latents=torch.empty(1, decoder.latent_channels, *latent_size, device="meta"))
 
 
-def text_encoder_on_meta(config: Mapping[str, Any]) -> CLIPTextModel:
-    """Build the text encoder of text_encoder/config.json without storage. Raises RcdeployError if that fails."""
+def text_encoder_on_meta(configs: Mapping[str, Mapping[str, Any]]) -> nn.ModuleList:
+    """Build the text encoders of text_encoder/config.json and, for SDXL, text_encoder_2/config.json without storage.
+
+    Raises RcdeployError if that fails.
+    """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            return CLIPTextModel(CLIPTextConfig.from_dict(dict(config))).eval()
+            return text_encoders(configs).eval()
     except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise RcdeployError(f"no text encoder can be built from text_encoder/config.json: {error}") from error
 
@@ -189,11 +195,7 @@ def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: in
         "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
     }
     if config.addition_embed_type == "text_time":
-        pooled_width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.empty(1, pooled_width, device="meta"),
-            "time_ids": torch.empty(1, 6, device="meta"),
-        }
+        inputs["added_cond_kwargs"] = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
     elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
         raise RcdeployError(
             f"MACs of a UNet with addition_embed_type {config.addition_embed_type!r} and encoder_hid_dim_type "

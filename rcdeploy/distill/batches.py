@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..condition import Condition, training_target
 from ..conditioning import NULL, PAIRED, UNPAIRED, RandomConditioning
-from ..diffusion_model import Condition, LatentDiffusionModel, training_target
+from ..diffusion_model import LatentDiffusionModel
 from ..latent_cache import LatentCache
 from ..prompts.pool import PromptPool
 
@@ -56,7 +57,7 @@ class BatchMaker:
         self.pool = pool
         self.conditioning = conditioning
         self.task_target = task_target
-        self.null = teacher.encode_prompts([""])
+        self.null = teacher.null_condition(cache.shape[1:])
         self.paired: Condition | None = None
         bytes_per_prompt = self.null.prompt_embeds.nbytes + sum(v.nbytes for v in self.null.added.values())
         if bytes_per_prompt * len(cache) <= text_cache_bytes:
@@ -93,8 +94,9 @@ class BatchMaker:
             known = self.paired.take(paired_rows).to(self.teacher.device) if self.paired else None
             parts.append(known if known is not None else self._encode_paired(paired_rows))
         if unpaired:
-            parts.append(self.teacher.encode_prompts(self.pool.take([prompts[i] for i in unpaired])))
+            texts = self.pool.take([prompts[i] for i in unpaired])
+            parts.append(self.teacher.encode_prompts(texts, self.cache.shape[1:]))
         return Condition.cat(parts).take(torch.tensor(null + paired + unpaired).argsort())
 
     def _encode_paired(self, rows: list[int]) -> Condition:
-        return self.teacher.encode_prompts(self.cache.prompts.take(rows))
+        return self.teacher.encode_prompts(self.cache.prompts.take(rows), self.cache.shape[1:])

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
-from ..diffusion_model import LatentDiffusionModel, predict
+from ..condition import predict
+from ..diffusion_model import LatentDiffusionModel
 from ..random_streams import VALIDATION, generator
 from ..recipe import Recipe, Student, Train
 from ..student.build import build_student
@@ -88,7 +89,7 @@ class DistillationObjective:
         total = 0.0
         count = 0
         for noisy_latents, timesteps, prompts in self._validation_batches:
-            condition = teacher.encode_prompts(prompts)
+            condition = teacher.encode_prompts(prompts, noisy_latents.shape[2:])
             teacher_output = guided_prediction(
                 teacher.unet, noisy_latents.to(teacher.dtype), timesteps, condition, null, scale
             )

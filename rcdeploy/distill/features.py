@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rcdeploy_runtime.errors import RcdeployError
-
 
 @dataclass(frozen=True)
 class FeatureTap:
@@ -34,17 +32,13 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
     student has no downsampler, so its attention is compared with the teacher's last attention there, and its up blocks
     with the teacher's shifted by one. Channel students: down blocks, mid block, up blocks.
 
+    KOALA students: see koala_taps.
+
     Args:
         teacher_config, student_config: UNet2DConditionModel configs; the student's is made of the teacher's.
-
-    Raises:
-        RcdeployError: for KOALA students, whose taps are self-attentions of an SDXL teacher.
     """
-    if isinstance(teacher_config.get("transformer_layers_per_block"), list):
-        raise RcdeployError(
-            "feature taps of SDXL's students (KOALA) are not supported yet",
-            fix="Set loss.feature = 0 and loss.frequency = 0.",
-        )
+    if teacher_config.get("transformer_layers_per_block", 1) != student_config.get("transformer_layers_per_block", 1):
+        return koala_taps(teacher_config, student_config)
     teacher_channels = teacher_config["block_out_channels"]
     student_channels = student_config["block_out_channels"]
     stages = len(student_channels)
@@ -73,6 +67,43 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
                 student_channels[::-1][i],
             )
         )
+    return taps
+
+
+def koala_taps(teacher_config: dict[str, Any], student_config: dict[str, Any]) -> list[FeatureTap]:
+    """KOALA's taps as the authors have them: every self-attention that the student kept, and a convolution of each
+    stage that has none.
+
+    The student's only layer of a down block is the teacher's first; of the two of an up block the second is the
+    teacher's last. Of its transformer layers the first ones were kept.
+    """
+    widths = student_config["block_out_channels"]
+    layers = student_config["transformer_layers_per_block"]
+    last = teacher_config["layers_per_block"]
+    taps = []
+
+    def tap(teacher: str, student: str, stage: int) -> None:
+        taps.append(FeatureTap(teacher, student, widths[stage], widths[stage]))
+
+    def attentions(teacher: str, student: str, stage: int) -> None:
+        for i in range(layers[stage]):
+            part = f"transformer_blocks.{i}.attn1"
+            tap(f"{teacher}.{part}", f"{student}.{part}", stage)
+
+    for i, kind in enumerate(student_config["down_block_types"]):
+        if "CrossAttn" in kind:
+            attentions(f"down_blocks.{i}.attentions.0", f"down_blocks.{i}.attentions.0", i)
+        else:
+            tap(f"down_blocks.{i}.downsamplers.0.conv", f"down_blocks.{i}.downsamplers.0.conv", i)
+    if student_config.get("mid_block_type", "") is not None:
+        attentions("mid_block.attentions.0", "mid_block.attentions.0", -1)
+    for i, kind in enumerate(student_config["up_block_types"]):
+        stage = len(widths) - 1 - i
+        if "CrossAttn" in kind:
+            attentions(f"up_blocks.{i}.attentions.0", f"up_blocks.{i}.attentions.0", stage)
+            attentions(f"up_blocks.{i}.attentions.{last}", f"up_blocks.{i}.attentions.1", stage)
+        else:
+            tap(f"up_blocks.{i}.resnets.{last}.conv2", f"up_blocks.{i}.resnets.1.conv2", stage)
     return taps
 
 

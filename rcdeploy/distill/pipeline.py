@@ -22,9 +22,6 @@ from ..student.build import unet_from_config
 from .run import Run
 from .train_state import TrainState
 
-TEACHER_COMPONENTS = ("text_encoder", "tokenizer", "vae")
-"""Components that the student's pipeline takes from the teacher as they are."""
-
 
 def write_run_manifest(run: Run, state: TrainState) -> None:
     """Writes the manifest of a run that begins or continues, and the resolved recipe."""
@@ -90,9 +87,11 @@ def write_pipeline(run: Run, state: TrainState) -> None:
     """Writes pipeline/ (the student with the teacher's text encoder, VAE and schedule) and the finished manifest."""
     student, step = _final_student(run, state)
     with new_folder(run.folder / "pipeline") as beside:
-        for name in TEACHER_COMPONENTS:
-            copy_component(run.teacher.folder, name, beside / name)
-        _load_as_float32(beside / "text_encoder" / "config.json")
+        for name in run.teacher.components:
+            if name not in ("unet", "scheduler"):
+                copy_component(run.teacher.folder, name, beside / name)
+            if name.startswith("text_encoder"):
+                _load_as_float32(beside / name / "config.json")
         run.schedule.save_pretrained(beside / "scheduler")
         student.half().save_pretrained(beside / "unet")
         index = read_json(run.teacher.folder / "model_index.json")

@@ -10,8 +10,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..condition import Condition, predict
 from ..conditioning import UNPAIRED
-from ..diffusion_model import Condition, predict
 from ..recipe import Loss, Train
 from .batches import Batch
 from .features import FeatureRecorder, FeatureTap

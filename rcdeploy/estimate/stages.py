@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..bench.costs import branches
+from ..condition import added_shapes
 from ..conditioning import recipe_probability
 from ..recipe import Recipe
 from ..recipe_stages import Decoder
@@ -82,8 +83,10 @@ def shard_bytes(count: int, shape: tuple[int, int, int]) -> int:
 
 def text_cache_bytes(recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool) -> int:
     """Memory for embeddings of the paired prompts; 0 if they exceed train.text_cache_gb: steps encode them."""
-    bytes_per_token = int(shapes.configs["text_encoder"]["hidden_size"]) * (2 if in_half else 4)
-    size = prompts.paired.count * shapes.tokens * bytes_per_token
+    unet = shapes.configs["unet"]
+    added = sum(math.prod(shape) for shape in added_shapes(unet, 1).values())
+    numbers = shapes.tokens * int(unet["cross_attention_dim"]) + added
+    size = prompts.paired.count * numbers * (2 if in_half else 4)
     return size if size <= recipe.train.text_cache_gb * 1e9 else 0
 
 

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..bench.costs import branches
+from ..condition import Condition, added_shapes, predict
 from ..decoder.losses import decoder_loss
 from ..decoder.network import tiny_config
-from ..diffusion_model import Condition, predict
 from ..distill.batches import Batch
 from ..distill.features import FeatureRecorder, feature_taps
 from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, make_optimizer, optimizer_step
 from ..recipe import Recipe
 from ..recipe_stages import Decoder
 from ..student.build import build_on_meta, build_student
+from ..text_encoding import text_encoders
 from ..vae import vae_from_config
 from .workload import grid_size
 
@@ -50,12 +50,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a run. dtype: the teacher's and the text encoder's; the student is in fp32, as is the VAE."""
+    """The networks of a run. text_encoder: one or two of them. dtype: the teacher's and the text encoders'; the student
+    is in fp32, as is the VAE."""
 
     teacher: nn.Module
     student: StudentWithProjectors
     teacher_features: FeatureRecorder
-    text_encoder: Any
+    text_encoder: nn.ModuleList
     vae: Any
     dtype: torch.dtype
     device: torch.device
@@ -76,7 +77,7 @@ def build_networks(
     """Builds the networks of a run with random weights.
 
     Args:
-        configs: the teacher's, of unet, text_encoder and vae.
+        configs: the teacher's, of unet, text_encoder (text_encoder_2) and vae.
         student: the config of the student's UNet.
         recipe: names the losses, and with them the feature taps.
         device: "meta" costs neither memory nor time.
@@ -89,7 +90,7 @@ def build_networks(
     taps = feature_taps(dict(configs["unet"]), dict(student)) if needed else []
     with torch.random.fork_rng(devices=[]), torch.device(device):
         trained = StudentWithProjectors(unet, taps, gradient_checkpointing=recipe.train.gradient_checkpointing)
-        text_encoder = CLIPTextModel(CLIPTextConfig.from_dict(dict(configs["text_encoder"])))
+        text_encoder = text_encoders(configs)
         vae = vae_from_config(configs["vae"])
     for part in (teacher, text_encoder, vae):
         part.requires_grad_(False).eval().to(device)
@@ -137,7 +138,7 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
         "encode": Unit(cache_batch_size, no_grad(encode)),
         "step": Unit(sizes.micro_batch_size, _forward_and_backward(networks, recipe, sizes), autocast=True),
         "update": Unit(1, _update(networks, recipe)),
-        "text": Unit(TEXT_BATCH_SIZE, no_grad(lambda: networks.text_encoder(tokens))),
+        "text": Unit(TEXT_BATCH_SIZE, no_grad(lambda: [encoder(tokens) for encoder in networks.text_encoder])),
         "student": Unit(
             student_batch_size,
             no_grad(_unet_call(networks, networks.student.unet, student_batch_size, sizes)),
@@ -195,8 +196,13 @@ def time_units(units: Mapping[str, Unit], device: torch.device, seconds: float) 
 
 
 def _zero_condition(networks: Networks, batch_size: int, tokens: int) -> Condition:
-    width = networks.text_encoder.config.hidden_size
-    return Condition(torch.zeros(batch_size, tokens, width, dtype=networks.dtype, device=networks.device))
+    config: Any = networks.teacher.config
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(*shape, dtype=networks.dtype, device=networks.device)
+
+    added = {name: zeros(*shape) for name, shape in added_shapes(config, batch_size).items()}
+    return Condition(zeros(batch_size, tokens, int(config.cross_attention_dim)), added)
 
 
 def _unet_call(networks: Networks, unet: nn.Module, batch_size: int, sizes: Sizes) -> Callable[[], Tensor]:

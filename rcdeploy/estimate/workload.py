@@ -10,7 +10,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import NAME, Manifest
 
-from ..model_config import is_hub_name, latent_shape, read_supported_unet_config
+from ..model_config import is_hub_name, latent_shape, model_components, read_supported_unet_config
 from ..prompts.patterns import WholeWordPatterns, passing
 from ..prompts.pool import PoolFacts
 from ..prompts.readers import batches, files_of
@@ -45,8 +45,8 @@ def grid_size(recipe: Recipe) -> int:
 class Shapes:
     """A teacher without its weights.
 
-    configs: of unet, text_encoder and vae. copied_bytes: size on disk of text encoder and VAE, which a pipeline copies.
-    notes: what is assumed.
+    configs: of unet, text_encoder (text_encoder_2) and vae. copied_bytes: size on disk of what a pipeline copies, text
+    encoders and VAE. notes: what is assumed.
     """
 
     configs: dict[str, dict[str, Any]]
@@ -80,9 +80,10 @@ def teacher_shapes(path: str) -> Shapes:
         return Shapes(dict(TEACHERS[known]), 1000, COPIED_BYTES[known], (note,))
     folder = Path(path)
     configs = {"unet": read_supported_unet_config(folder)}
-    configs |= {name: read_json(folder / name / "config.json") for name in ("text_encoder", "vae")}
+    copied = [name for name in model_components(configs["unet"]) if name == "vae" or name.startswith("text_encoder")]
+    configs |= {name: read_json(folder / name / "config.json") for name in copied}
     steps = int(read_json(folder / "scheduler" / "scheduler_config.json").get("num_train_timesteps", 1000))
-    weights = sum(f.stat().st_size for name in ("text_encoder", "vae") for f in (folder / name).glob("*.safetensors"))
+    weights = sum(f.stat().st_size for name in copied for f in (folder / name).glob("*.safetensors"))
     return Shapes(configs, steps, weights)
 
 

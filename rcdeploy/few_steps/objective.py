@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from ..diffusion_model import Condition, predict
+from ..condition import Condition, predict
 from ..distill.step import guided_prediction
 from ..random_streams import FEW_STEPS, VALIDATION, generator
 from .leaps import Leaps
@@ -101,7 +101,7 @@ class FewStepsObjective:
         total = 0.0
         count = 0
         for noise, target, last, prompts in self._validation:
-            condition = run.teacher.encode_prompts(prompts).to(noise.device, torch.float32)
+            condition = run.teacher.encode_prompts(prompts, noise.shape[2:]).to(noise.device, torch.float32)
             every_row = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
             states = self._states_from_noise(unet, noise, last, condition, every_row)
             x_0 = self.leaps.move(predict(unet, states, last, condition), states, last, self.leaps.ends(last))
@@ -119,7 +119,7 @@ class FewStepsObjective:
         batches = []
         for first in range(0, size, VALIDATION_BATCH_SIZE):
             rows = slice(first, first + VALIDATION_BATCH_SIZE)
-            condition = run.teacher.encode_prompts(prompts[rows])
+            condition = run.teacher.encode_prompts(prompts[rows], noise.shape[2:])
             x = noise[rows]
             for start in self.leaps.starts:
                 starts = torch.full((len(x),), start, device=x.device)

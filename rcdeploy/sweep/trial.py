@@ -21,7 +21,7 @@ from ..run_folder import CHANGEABLE, read_metrics
 KEY_DIGITS = 8
 """of a key, in the name of a folder"""
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-COMPONENTS = ("unet", "text_encoder", "vae", "scheduler", "tokenizer")
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae", "scheduler", "tokenizer", "tokenizer_2")
 """folders of a diffusers model that images depend on; a judge or a card beside them changes nothing"""
 COMPONENT_SUFFIXES = (".safetensors", ".json", ".txt")
 

@@ -1,0 +1,82 @@
+"""A UNet's condition and its call: prompt embeddings, SDXL's added conditioning, the training target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from rcdeploy_runtime.errors import RcdeployError
+
+TIME_IDS = 6
+"""original size, crop, target size, two numbers each"""
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The conditioning input of a UNet: prompt embeddings, and added conditioning where a model has it.
+
+    prompt_embeds: [n, tokens, width]. added: diffusers' added_cond_kwargs, each [n, ...] (SDXL's pooled embedding and
+    time ids; SD-1.x and 2.x have none).
+    """
+
+    prompt_embeds: Tensor
+    added: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.prompt_embeds)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
+        return Condition(self.prompt_embeds.to(device, dtype), {k: v.to(device, dtype) for k, v in self.added.items()})
+
+    def take(self, rows: Sequence[int] | Tensor) -> Condition:
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.prompt_embeds.device)
+        return Condition(self.prompt_embeds[index], {k: v[index] for k, v in self.added.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        return Condition(
+            torch.cat([p.prompt_embeds for p in parts]),
+            {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added},
+        )
+
+
+def predict(unet: torch.nn.Module, noisy_latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+    """The UNet's raw output (noise or velocity, as its schedule's prediction_type says), shaped like noisy_latents."""
+    output: Tensor = unet(
+        noisy_latents, timesteps, condition.prompt_embeds, added_cond_kwargs=condition.added or None, return_dict=False
+    )[0]
+    return output
+
+
+def training_target(schedule: DDIMScheduler, x_0: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Training target for the scheduler's prediction_type: noise or velocity, shaped like x_0 (task loss)."""
+    kind = schedule.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        velocity: Tensor = schedule.get_velocity(x_0, noise, timesteps)
+        return velocity
+    raise RcdeployError(f"prediction_type {kind!r} is neither epsilon nor v_prediction")
+
+
+def added_shapes(unet_config: Mapping[str, Any], rows: int) -> dict[str, list[int]]:
+    """Shapes of the added conditioning of a UNet; {} where it has none.
+
+    Raises RcdeployError for a config whose sizes do not fit each other.
+    """
+    if unet_config.get("addition_embed_type") is None:
+        return {}
+    sizes = TIME_IDS * int(unet_config["addition_time_embed_dim"])
+    width = int(unet_config["projection_class_embeddings_input_dim"]) - sizes
+    if width < 1:
+        raise RcdeployError(
+            f"unet/config.json: projection_class_embeddings_input_dim has no room for pooled text beside {sizes} for "
+            "sizes",
+            fix="Copy the model again.",
+        )
+    return {"text_embeds": [rows, width], "time_ids": [rows, TIME_IDS]}
