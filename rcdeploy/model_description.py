@@ -153,6 +153,8 @@ def _describe_package(model: ModelFolder) -> ModelDescription:
     package = Package(model.source)
     manifest = package.manifest
     config_folders = {"unet": "unet", "text_encoder": "text_encoder", "vae": "vae_decoder"}
+    if package.facts.sdxl:
+        config_folders["text_encoder_2"] = "text_encoder_2"
     configs = {name: package.json(f"{folder}/config.json") for name, folder in config_folders.items()}
     pixels = pixels_per_latent(configs["vae"])
     static = manifest.facts.get("static_size")
@@ -170,7 +172,9 @@ def _describe_package(model: ModelFolder) -> ModelDescription:
         source=model.source,
         folder=model.path,
         configs=configs,
-        weight_bytes={component: manifest.size_of(component) for component in COMPONENTS},
+        weight_bytes={
+            component: sum(manifest.size_of(name) for name in (component, f"{component}_2")) for component in COMPONENTS
+        },
         image_size=image_size,
         size_multiple=size_multiple,
         backends=(FORMAT_BACKENDS[package.format],),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
@@ -25,7 +26,12 @@ from rcdeploy.progress import no_log, no_progress
 from rcdeploy.sampling import sample_images
 from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import student_config
+from rcdeploy_export.export_options import ExportOptions
+from rcdeploy_export.package import export_package
+from rcdeploy_export.source import ExportSource
+from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.manifest import Manifest
 
 PROMPT = "a red bag"
 
@@ -165,3 +171,74 @@ def test_koala_is_for_sdxl_alone(tiny_recipe: RecipeOf) -> None:
     with pytest.raises(RcdeployError) as error:
         tiny_recipe(student={"name": "koala-700m", "init": "teacher"})
     assert "KOALA is for SDXL teachers" in error.value.errors[0]
+
+
+@pytest.fixture(scope="session")
+def sdxl_small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One transformer layer a stage: an export takes time for every node of the graph."""
+    small = {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)}
+    return save_sdxl(tmp_path_factory.mktemp("sdxl") / "small", **small)
+
+
+@pytest.fixture(scope="session")
+def sdxl_package(sdxl_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages") / "sdxl"
+    export_package(ExportSource.open(sdxl_small), folder, ExportOptions(encoder=False), no_progress)
+    return folder
+
+
+def expected_image(model: Path, size: tuple[int, int], guidance_scale: float) -> np.ndarray:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(model, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config({**pipeline.scheduler.config, "clip_sample": False})
+    height, width = size
+    noise = np.random.Generator(np.random.Philox(key=5)).standard_normal((1, 4, height // 8, width // 8), np.float32)
+    image = pipeline(
+        PROMPT,
+        latents=torch.from_numpy(noise),
+        guidance_scale=guidance_scale,
+        num_inference_steps=3,
+        height=height,
+        width=width,
+    ).images[0]
+    return np.asarray(image, int)
+
+
+@pytest.mark.parametrize(("size", "guidance_scale"), [((64, 64), 4.0), ((64, 96), 1.0)])
+def test_the_package_draws_what_diffusers_draws(
+    sdxl_package: Path, sdxl_small: Path, size: tuple[int, int], guidance_scale: float
+) -> None:
+    model = TextToImage.load(sdxl_package)
+    settings = {"num_inference_steps": 3, "guidance_scale": guidance_scale, "height": size[0], "width": size[1]}
+    images, _ = model.generate(PROMPT, seed=5, **settings)
+    assert np.abs(np.asarray(images[0], int) - expected_image(sdxl_small, size, guidance_scale)).max() <= 1
+    together, _ = model.generate([PROMPT, "a blue coat"], seed=5, **settings)
+    assert np.abs(np.asarray(together[0], int) - np.asarray(images[0], int)).max() <= 1
+
+
+def test_the_manifest_of_an_sdxl_package(sdxl_package: Path) -> None:
+    manifest = Manifest.read(sdxl_package, "package")
+    assert manifest.facts["sdxl"] == {
+        "hidden_states": ["hidden_states.2", "hidden_states.2"],
+        "zeros_for_empty_prompt": True,
+    }
+    assert list(manifest.onnx["unet"]["inputs"]) == [
+        *("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+    ]
+    assert list(manifest.onnx["text_encoder_2"]["outputs"])[:2] == ["text_embeds", "last_hidden_state"]
+    model = describe_model(resolve(sdxl_package))
+    assert model.weight_bytes and model.weight_bytes["text_encoder"] == manifest.size_of(
+        "text_encoder"
+    ) + manifest.size_of("text_encoder_2")
+    component_costs(model, (64, 64))
+
+
+@pytest.mark.parametrize("lost", ["text_encoder_2/model.onnx", "tokenizer_2/tokenizer.json"])
+def test_a_package_that_lacks_its_second_encoder(sdxl_package: Path, tmp_path: Path, lost: str) -> None:
+    shutil.copytree(sdxl_package, tmp_path / "p")
+    (tmp_path / "p" / lost).unlink()
+    manifest = Manifest.read(tmp_path / "p", "package")
+    del manifest.files[lost]
+    manifest.write(tmp_path / "p")
+    with pytest.raises(RcdeployError, match=f"lists no {lost}"):
+        TextToImage.load(tmp_path / "p")

@@ -103,12 +103,13 @@ def calibration_inputs(
     timesteps = torch.arange(count) * num_train_timesteps // count
     noise = starting_noise(1, range(count), tuple(x_0.shape[1:]), CALIBRATION)
     noisy_latents = model.schedule.add_noise(x_0, noise, timesteps)
-    prompt_embeds = model.encode_prompts(prompts).prompt_embeds.float()
+    condition = model.encode_prompts(prompts, x_0.shape[2:]).to("cpu", torch.float32)
     return [
         {
             "sample": noisy_latents[i : i + 1].numpy(),
             "timestep": timesteps[i].numpy(),
-            "encoder_hidden_states": prompt_embeds[i : i + 1].numpy(),
+            "encoder_hidden_states": condition.prompt_embeds[i : i + 1].numpy(),
+            **{name: values[i : i + 1].numpy() for name, values in condition.added.items()},
         }
         for i in range(count)
     ]

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from rcdeploy.condition import added_shapes
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import size_multiple
+from rcdeploy.text_encoding import SDXL_LAYER
 from rcdeploy.vae import VaeEncoder
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -28,7 +30,8 @@ class Component:
         module: takes the inputs by position.
         inputs: name -> makes an example for (batch size, latent height, latent width).
         dynamic: name -> {dimension: its range}, for dimensions that stay open.
-        outputs: their names; the first is the one that is compared with torch.
+        outputs: their names.
+        compared: those that are compared with torch; by default the first.
     """
 
     name: str
@@ -36,6 +39,11 @@ class Component:
     inputs: dict[str, Callable[[int, int, int], Tensor]]
     dynamic: dict[str, dict[int, Any]]
     outputs: tuple[str, ...]
+    compared: tuple[str, ...] = ()
+
+    @property
+    def compared_outputs(self) -> tuple[str, ...]:
+        return self.compared or self.outputs[:1]
 
     def example_inputs(
         self, batch_size: int, height: int, width: int, dtype: torch.dtype = torch.float32
@@ -55,6 +63,20 @@ class _TextEncoder(nn.Module):
         return output.last_hidden_state, output.pooler_output
 
 
+class _SdxlTextEncoder(nn.Module):
+    """All hidden states, as Optimum and openvino-genai read them, after two outputs that differ by encoder."""
+
+    def __init__(self, model: nn.Module, first: tuple[str, str]) -> None:
+        """first: names of transformers' outputs that come before the hidden states."""
+        super().__init__()
+        self.model = model
+        self.first = first
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(input_ids=input_ids, output_hidden_states=True)
+        return (*(output[name] for name in self.first), *output.hidden_states)
+
+
 class _Unet(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -65,6 +87,30 @@ class _Unet(nn.Module):
         return output
 
 
+class _SdxlUnet(_Unet):
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        added = {"text_embeds": text_embeds, "time_ids": time_ids}
+        output: Tensor = self.model(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
+        )[0]
+        return output
+
+
+SDXL_OUTPUTS = {
+    "text_encoder": ("last_hidden_state", "pooler_output"),
+    "text_encoder_2": ("text_embeds", "last_hidden_state"),
+}
+"""before the hidden states, in the order that others expect"""
+
+
+def hidden_state_name(encoder: nn.Module) -> str:
+    """The output that SDXL takes of a text encoder."""
+    config: Any = encoder.config
+    return f"hidden_states.{config.num_hidden_layers + 1 + SDXL_LAYER}"
+
+
 def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Component]:
     """The networks of a text-to-image model, on the CPU, in evaluation mode. encoder: with that of the VAE.
 
@@ -73,9 +119,6 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
     channels = int(model.unet_config["in_channels"])
     pixels = model.pixels_per_latent
     multiple = size_multiple(model.unet_config)
-    text_config = model.text_encoder.config
-    if getattr(text_config, "use_attention_mask", False):
-        raise RcdeployError("text_encoder: it needs an attention mask, which packages do not support")
     context = int(model.tokenizer.model_max_length)
     embed_width = int(model.unet_config["cross_attention_dim"])
     batch = Dim("batch", min=1, max=64)
@@ -85,28 +128,24 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
     decoder_latents = {0: batch, 2: latent_height, 3: latent_width}
     encoder_images = {0: batch, 2: pixels * latent_height, 3: pixels * latent_width}
 
-    def token_ids(batch_size: int, _height: int, _width: int) -> Tensor:
-        ids = torch.randint(0, text_config.vocab_size, (batch_size, context))
-        ids[:, -1] = model.tokenizer.eos_token_id
-        return ids
-
+    added = _added_inputs(model)
     networks = [
-        Component(
-            "text_encoder",
-            _TextEncoder(model.text_encoder),
-            {"input_ids": token_ids},
-            {"input_ids": {0: batch}},
-            ("last_hidden_state", "pooler_output"),
-        ),
+        *_text_encoders(model, batch),
         Component(
             "unet",
-            _Unet(model.unet),
+            _SdxlUnet(model.unet) if added else _Unet(model.unet),
             {
                 "sample": lambda n, h, w: torch.randn(n, channels, h, w),
                 "timestep": lambda _n, h, w: torch.tensor((h * 131 + w * 17) % 1000),
                 "encoder_hidden_states": lambda n, _h, _w: torch.randn(n, context, embed_width),
+                **added,
             },
-            {"sample": unet_latents, "timestep": {}, "encoder_hidden_states": {0: batch}},
+            {
+                "sample": unet_latents,
+                "timestep": {},
+                "encoder_hidden_states": {0: batch},
+                **{k: {0: batch} for k in added},
+            },
             ("out_sample",),
         ),
         Component(
@@ -128,3 +167,47 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
             )
         )
     return networks
+
+
+def _text_encoders(model: LatentDiffusionModel, batch: Any) -> list[Component]:
+    if not model.has_two_text_encoders:
+        return [_text_encoder("text_encoder", model.text_encoder, model.tokenizer, batch)]
+    return [
+        _text_encoder("text_encoder", model.text_encoder, model.tokenizer, batch, SDXL_OUTPUTS["text_encoder"]),
+        _text_encoder("text_encoder_2", model.text_encoder_2, model.tokenizer_2, batch, SDXL_OUTPUTS["text_encoder_2"]),
+    ]
+
+
+def _text_encoder(
+    name: str, encoder: nn.Module, tokenizer: Any, batch: Any, sdxl_outputs: tuple[str, str] | None = None
+) -> Component:
+    """Raises RcdeployError for a text encoder that a package cannot carry."""
+    config: Any = encoder.config
+    if getattr(config, "use_attention_mask", False):
+        raise RcdeployError(f"{name}: it needs an attention mask, which packages do not support")
+    context = int(tokenizer.model_max_length)
+
+    def token_ids(batch_size: int, _height: int, _width: int) -> Tensor:
+        ids = torch.randint(0, config.vocab_size, (batch_size, context))
+        ids[:, -1] = tokenizer.eos_token_id
+        return ids
+
+    inputs: tuple[Any, Any] = {"input_ids": token_ids}, {"input_ids": {0: batch}}
+    if sdxl_outputs is None:
+        return Component(name, _TextEncoder(encoder), *inputs, ("last_hidden_state", "pooler_output"))
+    hidden = tuple(f"hidden_states.{i}" for i in range(config.num_hidden_layers + 1))
+    pooled = [output for output in sdxl_outputs if output == "text_embeds"]
+    compared = (hidden_state_name(encoder), *pooled)
+    return Component(name, _SdxlTextEncoder(encoder, sdxl_outputs), *inputs, (*sdxl_outputs, *hidden), compared)
+
+
+def _added_inputs(model: LatentDiffusionModel) -> dict[str, Callable[[int, int, int], Tensor]]:
+    """SDXL's pooled text and sizes: the UNet's further inputs."""
+    pixels = model.pixels_per_latent
+    shapes = added_shapes(model.unet_config, 1)
+    if not shapes:
+        return {}
+    return {
+        "text_embeds": lambda n, _h, _w: torch.randn(n, shapes["text_embeds"][1]),
+        "time_ids": lambda n, h, w: torch.tensor([[h, w, 0, 0, h, w]] * n).float() * pixels,
+    }

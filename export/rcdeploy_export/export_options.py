@@ -135,7 +135,7 @@ class ExportOptions:
             return self.vae_precision
         # the text encoder runs once per image: TensorRT's int8 and the two partial int8 precisions leave it in fp32
         whole_in_int8 = self.precision == "int8" and self.format != "trt"
-        if component == "text_encoder" and self.quantised and not whole_in_int8:
+        if component.startswith("text_encoder") and self.quantised and not whole_in_int8:
             return "fp32"
         return self.precision
 

@@ -26,12 +26,10 @@ from .export_options import ExportOptions, check_target
 from .onnx_graph import export_onnx
 from .onnx_int8 import quantise_onnx
 from .openvino_ir import to_openvino, tokenizer_to_openvino
-from .package_files import copy_configs, copy_judge, package_manifest
+from .package_files import copy_configs, copy_judge, package_manifest, tokenizers
 from .parity import Parity, Shape, compare, shapes_to_compare
 from .quality import affordable_images, compare_images, error_by_timestep, seconds_per_step, verdict
 from .source import ExportSource
-
-NETWORKS = ("text_encoder", "unet", "vae", "tokenizer")
 
 
 def export_package(source: ExportSource, out: Path, options: ExportOptions, progress: Progress) -> Manifest:
@@ -44,10 +42,11 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
     if options.image_size is not None:
         source.check_size("--size", options.image_size)
     model = source.load_model()
-    for completed, name in enumerate(NETWORKS):
-        progress("loading", completed, len(NETWORKS))
+    parts = [name for name in model.components if name != "scheduler"]
+    for completed, name in enumerate(parts):
+        progress("loading", completed, len(parts))
         model.load(name)
-    progress("loading", len(NETWORKS), len(NETWORKS))
+    progress("loading", len(parts), len(parts))
     decoder = open_decoder(options.decoder, model) if options.decoder else None
     if decoder:
         model.use_decoder(decoder.network)
@@ -64,7 +63,8 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         parities = [exporter.export(component, progress) for component in networks]
         shutil.rmtree(folder / ".raw")
         if options.format == "openvino":
-            tokenizer_to_openvino(model.tokenizer, folder / "tokenizer")
+            for name, tokenizer in tokenizers(model).items():
+                tokenizer_to_openvino(tokenizer, folder / name)
         progress("manifest", 0, 2)
         manifest = package_manifest(source, model, options, parities, networks, decoder, folder)
         manifest.facts |= exporter.measured

@@ -15,7 +15,7 @@ from torch import Tensor
 from rcdeploy.decoder.folder import TinyDecoder
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.judge_files import JUDGE_FILES, JUDGE_FOLDER, judge_digest
-from rcdeploy.model_config import size_multiple, trimmed_model_index
+from rcdeploy.model_config import size_multiple, trimmed_model_index, zeros_for_empty_prompt
 from rcdeploy.model_files import model_file
 from rcdeploy.sampling import starting_noise
 from rcdeploy_runtime.errors import RcdeployError
@@ -23,7 +23,7 @@ from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from .calibration import packaged_captions
-from .components import Component
+from .components import Component, hidden_state_name
 from .export_options import ExportOptions
 from .parity import Parity
 from .source import ExportSource
@@ -31,6 +31,7 @@ from .source import ExportSource
 CAPTIONS = "captions.txt"
 CONFIGS = {
     "text_encoder/config.json": "text_encoder/config.json",
+    "text_encoder_2/config.json": "text_encoder_2/config.json",
     "unet/config.json": "unet/config.json",
     "vae_decoder/config.json": "vae/config.json",
     "vae_encoder/config.json": "vae/config.json",
@@ -64,11 +65,17 @@ def copy_configs(
             folder / "vae_decoder/config.json",
             {"_class_name": "AutoencoderTiny", **config, "scaling_factor": model.scaling_factor},
         )
-    model.tokenizer.save_pretrained(folder / "tokenizer")
-    _write_vocabulary(folder / "tokenizer")
+    for name, tokenizer in tokenizers(model).items():
+        tokenizer.save_pretrained(folder / name)
+        _write_vocabulary(folder / name)
     captions = packaged_captions(source)
     if captions:
         (folder / CAPTIONS).write_text("\n".join(captions) + "\n", encoding="utf-8")
+
+
+def tokenizers(model: LatentDiffusionModel) -> dict[str, Any]:
+    """By folder."""
+    return {name: getattr(model, name) for name in model.components if name.startswith("tokenizer")}
 
 
 def copy_judge(source: ExportSource, folder: Path) -> None:
@@ -120,6 +127,11 @@ def package_manifest(
     }
     if sampling := options.sampling or source.sampling:
         facts["sampling"] = dict(vars(sampling))
+    if model.has_two_text_encoders:
+        facts["sdxl"] = {
+            "hidden_states": [hidden_state_name(encoder) for encoder in (model.text_encoder, model.text_encoder_2)],
+            "zeros_for_empty_prompt": zeros_for_empty_prompt(model.folder),
+        }
     if (folder / CAPTIONS).is_file():
         facts["captions"] = CAPTIONS
     if source.judge is not None:

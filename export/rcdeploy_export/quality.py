@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcdeploy.condition import Condition, predict
+from rcdeploy.condition import Condition, added_shapes, predict
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.evaluate.clip_score import ClipScore
 from rcdeploy.evaluate.judge import Judge
@@ -49,7 +49,8 @@ def error_by_timestep(
     errors: list[float] = []
     timesteps: list[int] = []
     for number, sample in enumerate(samples, 1):
-        condition = Condition(torch.from_numpy(sample["encoder_hidden_states"]))
+        added = {name: torch.from_numpy(sample[name]) for name in added_shapes(model.unet_config, 1)}
+        condition = Condition(torch.from_numpy(sample["encoder_hidden_states"]), added)
         timestep = torch.from_numpy(np.asarray(sample["timestep"])).reshape(1)
         expected = predict(model.unet, torch.from_numpy(sample["sample"]), timestep, condition).numpy()
         output = session.run(dict(sample))

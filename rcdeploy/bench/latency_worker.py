@@ -233,18 +233,16 @@ class _PackageModel:
         """
         networks = self.model.networks
         batch_size = self.task["unet_batch_size"]
-        ids = networks.tokenizer([prompt(0)])
         if component == "text_encoder":
-            return lambda: networks.text_encoder(input_ids=ids)
+            return lambda: networks.text.encode(prompt(0))
         random = np.random.default_rng(0)
         channels = self.model.package.latents.shape[0]
         if component == "vae_decoder":
             latents = random.standard_normal((1, channels, height, width), np.float32)
             return lambda: networks.vae_decoder(latent_sample=latents)
         noisy_latents = random.standard_normal((batch_size, channels, height, width), np.float32)
-        embeds = np.repeat(networks.text_encoder(input_ids=ids), batch_size, 0)
-        timestep = np.asarray(TIMESTEP, np.int64)
-        return lambda: networks.unet(sample=noisy_latents, timestep=timestep, encoder_hidden_states=embeds)
+        condition = networks.text.condition([prompt(0)] * batch_size)
+        return lambda: networks.predict(noisy_latents, TIMESTEP, condition, None)
 
     def device_facts(self) -> dict[str, int]:
         return {}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -12,25 +10,25 @@ from PIL import Image
 from .errors import RcdeployError
 from .images import to_image, to_network
 from .noise_schedule import Array
-from .package import NETWORK_FILES, SHARED_FILES, Package
+from .package import NETWORK_FILES, Package
 from .sessions import Batched, open_session
-from .tokenizer import PromptTokenizer
+from .text_encoding import Condition, TextEncoding, check_output
 
-MAX_REMEMBERED_PROMPTS = 256
 BATCHED_INPUTS = {
     "text_encoder": ("input_ids",),
-    "unet": ("sample", "encoder_hidden_states"),
+    "text_encoder_2": ("input_ids",),
+    "unet": ("sample", "encoder_hidden_states", "text_embeds", "time_ids"),
     "vae_decoder": ("latent_sample",),
     "vae_encoder": ("sample",),
 }
 
 
 class Networks:
-    """Text encoder, UNet and VAE. May be used from several threads; embeddings of known prompts are remembered.
+    """Text encoder, UNet and VAE. May be used from several threads.
 
     Attributes:
-        text_encoder, unet, vae_decoder: call them with named arrays.
-        tokenizer: prompts to ids.
+        text: prompts to conditions.
+        unet, vae_decoder: call them with named arrays.
         device: where they run.
     """
 
@@ -39,15 +37,11 @@ class Networks:
         self._device = device
         self._threads = threads
         self._memory_gb = memory_gb
-        for name in SHARED_FILES:
-            package.file(name)
-        self.tokenizer = PromptTokenizer(package.folder / "tokenizer")
-        self.text_encoder = self._open("text_encoder")
+        self.text = TextEncoding(package, self._open)
         self.unet = self._open("unet")
         self.vae_decoder = self._open("vae_decoder")
         self.device = self.unet.session.device
         self._vae_encoder: Batched | None = None  # opened by the first img2img
-        self._embeds: OrderedDict[str, Array] = OrderedDict()
         self._lock = threading.Lock()
 
     def _open(self, component: str) -> Batched:
@@ -58,25 +52,6 @@ class Networks:
         folder = package.folder / component
         session = open_session(folder, package.format, self._device, self._threads, precision, self._memory_gb)
         return Batched(session, BATCHED_INPUTS[component])
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Array:
-        """n prompts -> embeddings [n, context, width]."""
-        with self._lock:
-            known = {p: self._embeds[p] for p in prompts if p in self._embeds}
-        new = [p for p in dict.fromkeys(prompts) if p not in known]
-        if new:
-            # one by one: a prompt's embedding then does not depend on those beside it, to the last bit
-            encoded = {}
-            for p in new:
-                output = self.text_encoder(input_ids=self.tokenizer([p]))
-                _check_output(output, "text_encoder", (1, self.tokenizer.context, *output.shape[2:3]))
-                encoded[p] = output[0]
-            known |= encoded
-            with self._lock:
-                self._embeds.update(encoded)
-                while len(self._embeds) > MAX_REMEMBERED_PROMPTS:
-                    self._embeds.popitem(last=False)
-        return np.stack([known[p] for p in prompts])
 
     def encode_image(self, image: Image.Image, height: int, width: int) -> Array:
         """An image -> latents [1, c, h, w], scaled: the mean of the VAE's posterior, nothing random."""
@@ -91,15 +66,17 @@ class Networks:
         moments = self._vae_encoder(sample=to_network(image, height, width))
         latents = self.package.latents
         pixels = self.package.facts.pixels_per_latent
-        _check_output(moments, "vae_encoder", (1, 2 * latents.shape[0], height // pixels, width // pixels))
+        check_output(moments, "vae_encoder", (1, 2 * latents.shape[0], height // pixels, width // pixels))
         return moments[:, : latents.shape[0]] * np.float32(latents.scaling_factor)
 
-    def predict(self, model_input: Array, t: float, embeds: Array, guidance_scale: float | None) -> Array:
-        """The UNet's output [n, c, h, w]; with a guidance_scale `embeds` [2n, ...] begin with the null condition's."""
+    def predict(self, model_input: Array, t: float, condition: Condition, guidance_scale: float | None) -> Array:
+        """The UNet's output [n, c, h, w]; with a guidance_scale the condition's 2n rows begin with the null one's."""
         timestep = np.asarray(round(float(t)), np.int64)  # the graph takes whole ones; linspace alone makes others
         sample = model_input if guidance_scale is None else np.concatenate([model_input, model_input])
-        output = self.unet(sample=sample, timestep=timestep, encoder_hidden_states=embeds)
-        _check_output(output, "unet", sample.shape)
+        height, width = (n * self.package.facts.pixels_per_latent for n in sample.shape[2:])
+        added = condition.added_inputs(height, width)
+        output = self.unet(sample=sample, timestep=timestep, encoder_hidden_states=condition.embeds, **added)
+        check_output(output, "unet", sample.shape)
         if guidance_scale is None:
             return output
         null, conditional = np.split(output, 2)
@@ -108,26 +85,12 @@ class Networks:
 
     def decode(self, latents: Array) -> list[Image.Image]:
         """One at a time: a decoder needs more memory than all the rest."""
-        _check_output(latents, "unet", latents.shape)
+        check_output(latents, "unet", latents.shape)
         scale = self.package.facts.pixels_per_latent
         shape = (1, 3, latents.shape[2] * scale, latents.shape[3] * scale)
         images = []
         for x_0 in latents / np.float32(self.package.latents.scaling_factor):
             pixels = self.vae_decoder(latent_sample=x_0[None])
-            _check_output(pixels, "vae_decoder", shape)
+            check_output(pixels, "vae_decoder", shape)
             images.append(to_image(pixels[0].transpose(1, 2, 0) / 2 + 0.5))
         return images
-
-
-def _check_output(array: Array, component: str, shape: tuple[int, ...]) -> None:
-    """Raises RcdeployError for an output of another shape, or with NaN or infinity, which would be a black image."""
-    if array.shape != shape:
-        raise RcdeployError(
-            f"the {component} gave an array of shape {list(array.shape)} where {list(shape)} was expected",
-            fix="Its network is not what the package's manifest says: export it anew.",
-        )
-    if not np.isfinite(array).all():
-        raise RcdeployError(
-            f"the {component} gave NaN or infinity instead of an image",
-            fix="In fp16 a network may overflow: export it in fp32. In fp32 its weights are damaged.",
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +53,12 @@ class OnnxSession:
         self.batch_size = first if isinstance(first, int) else None
 
     def run(self, inputs: dict[str, Array]) -> Array:
+        return self.run_for([self._output], inputs)[0]
+
+    def run_for(self, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
         try:
             feed = {name: np.asarray(array, self._types[name], order="C") for name, array in inputs.items()}
-            output: Array = self._session.run([self._output], feed)[0]
-            return output.astype(np.float32, copy=False)
+            return [array.astype(np.float32, copy=False) for array in self._session.run(list(outputs), feed)]
         except Exception as error:
             raise RcdeployError(
                 f"ONNX Runtime cannot run {self._file}: {error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,16 @@ class OpenVinoSession:
         self._thread = threading.local()  # an infer request serves one thread
 
     def run(self, inputs: dict[str, Array]) -> Array:
+        return self.run_for([self._model.outputs[0].any_name], inputs)[0]
+
+    def run_for(self, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
         try:
             feed = {name: np.asarray(inputs[name], dtype, order="C") for name, dtype in self._types.items()}
             if "timestep" in feed:
                 feed["timestep"] = feed["timestep"].reshape(-1)
             request = self._request(tuple(array.shape for array in feed.values()))
             request.infer(feed)
-            output: Array = request.get_output_tensor(0).data
-            return np.array(output, np.float32)
+            return [np.array(request.get_tensor(name).data, np.float32) for name in outputs]
         except (RuntimeError, KeyError, ValueError, TypeError) as error:
             raise RcdeployError(
                 f"OpenVINO cannot run {self._folder}: {error}",

@@ -32,7 +32,7 @@ from .manifest import NAME, Manifest
 from .pins import check_digest, manifest_digest, validate_digest
 from .sampling_defaults import SamplingDefaults
 
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder", "text_encoder_2")
 NETWORK_FILES = {
     "onnx": ("model.onnx",),
     "openvino": ("openvino_model.xml", "openvino_model.bin"),
@@ -40,8 +40,21 @@ NETWORK_FILES = {
 }
 """format -> the files of a component that a session opens"""
 SHARED_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
+SECOND_TOKENIZER = ("tokenizer_2/tokenizer.json", "tokenizer_2/tokenizer_config.json")
 OLD_PRECISION = {"onnx": "int8-matmul", "openvino": "int8-weights"}
 """what "mixed" meant in packages of either format"""
+
+
+@dataclass(frozen=True)
+class SdxlFacts:
+    """How a package with two text encoders reads a prompt.
+
+    hidden_states: names of the outputs of text_encoder and text_encoder_2 that make up the prompt's embeddings; the
+    pooled text is the second's output text_embeds. zeros_for_empty_prompt: the null condition is zeros.
+    """
+
+    hidden_states: tuple[str, str]
+    zeros_for_empty_prompt: bool
 
 
 @dataclass(frozen=True)
@@ -53,8 +66,8 @@ class PackageFacts:
     in pixels. size_multiple: height and width are multiples of it. latent_to_rgb: [channels + 1][3], for previews.
     static_size: (height, width) of a package that generates one size only. captions: the file of captions that the
     model is used with. sampling: how it wants to be sampled; None in packages of rcdeploy 0.1. judge: the classifier
-    that evaluates it, {"teacher", "folder", "digest"}, which lies beside the teacher. The others: what the export
-    measured, and how TensorRT engines were built.
+    that evaluates it, {"teacher", "folder", "digest"}, which lies beside the teacher or in judge/. sdxl: of packages
+    with two text encoders. The others: what the export measured, and how TensorRT engines were built.
     """
 
     format: str
@@ -77,6 +90,7 @@ class PackageFacts:
     captions: str | None = None
     sampling: SamplingDefaults | None = None
     judge: Mapping[str, Any] = field(default_factory=dict)
+    sdxl: SdxlFacts | None = None
 
     def precision_of(self, component: str) -> str:
         """fp32, fp16, bf16, int8, int8-matmul (ONNX) or int8-weights (OpenVINO)."""
@@ -201,8 +215,10 @@ class Package:
                 )
         if digests:
             digests.save()
-        required = [f"{component}/{file}" for component in COMPONENTS[:3] for file in NETWORK_FILES[self.format]]
-        for name in (*SHARED_FILES, *required):
+        second = ("text_encoder_2",) if self.facts.sdxl else ()
+        components = (*COMPONENTS[:3], *second)
+        required = [f"{component}/{file}" for component in components for file in NETWORK_FILES[self.format]]
+        for name in (*SHARED_FILES, *(SECOND_TOKENIZER if second else ()), *required):
             if name not in self.manifest.files:
                 raise RcdeployError(f"{self.path}: its manifest lists no {name}", fix="Export it anew.")
         for name in self.manifest.files:

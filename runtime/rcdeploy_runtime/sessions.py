@@ -1,4 +1,4 @@
-"""One interface to whatever executes a network: named arrays in, the first output out.
+"""One interface to whatever executes a network: named arrays in, arrays out.
 
 ONNX Runtime (onnx_session.py) always comes along; OpenVINO and TensorRT are extras (openvino_session.py,
 trt_session.py). Each is imported when a package needs it.
@@ -6,6 +6,7 @@ trt_session.py). Each is imported when a package needs it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +27,10 @@ class Session(Protocol):
 
     def run(self, inputs: dict[str, Array]) -> Array:
         """Arrays by input name (cast to what the network takes) -> its first output, float32."""
+        ...
+
+    def run_for(self, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
+        """As run, for outputs by name."""
         ...
 
 

@@ -203,7 +203,7 @@ class TextToImage:
         """The five stages: noise, prompts, latents, denoising, decoding."""
         started = time.perf_counter()
         negative = [settings.negative_prompt] * len(settings.prompts) if settings.guided else []
-        embeds = self.networks.encode_prompts([*negative, *settings.prompts])
+        condition = self.networks.text.condition(settings.prompts, negative)
         seconds = {"text": time.perf_counter() - started, "unet": 0.0, "decode": 0.0}
 
         first_noise = noise()
@@ -219,7 +219,7 @@ class TextToImage:
         total = len(sampler.timesteps)
         for i, t in enumerate(sampler.timesteps):
             step_started = time.perf_counter()
-            noise_pred = self.networks.predict(sampler.scale_model_input(latents, i), t, embeds, guidance_scale)
+            noise_pred = self.networks.predict(sampler.scale_model_input(latents, i), t, condition, guidance_scale)
             latents = inpainting(sampler.step(noise_pred, i, latents).astype(np.float32, copy=False), i)
             seconds["unet"] += time.perf_counter() - step_started
             yield Step(i + 1, total, float(t), tuple(self._previews(sampler, settings.preview)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class TrtSession:
         return buffers[name][0]
 
     def run(self, inputs: dict[str, Array]) -> Array:
+        return self.run_for(self._outputs[:1], inputs)[0]
+
+    def run_for(self, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
         if not hasattr(self._thread, "context"):
             self._thread.context = self._engine.create_execution_context()
             self._thread.buffers = {}
@@ -87,12 +91,11 @@ class TrtSession:
             context.set_tensor_address(name, self._buffer(name, int(np.prod(shape)) * self._types[name].itemsize))
         if not context.execute_async_v3(int(stream)):
             raise RcdeployError("TensorRT could not run the network; its own messages above say why")
-        name = self._outputs[0]
-        output = np.empty(tuple(context.get_tensor_shape(name)), self._types[name])
-        self._checked(
-            self._cuda.cudaMemcpyAsync(
-                output.ctypes.data, self._thread.buffers[name][0], output.nbytes, kind.cudaMemcpyDeviceToHost, stream
+        arrays = [np.empty(tuple(context.get_tensor_shape(name)), self._types[name]) for name in outputs]
+        for name, array in zip(outputs, arrays, strict=True):
+            buffer = self._thread.buffers[name][0]
+            self._checked(
+                self._cuda.cudaMemcpyAsync(array.ctypes.data, buffer, array.nbytes, kind.cudaMemcpyDeviceToHost, stream)
             )
-        )
         self._checked(self._cuda.cudaStreamSynchronize(stream))
-        return output.astype(np.float32)
+        return [array.astype(np.float32) for array in arrays]
