@@ -270,6 +270,6 @@ def test_another_resolution(tiny_recipe: RecipeOf, tmp_path: Path) -> None:
 def test_a_teacher_of_another_kind(tmp_path: Path) -> None:
     folder = save_teacher(tmp_path / "teacher")
     config = json.loads((folder / "unet" / "config.json").read_text())
-    (folder / "unet" / "config.json").write_text(json.dumps({**config, "addition_embed_type": "text_time"}))
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "addition_embed_type": "image_hint"}))
     with pytest.raises(RcdeployError, match="added conditioning"):
         LatentDiffusionModel(str(folder))

@@ -21,8 +21,9 @@ PACKAGES = {
 FLOORS = [
     ["rcdeploy_runtime"],
     # foundations
-    ["machine", "progress", "random_streams", "units"],
+    ["condition", "machine", "progress", "random_streams", "units"],
     ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files", "vae"],
+    ["text_encoding"],
     # students are rules over a teacher's config; recipes name them
     ["student"],
     ["recipe_section"],

@@ -28,6 +28,7 @@ from rcdeploy.student.build import build_on_meta
 from rcdeploy.student.spec import student_config
 from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.package import export_package
+from rcdeploy_export.single_file import write_single_file
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
@@ -242,3 +243,9 @@ def test_a_package_that_lacks_its_second_encoder(sdxl_package: Path, tmp_path: P
     manifest.write(tmp_path / "p")
     with pytest.raises(RcdeployError, match=f"lists no {lost}"):
         TextToImage.load(tmp_path / "p")
+
+
+def test_there_is_no_single_file_for_sdxl(sdxl: Path, tmp_path: Path) -> None:
+    with pytest.raises(RcdeployError, match="has no layout yet"):
+        write_single_file(LatentDiffusionModel(str(sdxl)), tmp_path / "sdxl.safetensors")
+    assert not (tmp_path / "sdxl.safetensors").exists()

@@ -41,6 +41,11 @@ def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
             f"{model.folder}: its VAE is an AutoencoderTiny, for which single files have no layout",
             fix="Take another format; programs that read single files take a tiny decoder as a file of its own.",
         )
+    if model.has_two_text_encoders:
+        raise RcdeployError(
+            f"{model.folder} is an SDXL model, for which --format single-file has no layout yet",
+            fix="Take --format onnx.",
+        )
     config = model.unet_config
     if has_wavelet_gating(config):
         raise RcdeployError(
