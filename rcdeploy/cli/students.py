@@ -18,7 +18,7 @@ def students_command(
         "sd-1.4",
         "--teacher",
         metavar="FOLDER|NAME",
-        help="The teacher's diffusers folder, or one whose shapes are built in: sd-1.4, sd-2.1-base, sd-2.1.",
+        help="The teacher's diffusers folder, or one whose shapes are built in: sd-1.4, sd-2.1-base, sd-2.1, sdxl.",
     ),
     as_json: bool = JSON,
 ) -> None:

@@ -16,7 +16,7 @@ from ..prompts.pool import PoolFacts
 from ..prompts.readers import batches, files_of
 from ..random_streams import SHUFFLE, generator
 from ..recipe import WORDNET, Recipe
-from ..student.built_in import SD14, SD21, SD21_BASE, TEACHERS, built_in_teacher
+from ..student.built_in import SD14, SD21, SD21_BASE, SDXL, TEACHERS, built_in_teacher
 
 MAX_DEDUPLICATED = 2_000_000
 """captions among which duplicates are removed; beyond, their number is an upper bound"""
@@ -30,8 +30,9 @@ COPIED_BYTES = {
     SD14: 4 * (123_060_480 + 83_653_863),
     SD21_BASE: 4 * (340_387_840 + 83_653_863),
     SD21: 4 * (340_387_840 + 83_653_863),
+    SDXL: 4 * (123_060_480 + 694_659_840 + 83_653_863),
 }
-"""of text encoder and VAE in fp32, as they are published"""
+"""of text encoders and VAE in fp32, as they are published"""
 DEFAULT_GRID_SIZE = 8
 """images of a grid whose recipe names no prompts"""
 
@@ -65,7 +66,7 @@ class Shapes:
 
 
 def teacher_shapes(path: str) -> Shapes:
-    """Reads the configs of a teacher; of those on the hub SD-1.x and 2.x are known, because nothing is downloaded.
+    """Reads the configs of a teacher; of those on the hub SD-1.x, 2.x and XL are known, because nothing is downloaded.
 
     Raises RcdeployError for another name on the hub, and for a folder that is not a supported model.
     """

@@ -6,13 +6,20 @@ import re
 
 from .sd2 import SD21_BASE_CONFIGS, SD21_CONFIGS
 from .sd14 import SD14_CONFIGS, Config
+from .sdxl import SDXL_CONFIGS
 from .spec import STUDENTS
 
 SD14 = "sd-1.4"
 SD21_BASE = "sd-2.1-base"
 SD21 = "sd-2.1"
-TEACHERS: dict[str, dict[str, Config]] = {SD14: SD14_CONFIGS, SD21_BASE: SD21_BASE_CONFIGS, SD21: SD21_CONFIGS}
-"""name -> configs of unet, text_encoder and vae"""
+SDXL = "sdxl"
+TEACHERS: dict[str, dict[str, Config]] = {
+    SD14: SD14_CONFIGS,
+    SD21_BASE: SD21_BASE_CONFIGS,
+    SD21: SD21_CONFIGS,
+    SDXL: SDXL_CONFIGS,
+}
+"""name -> configs of unet, text_encoder (text_encoder_2) and vae"""
 DEFAULT_TEACHER = SD14
 """whose students have names without the teacher's"""
 
@@ -21,6 +28,7 @@ _HUB_NAMES = {
     r".*stable-diffusion-v1.*": SD14,
     r"stable-diffusion-2(-1)?-base": SD21_BASE,
     r"stable-diffusion-2(-1)?": SD21,
+    r"stable-diffusion-xl-base.*": SDXL,
 }
 
 
