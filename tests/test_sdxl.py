@@ -245,6 +245,13 @@ def test_a_package_that_lacks_its_second_encoder(sdxl_package: Path, tmp_path: P
         TextToImage.load(tmp_path / "p")
 
 
+def test_koala_students_have_no_maps_for_the_frequency_loss(sdxl: Path, tiny_recipe: RecipeOf) -> None:
+    loss = {"feature": 0.0, "frequency": 0.1}
+    recipe = tiny_recipe(teacher={"path": str(sdxl)}, student={"name": "koala-1b", "init": "teacher"}, loss=loss)
+    with pytest.raises(RcdeployError, match="are none"):
+        distill(recipe, Path("run"), no_progress, no_log)
+
+
 def test_there_is_no_single_file_for_sdxl(sdxl: Path, tmp_path: Path) -> None:
     with pytest.raises(RcdeployError, match="has no layout yet"):
         write_single_file(LatentDiffusionModel(str(sdxl)), tmp_path / "sdxl.safetensors")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from ..condition import predict
@@ -42,7 +43,13 @@ class Distillation(Stage):
 
     def taps(self, recipe: Recipe, teacher: LatentDiffusionModel, student_config: dict[str, Any]) -> list[FeatureTap]:
         needed = recipe.loss.feature or recipe.loss.frequency
-        return feature_taps(teacher.unet_config, student_config) if needed else []
+        taps = feature_taps(teacher.unet_config, student_config) if needed else []
+        if recipe.loss.frequency and any(tap.student.endswith("attn1") for tap in taps):
+            raise RcdeployError(
+                "loss.frequency compares maps, and KOALA students are compared at self-attentions, which are none",
+                fix="Set loss.frequency = 0.",
+            )
+        return taps
 
     def make_objective(self, run: Run) -> Objective:
         return DistillationObjective(run)
