@@ -66,9 +66,13 @@ class TextEncoding:
                     self._known.popitem(last=False)
         zero_null = self._sdxl is not None and self._sdxl.zeros_for_empty_prompt
         nothing = [zero_null and not p for p in negative] + [False] * len(prompts)
-        rows = [known[p] for p in (*negative, *prompts)]
-        embeds, pooled = ([_zero_if(zero, row[k]) for zero, row in zip(nothing, rows, strict=True)] for k in (0, 1))
-        return Condition(np.stack(embeds), np.stack(pooled) if self._sdxl else None)
+        embeds: list[Array] = []
+        pooled: list[Array] = []
+        for prompt, zero in zip((*negative, *prompts), nothing, strict=True):
+            for parts, part in zip((embeds, pooled), known[prompt], strict=True):
+                if part is not None:
+                    parts.append(np.zeros_like(part) if zero else part)
+        return Condition(np.stack(embeds), np.stack(pooled) if pooled else None)
 
     def encode(self, prompt: str) -> tuple[Array, Array | None]:
         """-> embeddings [context, width], pooled text [width] or None; remembers nothing."""
@@ -89,11 +93,6 @@ class TextEncoding:
 
     def _check(self, output: Array, component: str) -> None:
         check_output(output, component, (1, self.tokenizer.context, *output.shape[2:3]))
-
-
-def _zero_if(zero: bool, array: Array | None) -> Array:
-    assert array is not None
-    return np.zeros_like(array) if zero else array
 
 
 def check_output(array: Array, component: str, shape: tuple[int, ...]) -> None:
