@@ -2,12 +2,13 @@
 
     python examples/student_picture.py                  # seconds; writes results/student.png
 
-Same prompts, same noise. The prompts are the first of held-out scenes, one for each item: in no pool and in no cache.
+Same prompts, same noise. The prompts are of held-out scenes, one for each item: in no pool and in no cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ ITEMS = ("t-shirt", "trousers", "dress", "coat", "sandal", "sneaker", "bag", "bo
 
 
 def first_of_each_item(captions: list[str]) -> list[str]:
-    return [next(c for c in captions if item in c) for item in ITEMS]
+    shuffled = random.Random(0).sample(captions, len(captions))  # they are in order of colours and backgrounds
+    return [next(c for c in shuffled if item in c) for item in ITEMS]
 
 
 def main() -> None:

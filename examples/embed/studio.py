@@ -1,6 +1,6 @@
 """One loaded package, many threads: a studio that generates images, reports progress and can be cancelled.
 
-    python examples/embed/studio.py packages/quickstart-onnx "a red boot, white background" "a blue bag, red background"
+    python examples/embed/studio.py examples/students/fashion "red boot, white background" "blue bag, red background"
 
 `TextToImage` may be called from any number of threads. `stream` yields a Step after every step and a Result at the end,
 so progress, previews and cancelling are done in a loop; nothing has to be killed.
@@ -28,7 +28,7 @@ class Studio:
 
     def generate(self, prompt: str, seed: int) -> Image.Image | None:
         """The image, or None when the studio closed meanwhile."""
-        for event in self.model.stream(prompt, seed=seed, guidance_scale=4.0):
+        for event in self.model.stream(prompt, seed=seed):
             if isinstance(event, Result):
                 return event.images[0]
             self.progress[prompt] = event.completed / event.total

@@ -29,6 +29,8 @@ from .parity import Parity
 from .source import ExportSource
 
 CAPTIONS = "captions.txt"
+PATH_KEY = "_name_or_path"
+"""where diffusers notes the folder on this machine that a config was read from"""
 CONFIGS = {
     "text_encoder/config.json": "text_encoder/config.json",
     "text_encoder_2/config.json": "text_encoder_2/config.json",
@@ -57,10 +59,11 @@ def copy_configs(
         component = Path(target).parent.name
         if component in packed or component == "scheduler":
             (folder / component).mkdir(exist_ok=True)
-            shutil.copyfile(model_file(source.folder, original), folder / target)
+            config = read_json(model_file(source.folder, original))
+            write_json(folder / target, {k: v for k, v in config.items() if k != PATH_KEY})
     if decoder:
         # whoever reads the package divides latents by this factor, and the graph multiplies them again
-        config = {k: v for k, v in decoder.network.config.items() if k != "_name_or_path"}
+        config = {k: v for k, v in decoder.network.config.items() if k != PATH_KEY}
         write_json(
             folder / "vae_decoder/config.json",
             {"_class_name": "AutoencoderTiny", **config, "scaling_factor": model.scaling_factor},

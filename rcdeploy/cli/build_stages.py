@@ -254,11 +254,12 @@ def _export(build: Build, progress: Progress, _log: Log) -> None:
     from rcdeploy_export.package import export_package, zip_package
     from rcdeploy_export.source import ExportSource
 
-    from ..report.card import write_card
+    from ..report.card import CardOptions, write_card
 
     options = dataclasses.replace(build.export_options, decoder=build.decoder)
     export_package(ExportSource.open(build.student), build.package, options, progress)
-    write_card(build.package)
+    teacher = Path(build.recipe.teacher.path)
+    write_card(build.package, CardOptions(teacher=teacher if teacher.is_dir() else None))
     if build.recipe.export and build.recipe.export.zip:
         zip_package(build.package, build.package.with_name(build.package.name + ".zip"))
 

@@ -93,6 +93,7 @@ def write_pipeline(run: Run, state: TrainState) -> None:
             if name.startswith("text_encoder"):
                 _load_as_float32(beside / name / "config.json")
         run.schedule.save_pretrained(beside / "scheduler")
+        student.register_to_config(_name_or_path="")  # a folder of this machine, where the weights came from
         student.half().save_pretrained(beside / "unet")
         index = read_json(run.teacher.folder / "model_index.json")
         write_json(beside / "model_index.json", trimmed_model_index(index, "DDIMScheduler"))

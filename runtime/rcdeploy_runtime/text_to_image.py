@@ -1,7 +1,7 @@
 """Text to image from a package: prompts -> embeddings -> denoising -> images. Numpy and a session; no torch.
 
 from rcdeploy_runtime import TextToImage
-model = TextToImage.load("packages/quickstart-onnx")
+model = TextToImage.load("examples/students/fashion")
 images, record = model.generate("a photo of a red boot on a white background", seed=7)
 images[0].save("boot.png")
 """
