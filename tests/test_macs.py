@@ -24,6 +24,7 @@ from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.built_in import TEACHERS
 from rcdeploy.student.sd14 import SD14_UNET_CONFIG
 from rcdeploy.student.spec import STUDENTS, student_config
+from rcdeploy.text_encoding import text_encoders
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
@@ -162,9 +163,8 @@ def test_the_768_pixel_model_has_the_same_parameters() -> None:
 
 def test_the_built_in_teachers_copy_as_many_bytes_as_estimated() -> None:
     for name, configs in TEACHERS.items():
-        text_encoder = CLIPTextConfig(**configs["text_encoder"])
         with torch.device("meta"):
-            count = parameters(CLIPTextModel(text_encoder)) + parameters(AutoencoderKL.from_config(configs["vae"]))
+            count = parameters(text_encoders(configs)) + parameters(AutoencoderKL.from_config(configs["vae"]))
         assert COPIED_BYTES[name] == 4 * count
 
 
@@ -179,7 +179,7 @@ def test_thop_counts_the_same(changes: dict) -> None:
 
 def test_thop_counts_the_same_of_a_text_encoder() -> None:
     thop = pytest.importorskip("thop")
-    model, on_meta = CLIPTextModel(CLIPTextConfig(**TEXT)).eval(), text_encoder_on_meta(TEXT)
+    model, on_meta = CLIPTextModel(CLIPTextConfig(**TEXT)).eval(), text_encoder_on_meta({"text_encoder": TEXT})
     macs, _ = thop.profile(model, inputs=(torch.zeros(1, 12, dtype=torch.long),), verbose=False)
     result = text_encoder_macs(on_meta, 12)
     assert result.thop == macs

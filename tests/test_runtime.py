@@ -122,13 +122,14 @@ def test_callback_cancels(model: TextToImage) -> None:
 def batch_sizes(model: TextToImage, network: str, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that grows by the length of the input `name` at each call of one of the model's networks."""
     sizes = []
-    original = getattr(model.networks, network)
+    owner = model.networks.text if network == "encoder" else model.networks
+    original = getattr(owner, network)
 
     def counted(**inputs: np.ndarray) -> np.ndarray:
         sizes.append(len(inputs[name]))
         return original(**inputs)
 
-    monkeypatch.setattr(model.networks, network, counted)
+    monkeypatch.setattr(owner, network, counted)
     return sizes
 
 
@@ -140,8 +141,8 @@ def test_guidance_of_one_skips_the_null_branch(model: TextToImage, monkeypatch: 
 
 
 def test_prompts_are_encoded_once(model: TextToImage, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = batch_sizes(model, "text_encoder", "input_ids", monkeypatch)
-    model.networks._embeds.clear()
+    sizes = batch_sizes(model, "encoder", "input_ids", monkeypatch)
+    model.networks.text._known.clear()
     for _ in range(2):
         model.generate("a dress of black", batch=2, **SHORT)
     assert sizes == [1, 1]  # the prompt and the null prompt

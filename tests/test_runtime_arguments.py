@@ -93,7 +93,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_argument_is_one_clear_error(
     model: TextToImage, arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("encode_prompts", "encode_image", "predict", "decode"):
+    monkeypatch.setattr(model.networks.text, "condition", lambda *_: pytest.fail("prompts were encoded"))
+    for name in ("encode_image", "predict", "decode"):
         monkeypatch.setattr(model.networks, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
     calls = [model.generate] if "callback" in arguments else [model.generate, model.stream]
     for call in calls:  # stream raises at the call, not at the first step
@@ -153,9 +154,10 @@ def test_nan_is_an_error_that_names_the_component(
 ) -> None:
     model = TextToImage.load(package, threads=1)
     model.generate("a bag", image=NOISE, **SHORT)  # opens the encoder
-    name = "_vae_encoder" if component == "vae_encoder" else component
-    network = getattr(model.networks, name)
-    monkeypatch.setattr(model.networks, name, lambda **inputs: network(**inputs) * np.float32(np.nan))
+    name = {"vae_encoder": "_vae_encoder", "text_encoder": "encoder"}.get(component, component)
+    owner = model.networks.text if component == "text_encoder" else model.networks
+    network = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda **inputs: network(**inputs) * np.float32(np.nan))
     with pytest.raises(RcdeployError, match=f"the {component} gave NaN"):
         model.generate("another bag", image=NOISE, **SHORT)
 

@@ -142,10 +142,10 @@ def test_export_takes_the_runs_sampling_or_what_is_asked_for(small_model: Path, 
     Manifest(kind="run", recipe=recipe, facts={"sampling": FEW_STEPS}).write(run)
     source = ExportSource.open(run)
     model = source.load_model()
-    facts = package_manifest(source, model, ExportOptions(), [], [], package).facts
+    facts = package_manifest(source, model, ExportOptions(), [], [], None, package).facts
     assert facts["sampling"] == FEW_STEPS
     asked = ExportOptions(sampling=SamplingDefaults("lcm", 4, 1.0))
-    facts = package_manifest(ExportSource.open(small_model), model, asked, [], [], package).facts
+    facts = package_manifest(ExportSource.open(small_model), model, asked, [], [], None, package).facts
     assert facts["sampling"] == {"sampler": "lcm", "num_inference_steps": 4, "guidance_scale": 1.0}
     before = listing(tmp_path)
     for arguments, message in (

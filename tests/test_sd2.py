@@ -175,7 +175,7 @@ def test_every_layer_of_the_stored_text_encoder_is_run(teacher: Path, model: Tex
 
     whole = CLIPTextModel(CLIPTextConfig(**{**own.text_encoder.config.to_dict(), "num_hidden_layers": 4})).eval()
     assert not whole.load_state_dict(own.text_encoder.state_dict(), strict=False).unexpected_keys
-    ids = torch.from_numpy(model.networks.tokenizer([PROMPT]))
+    ids = torch.from_numpy(model.networks.text.tokenizer([PROMPT]))
     assert ids.shape == (1, CONTEXT) and ids[0, -1] == 0, "padded with '!', whose id is 0"
     with torch.no_grad():
         penultimate = whole(ids, output_hidden_states=True).hidden_states[-2]
