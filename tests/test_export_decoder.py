@@ -129,6 +129,7 @@ def test_img2img_needs_the_encoder(tiny_package: Path, package: Path) -> None:
     TextToImage.load(package).generate("a red shirt", image=image, strength=0.5, num_inference_steps=2)
 
 
+@pytest.mark.slow
 def test_openvino(small_model: Path, decoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     options = ExportOptions(format="openvino", decoder=decoder, encoder=False)

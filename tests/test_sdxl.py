@@ -81,7 +81,7 @@ def test_images_are_those_of_diffusers(sdxl: Path, pipeline: StableDiffusionXLPi
     torch.testing.assert_close(images, expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("student", ["koala-700m", "koala-1b"])
+@pytest.mark.parametrize("student", ["koala-700m", pytest.param("koala-1b", marks=pytest.mark.slow)])
 def test_koala_students_learn_by_their_taps(student: str, sdxl: Path, tiny_recipe: RecipeOf) -> None:
     recipe = tiny_recipe(
         teacher={"path": str(sdxl)}, student={"name": student, "init": "teacher"}, loss={"feature": 1.0}

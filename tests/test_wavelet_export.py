@@ -80,6 +80,7 @@ def test_transforms_are_convolutions_of_the_standard(slim_package: Path) -> None
     assert unet_macs(description.configs["unet"]).total > 0  # a package's config says what to count
 
 
+@pytest.mark.slow
 def test_onnx_and_openvino_agree_with_torch_at_any_size(slim: Path, tmp_path: Path) -> None:
     unet = components(LatentDiffusionModel(str(slim)))[1]
     export_onnx(unet, tmp_path / "unet.onnx", opset=20)
