@@ -164,7 +164,12 @@ def test_the_judge_travels(small_model: Path, copied_graphs: None, tmp_path: Pat
     packed = {f.name for f in (tmp_path / "p/judge").iterdir()}
     assert {"config.json", "model.safetensors"} <= packed <= set(JUDGE_FILES)
     assert EvaluationTarget.of(resolve(Path("p"))).judge == Path("p/judge")
-    assert Manifest.read(Path("p"), "package").wrong_files(Path("p")) == []
+    manifest = Manifest.read(Path("p"), "package")
+    assert manifest.wrong_files(Path("p")) == []
+    del manifest.files["judge/model.safetensors"]
+    manifest.write(Path("p"))
+    with pytest.raises(RcdeployError, match="not in its manifest"):
+        EvaluationTarget.of(resolve(Path("p")))
 
 
 def test_bad_input_is_refused(small_model: Path, decoder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rcdeploy_runtime.manifest import NAME, Manifest
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
-from ..judge_files import JUDGE_FOLDER, judge_digest, judge_of
+from ..judge_files import JUDGE_FILES, JUDGE_FOLDER, judge_digest, judge_of
 from ..model_description import ModelDescription, describe_model
 from ..model_folder import RUNS, ModelFolder
 from ..recipe import PATHS
@@ -119,8 +119,12 @@ def _of_package(model: ModelFolder, package: Package, description: ModelDescript
 
 def _judge_of_package(package: Package) -> Path | None:
     """The judge in the package; else that of its teacher, recognised by its digest beside a teacher on this machine."""
+    folder = package.folder / JUDGE_FOLDER
     if f"{JUDGE_FOLDER}/config.json" in package.manifest.files:
-        return package.folder / JUDGE_FOLDER
+        for name in JUDGE_FILES:
+            if name == "model.safetensors" or (folder / name).exists() or (folder / name).is_symlink():
+                package.file(f"{JUDGE_FOLDER}/{name}")  # listed, regular, inside
+        return folder
     judge = package.manifest.facts.get("judge")
     if not isinstance(judge, dict) or "digest" not in judge:
         return None
