@@ -129,9 +129,9 @@ def _judge_of_package(package: Package) -> Path | None:
     if not isinstance(judge, dict) or "digest" not in judge:
         return None
     for teacher in _teachers_here(str(judge.get("teacher", ""))):
-        folder = judge_of(teacher)
-        if folder and judge_digest(folder) == judge["digest"]:
-            return folder
+        beside = judge_of(teacher)
+        if beside and judge_digest(beside) == judge["digest"]:
+            return beside
     return None
 
 
