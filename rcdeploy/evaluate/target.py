@@ -129,9 +129,9 @@ def _judge_of_package(package: Package) -> Path | None:
     if not isinstance(judge, dict) or "digest" not in judge:
         return None
     for teacher in _teachers_here(str(judge.get("teacher", ""))):
-        folder = judge_of(teacher)
-        if folder and judge_digest(folder) == judge["digest"]:
-            return folder
+        beside = judge_of(teacher)
+        if beside and judge_digest(beside) == judge["digest"]:
+            return beside
     return None
 
 
@@ -141,6 +141,7 @@ def _teachers_here(name: str) -> Iterator[Path]:
         yield Path(name)
         yield TEACHERS / Path(name).name
     for manifest in sorted(RUNS.glob(f"*/{NAME}")):
-        recipe = read_json(manifest).get("recipe", {})
-        if path := recipe.get("teacher", {}).get("path"):
-            yield Path(path)
+        try:
+            yield Path(read_json(manifest)["recipe"]["teacher"]["path"])
+        except (RcdeployError, KeyError, TypeError):  # a damaged run says nothing about this package
+            continue
