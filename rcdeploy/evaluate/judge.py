@@ -10,16 +10,24 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
+
+from ..prompts.patterns import search_each
+from ..storage.tensors import load_tensors
 from .frechet import Statistics, frechet_distance, inception_score
 
 Attributes = dict[str, dict[str, list[str] | str]]
 """name -> {"labels": the classes, "pattern": a regular expression whose group 1 is the label in a prompt}"""
 BATCH_SIZE = 256
+MAX_ATTRIBUTES, MAX_LABELS, MAX_WIDTH, MAX_PATTERN = 64, 10_000, 1_024, 100_000
+"""of a judge that is loaded; MAX_PATTERN in characters"""
 
 
 class Judge(nn.Module):
@@ -57,17 +65,20 @@ class Judge(nn.Module):
         return {name: head(features) for name, head in self.heads.items()}
 
     def labels(self, prompt: str) -> dict[str, int]:
-        """The label index of every attribute that the prompt names."""
+        """The label index of every attribute that the prompt names; a match that is no label names nothing."""
         indices = {}
         for name, attribute in self.attributes.items():
             match = re.search(str(attribute["pattern"]), prompt)
-            if match:
+            if match and match.group(1) in attribute["labels"]:
                 indices[name] = list(attribute["labels"]).index(match.group(1))
         return indices
 
     def label_tensors(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """n prompts -> per attribute n label indices, -1 where the prompt does not name it."""
-        labels = [self.labels(prompt) for prompt in prompts]
+        """n prompts -> per attribute n label indices, -1 where the prompt does not name it.
+
+        Raises RcdeployError when the patterns take seconds for one prompt (prompts.patterns).
+        """
+        labels = search_each(self.labels, prompts, [str(a["pattern"]) for a in self.attributes.values()])
         return {name: torch.tensor([x.get(name, -1) for x in labels]) for name in self.attributes}
 
     @torch.inference_mode()
@@ -85,11 +96,47 @@ class Judge(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Judge:
-        config = json.loads((folder / "config.json").read_text())
-        judge = cls(config["attributes"], config["width"])
-        weights = load_file(folder / "model.safetensors")
-        judge.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-        return judge.eval()
+        """Raises RcdeployError for a config that describes no judge, and for weights that are not of that config."""
+        config = read_json(folder / "config.json")
+        if problem := _problem_of(config):
+            raise RcdeployError(f"{folder}/config.json describes no judge: {problem}")
+        with torch.device("meta"):  # no memory before the file's tensors have the shapes of the config
+            judge = cls(config["attributes"], config["width"])
+        weights = load_tensors(folder / "model.safetensors")
+        shapes = {name: tensor.shape for name, tensor in judge.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in weights.items()}:
+            raise RcdeployError(f"{folder}/model.safetensors is not the judge that its config.json describes")
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+        judge.load_state_dict(weights, assign=True)
+        return judge.eval().requires_grad_(False)
+
+
+def _problem_of(config: Any) -> str | None:
+    """Why a judge's config.json cannot be one; None when it can."""
+    attributes, width = (config.get("attributes"), config.get("width")) if isinstance(config, dict) else (None, None)
+    if not isinstance(width, int) or isinstance(width, bool) or not 1 <= width <= MAX_WIDTH:
+        return f"width is not a whole number from 1 to {MAX_WIDTH}"
+    if not isinstance(attributes, dict) or not 1 <= len(attributes) <= MAX_ATTRIBUTES:
+        return f"attributes are not 1 to {MAX_ATTRIBUTES} named ones"
+    problems = (f"attribute {name!r}: {why}" for name, a in attributes.items() if (why := _attribute_problem(name, a)))
+    return next(problems, None)
+
+
+def _attribute_problem(name: str, attribute: Any) -> str | None:
+    if not name.isidentifier():
+        return "its name is no identifier"
+    labels, pattern = (attribute.get("labels"), attribute.get("pattern")) if isinstance(attribute, dict) else (0, 0)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return "labels are not a list of texts"
+    if not 1 <= len(set(labels)) == len(labels) <= MAX_LABELS:
+        return f"labels are not 1 to {MAX_LABELS:,} different ones"
+    if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
+        return f"pattern is not a text of at most {MAX_PATTERN:,} characters"
+    try:
+        groups = re.compile(pattern).groups
+    except (re.error, RecursionError, OverflowError) as error:
+        return f"pattern is no regular expression: {error}"
+    return None if groups else "pattern has no group"
 
 
 @torch.inference_mode()

@@ -141,6 +141,7 @@ def _teachers_here(name: str) -> Iterator[Path]:
         yield Path(name)
         yield TEACHERS / Path(name).name
     for manifest in sorted(RUNS.glob(f"*/{NAME}")):
-        recipe = read_json(manifest).get("recipe", {})
-        if path := recipe.get("teacher", {}).get("path"):
-            yield Path(path)
+        try:
+            yield Path(read_json(manifest)["recipe"]["teacher"]["path"])
+        except (RcdeployError, KeyError, TypeError):  # a damaged run says nothing about this package
+            continue

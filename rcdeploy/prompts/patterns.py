@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import compress
+from typing import TypeVar
 
 from rcdeploy_runtime.errors import RcdeployError
 
+T = TypeVar("T")
 MAX_SECONDS_PER_CAPTION = 2.0
 """processor time: an ordinary expression takes microseconds, one that backtracks without bound takes years"""
 
@@ -31,27 +33,31 @@ class WholeWordPatterns:
         return bool(self._patterns)
 
     def matches(self, texts: Sequence[str]) -> list[bool]:
-        """For each text, whether any expression is found in it.
-
-        Raises RcdeployError for a text that takes longer than MAX_SECONDS_PER_CAPTION. That is noticed where the
-        system has timers and in the main thread; elsewhere such a search goes on.
-        """
-        results: list[bool] = []
-        try:
-            with _watchdog(results):
-                for text in texts:
-                    results.append(any(pattern.search(text) for pattern in self._patterns))
-        except _TooSlow:
-            raise self._too_slow(texts[len(results)]) from None
-        return results
-
-    def _too_slow(self, text: str) -> RcdeployError:
-        (first, *others) = self.expressions
-        which = f"one of {len(self.expressions)} regular expressions" if others else f"the regular expression {first!r}"
-        return RcdeployError(
-            f"{which} takes more than {MAX_SECONDS_PER_CAPTION:g} s for the caption {text[:80]!r}",
-            fix="Write it without a repetition inside a repetition, as in (a+)+.",
+        """For each text, whether any expression is found in it. Raises RcdeployError as search_each does."""
+        return search_each(
+            lambda text: any(pattern.search(text) for pattern in self._patterns), texts, self.expressions
         )
+
+
+def search_each(search: Callable[[str], T], texts: Sequence[str], expressions: Sequence[str]) -> list[T]:
+    """search(text) of every text, where `search` matches the regular `expressions` with it.
+
+    Raises RcdeployError for a text that takes longer than MAX_SECONDS_PER_CAPTION. That is noticed where the system
+    has timers and in the main thread; elsewhere such a search goes on.
+    """
+    results: list[T] = []
+    try:
+        with _watchdog(results):
+            for text in texts:
+                results.append(search(text))
+    except _TooSlow:
+        (first, *others) = expressions
+        which = f"one of {len(expressions)} regular expressions" if others else f"the regular expression {first!r}"
+        raise RcdeployError(
+            f"{which} takes more than {MAX_SECONDS_PER_CAPTION:g} s for the caption {texts[len(results)][:80]!r}",
+            fix="Write it without a repetition inside a repetition, as in (a+)+.",
+        ) from None
+    return results
 
 
 def passing(texts: list[str], include: WholeWordPatterns, exclude: WholeWordPatterns) -> list[str]:
