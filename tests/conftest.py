@@ -7,6 +7,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -180,16 +181,25 @@ def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path
     return folder
 
 
-@pytest.fixture
-def copied_graphs(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def copying_graphs(package: Path) -> Iterator[None]:
     """Exports of the small model copy the graphs of its finished package: tracing takes seconds."""
     from rcdeploy_export import package as package_module
 
-    def copy_graph(component: Any, file: Path, **_options: Any) -> None:
+    def copy_graph(component: Any, file: Path, **options: Any) -> None:
+        assert options["dtype"] == torch.float32 and options["static"] is None and not options["external_data"]
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package / component.name / "model.onnx", file)
 
-    monkeypatch.setattr(package_module, "export_onnx", copy_graph)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package_module, "export_onnx", copy_graph)
+        yield
+
+
+@pytest.fixture
+def copied_graphs(package: Path) -> Iterator[None]:
+    with copying_graphs(package):
+        yield
 
 
 def toml(data: dict[str, Any]) -> str:

@@ -54,6 +54,7 @@ def test_figure_3(tmp_path: Path) -> None:
     assert difference[1] < difference[2]  # from t = 100 it stays what it was, from t = 800 it does not
 
 
+@pytest.mark.slow
 def test_figure_5(tmp_path: Path) -> None:
     call("figure_5.py", "--count", "8", "--out", "figure.png", folder=EXAMPLES)
     result = json.loads((tmp_path / "figure.json").read_text())

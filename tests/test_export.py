@@ -80,7 +80,7 @@ def test_the_package_generates_what_diffusers_generates(package: Path, small_mod
     assert difference.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["b-tiny", "c-tiny"])
+@pytest.mark.parametrize("name", ["b-tiny", pytest.param("c-tiny", marks=pytest.mark.slow)])
 def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Path) -> None:
     """No mid block and one layer; narrow widths that are no integer ratio."""
     config, _ = student_config(name, unet_config())

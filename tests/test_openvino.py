@@ -9,6 +9,7 @@ import numpy as np
 import openvino
 import openvino_genai
 import pytest
+from conftest import copying_graphs
 
 from rcdeploy.progress import no_progress
 from rcdeploy_export.export_options import ExportOptions
@@ -23,9 +24,10 @@ PROMPT, SEED, STEPS = "a red shirt", 3, 10
 
 
 @pytest.fixture(scope="module")
-def ir(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ir(small_model: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openvino") / "tiny"
-    export_package(ExportSource.open(small_model), folder, ExportOptions(format="openvino"), no_progress)
+    with copying_graphs(package):
+        export_package(ExportSource.open(small_model), folder, ExportOptions(format="openvino"), no_progress)
     return folder
 
 
@@ -96,7 +98,12 @@ def test_what_openvino_cannot_load_is_refused_at_once(ir: Path, tmp_path: Path) 
     ["int8", pytest.param("int8-weights", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
 )
 def test_smaller_ones_are_smaller_and_measured(
-    precision: str, small_model: Path, ir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    precision: str,
+    copied_graphs: None,
+    small_model: Path,
+    ir: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     options = ExportOptions(format="openvino", precision=precision, image_count=1)
     export_package(ExportSource.open(small_model), tmp_path / "p", options, no_progress)

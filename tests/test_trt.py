@@ -51,7 +51,7 @@ def test_an_unknown_compute_capability_leaves_nothing(package: Path, tmp_path: P
 
 
 def test_without_a_builder_the_package_is_written_and_the_command_printed(
-    small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied_graphs: None, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)

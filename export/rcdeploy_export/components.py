@@ -121,7 +121,7 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
     multiple = size_multiple(model.unet_config)
     context = int(model.tokenizer.model_max_length)
     embed_width = int(model.unet_config["cross_attention_dim"])
-    batch = Dim("batch", min=1, max=64)
+    batch = Dim("batch", min=1, max=63)  # diffusers branches at 64: a wider range is traced twice
     latent_height = Dim("latent_height", min=1, max=512)
     latent_width = Dim("latent_width", min=1, max=512)
     unet_latents = {0: batch, 2: multiple * Dim("height", min=1, max=64), 3: multiple * Dim("width", min=1, max=64)}
