@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ from .recipe_section import (
     Steps,
     Weight,
 )
+
+LCM_SOLVER_STEPS = 50
+"""of the whole trajectory (Luo et al. 2023)"""
 
 
 class Distill(Section):
@@ -34,16 +37,27 @@ class FewSteps(Section):
     num_inference_steps: InferenceSteps = Field(
         2, description="UNet calls per image that the student is made for; a divisor of the teacher's timesteps"
     )
+    method: Literal["leaps", "consistency"] = Field(
+        "leaps",
+        description="leaps: the student learns where the solver arrives at the end of each of its steps (progressive "
+        "distillation without halvings). consistency: from any timestep it learns to arrive where it arrives itself "
+        "from one solver step further on (consistency distillation, phased: Wang et al. 2024; with one step it is that "
+        "of LCM)",
+    )
     solver: Literal["teacher", "student"] = Field(
         "teacher",
         description="who follows the trajectory that the student learns to leap over: the teacher under guidance (two "
         "calls a step), or the distilled student (one call a step where guidance is folded in)",
     )
-    solver_steps: InferenceSteps = Field(4, description="DDIM steps of the solver for each step of the student")
+    solver_steps: InferenceSteps = Field(
+        4,
+        description="DDIM steps of the solver for each step of the student; consistency makes one of them at a time, "
+        "and takes 50 for all steps together by default (LCM's skipping of 20 timesteps)",
+    )
     own_states: Fraction = Field(
         0.5,
         description="share of the later steps' starts that the student itself arrives at from noise; the others are "
-        "noised latents of the cache, with random conditioning",
+        "noised latents of the cache, with random conditioning. With consistency there are the others alone",
     )
     huber_c: float | None = Field(
         None, gt=0, description="c of the pseudo-Huber loss, per latent element; by default the squared error"
@@ -55,6 +69,21 @@ class FewSteps(Section):
     )
     warmup_steps: int = Field(50, ge=0, le=MAX_STEPS, description="updates in which the learning rate rises from 0")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="decay of the EMA weights, which the result has")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_consistency(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "consistency":
+            return data
+        steps = data.get("num_inference_steps", 2)
+        solver_steps = max(1, LCM_SOLVER_STEPS // steps) if isinstance(steps, int) and steps > 0 else 1
+        return {"solver_steps": solver_steps, "own_states": 0.0, **data}
+
+    @model_validator(mode="after")
+    def _consistency_has_no_own_states(self) -> FewSteps:
+        if self.method == "consistency" and self.own_states:
+            raise ValueError('own_states belongs to method = "leaps"; with "consistency" it can only be 0')
+        return self
 
 
 class Decoder(Section):

@@ -313,5 +313,9 @@ def test_stages_beyond_distillation_are_counted(tiny_recipe: Recipes) -> None:
     assert samples["teacher"] == 5 * 4 * 3 * 2 and samples["leap"] == 5 * 4
     assert samples["student"] == 5 * 4 * 0.5 * 1.5
     assert stages["decoder"]["amount"] == "7 steps of 2" and stages["decoder"]["macs"] > 0
+    consistency = tiny_recipe(**folded, few_steps={"max_steps": 5, "method": "consistency", "solver_steps": 4})
+    plan_of_consistency = make_plan(consistency, 1, torch.float32)
+    samples = next(stage for stage in plan_of_consistency.stages if stage.name == "few steps").samples
+    assert samples["teacher"] == 5 * 4 * 2 and samples["student"] == 5 * 4 * 3 / 4
     assert result["total"]["seconds"] == pytest.approx(sum(s["seconds"] for s in stages.values()))
     assert stages["few steps"]["seconds"] > 0 and {"leap", "decoder"} <= set(plan.needed_units)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from safetensors.torch import load_file
 from training_runs import Killed, at_step, fail, same_bytes
 
 from rcdeploy import checkpoint
+from rcdeploy.condition import Condition
+from rcdeploy.few_steps import objective as few_steps_objective
 from rcdeploy.few_steps.leaps import Leaps
+from rcdeploy.few_steps.objective import ConsistencyObjective
 from rcdeploy.few_steps.train import train_few_steps
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_stages import FewSteps
@@ -82,7 +86,51 @@ def test_steps_that_do_not_divide_the_schedule_are_refused() -> None:
     assert "1, 2, 4, 5, 8 or 10" in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [{}, {"solver": "student", "huber_c": 0.01}, {"own_states": 0.0}])
+def test_a_timestep_belongs_to_the_leap_that_crosses_it() -> None:
+    leaps = Leaps.of(schedule(), 2)
+    assert leaps.grid(5) == (999, 899, 799, 699, 599, 499, 399, 299, 199, 99)
+    assert leaps.ends(torch.tensor([999, 899, 500, 499, 99, 0])).tolist() == [499, 499, 499, -1, -1, -1]
+    x = torch.randn(2, 4, 2, 2)
+    timesteps = torch.tensor([999, 99])
+    torch.testing.assert_close(leaps.move(0.3 * x, x, timesteps, timesteps), x)  # the boundary condition
+    with pytest.raises(RcdeployError, match="501 steps do not fit into a leap over 500 timesteps"):
+        leaps.grid(501)
+
+
+def test_consistency_ends_where_the_student_arrives_from_one_solver_step_further_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    section = FewSteps(method="consistency", num_inference_steps=2, solver_steps=5)
+    objective = ConsistencyObjective.__new__(ConsistencyObjective)
+    objective.leaps, objective.section = Leaps.of(schedule(), 2), section
+    objective.run = SimpleNamespace(model=SimpleNamespace(unet=None))  # type: ignore[assignment]
+    monkeypatch.setattr(objective, "_solver_output", lambda _: lambda x, _timesteps: 0.3 * x)
+    monkeypatch.setattr(few_steps_objective, "predict", lambda _unet, x, _timesteps, _condition: 0.1 * x)
+    starts = torch.tensor([999, 599, 99, 199])
+    x = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    target = objective._target(x, starts, Condition(torch.zeros(4, 1, 1)))
+
+    def moved(output: float, latents: torch.Tensor, t: int, end: int) -> torch.Tensor:
+        return objective.leaps.move(output * latents, latents, torch.tensor([t]), torch.tensor([end]))
+
+    for k, (t, nearer, end) in enumerate([(999, 899, 499), (599, 499, 499), (99, -1, -1), (199, 99, -1)]):
+        expected = moved(0.3, x[k : k + 1], t, nearer)
+        if nearer != end:
+            expected = moved(0.1, expected, nearer, end)
+        torch.testing.assert_close(target[k : k + 1], expected)
+
+
+def test_defaults_of_consistency() -> None:
+    assert (FewSteps().solver_steps, FewSteps().own_states) == (4, 0.5)
+    section = FewSteps(method="consistency", num_inference_steps=4)
+    assert (section.solver_steps, section.own_states) == (12, 0)
+    with pytest.raises(ValueError, match="own_states belongs to"):
+        FewSteps(method="consistency", own_states=0.5)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"solver": "student", "huber_c": 0.01}, {"own_states": 0.0}, {"method": "consistency"}]
+)
 def test_the_stage_begins_with_the_distilled_student_and_moves_its_weights(
     settings: dict[str, object], one: Recipe
 ) -> None:
@@ -99,8 +147,9 @@ def test_the_stage_begins_with_the_distilled_student_and_moves_its_weights(
     assert pipeline.scheduler.config.timestep_spacing == "trailing"
 
 
-def test_a_stage_that_was_killed_goes_on_to_the_bit(one: Recipe) -> None:
-    recipe = with_few_steps(one)
+@pytest.mark.parametrize("method", ["leaps", "consistency"])
+def test_a_stage_that_was_killed_goes_on_to_the_bit(method: str, one: Recipe) -> None:
+    recipe = with_few_steps(one, method=method)
     trained(recipe)
     Path("one/few_steps").rename("whole")
     with pytest.raises(Killed):

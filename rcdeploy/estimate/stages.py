@@ -126,19 +126,23 @@ def _checkpoints(recipe: Recipe, max_steps: int) -> int:
 def _few_steps(
     recipe: Recipe, shapes: Shapes, prompts: PromptCounts, in_half: bool, parameters: dict[str, int]
 ) -> Stage:
-    """A sample: the solver's steps (two teacher calls each under guidance), the student's own way to its start, and one
-    call with a gradient. Its grids and validation losses are not counted."""
+    """A sample: the solver's steps (two teacher calls each under guidance), the student's own way to its start (with
+    consistency from it), and one call with a gradient. Its grids and validation losses are not counted."""
     section = recipe.few_steps
     assert section is not None
     samples = section.max_steps * recipe.train.global_batch_size
     folded = recipe.distill.guidance_scale
-    solver_calls = section.solver_steps * branches(folded or recipe.evaluate.guidance_scale)
+    solver_steps = section.solver_steps
     own_calls = section.own_states * (section.num_inference_steps - 1) / 2
+    if section.method == "consistency":
+        own_calls = (solver_steps - 1) / solver_steps
+        solver_steps = 1
+    solver_calls = solver_steps * branches(folded or recipe.evaluate.guidance_scale)
     teacher_calls = 0
     if section.solver == "teacher":
         teacher_calls = solver_calls
     else:
-        own_calls += section.solver_steps if folded else solver_calls
+        own_calls += solver_steps if folded else solver_calls
     work = {
         "teacher": samples * teacher_calls,
         "student": samples * own_calls,

@@ -51,9 +51,19 @@ class Leaps:
             prediction_type=str(schedule.config.prediction_type),
         )
 
-    def ends(self, starts: Tensor) -> Tensor:
-        """The timestep that the leap from each of `starts` [n] ends at; -1 is x_0."""
-        return starts - self.stride
+    def ends(self, timesteps: Tensor) -> Tensor:
+        """The timestep at which the leap that each of `timesteps` [n] lies on ends; -1 is x_0."""
+        return timesteps - timesteps % self.stride - 1
+
+    def grid(self, solver_steps: int) -> tuple[int, ...]:
+        """The timesteps, descending, that a solver of so many DDIM steps a leap visits. Raises RcdeployError when the
+        leap has fewer timesteps."""
+        if solver_steps > self.stride:
+            raise RcdeployError(
+                f"few_steps.solver_steps: {solver_steps} steps do not fit into a leap over {self.stride} timesteps",
+                fix=f"Use {self.stride} at most.",
+            )
+        return tuple(start - k * self.stride // solver_steps for start in self.starts for k in range(solver_steps))
 
     def move(self, output: Tensor, latents: Tensor, timesteps: Tensor, next_timesteps: Tensor) -> Tensor:
         """One DDIM step (eta 0) of each row to its own next timestep.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from ..condition import Condition, predict
+from ..distill.batches import Batch
 from ..distill.step import guided_prediction
 from ..random_streams import FEW_STEPS, VALIDATION, generator
-from .leaps import Leaps
+from .leaps import Leaps, NoisePrediction
 
 if TYPE_CHECKING:
     from ..distill.run import Run
@@ -20,15 +22,12 @@ VALIDATION_BATCH_SIZE = 32
 
 
 class FewStepsObjective:
-    """The distance between the student's leap and a solver's many small steps (progressive distillation, Salimans & Ho
-    2022, without its halvings: the solver is the teacher itself, or the distilled student).
+    """The distance between where the student arrives in one call and where it should; the methods differ in the latter.
 
-    A leap begins at pure noise (the first one), at a noised latent of the cache with random conditioning, or where the
-    student itself arrives from noise: what it will meet when it is sampled.
+    leaps: of the few-step student. solver: the distilled student; None for the teacher under guidance.
     """
 
     def __init__(self, run: Run, solver: UNet2DConditionModel | None) -> None:
-        """solver: the distilled student; None for the teacher under guidance."""
         section = run.recipe.few_steps
         assert section is not None
         self.run = run
@@ -40,21 +39,24 @@ class FewStepsObjective:
     def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         run = self.run
         batch = run.batches.make(step, samples)
-        latents, starts = batch.noisy_latents, batch.timesteps
+        starts = batch.timesteps
         rngs = [generator(run.train.seed, FEW_STEPS, step, i) for i in samples]
-        noise = torch.stack([torch.from_numpy(rng.standard_normal(latents.shape[1:], "float32")) for rng in rngs])
-        noise = noise.to(latents.device)
-        own = torch.tensor([rng.random() < self.section.own_states for rng in rngs], device=latents.device)
-        with torch.no_grad():
-            states = self._states_from_noise(run.model.unet, noise, starts, batch.condition, own)
-        is_first = (starts == self.leaps.starts[0]) | own
-        latents = torch.where(is_first.view(-1, 1, 1, 1), states, latents)
+        latents = self._starting_latents(batch, rngs)
         target = self._target(latents, starts, batch.condition)
         condition = batch.condition.to(latents.device, torch.float32)
         output, _ = run.wrapped(latents, starts, condition.prompt_embeds, condition.added)
         arrived = self.leaps.move(output.float(), latents, starts, self.leaps.ends(starts))
         loss = self._distance(arrived, target).mean()
         return loss, {"loss": loss.detach()}
+
+    def _starting_latents(self, batch: Batch, rngs: list[np.random.Generator]) -> Tensor:
+        """Pure noise for the first timestep, the batch's noised latents for the others."""
+        noise = _noise(batch, rngs)
+        return torch.where((batch.timesteps == self.leaps.starts[0]).view(-1, 1, 1, 1), noise, batch.noisy_latents)
+
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+        """Where the leap of each row should end, without a gradient."""
+        raise NotImplementedError
 
     def _distance(self, arrived: Tensor, target: Tensor) -> Tensor:
         """Squared or pseudo-Huber distance per element."""
@@ -77,8 +79,8 @@ class FewStepsObjective:
             states[moving] = self.leaps.move(output, states[moving], timesteps, self.leaps.ends(timesteps))
         return states
 
-    @torch.no_grad()
-    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+    def _solver_output(self, condition: Condition) -> NoisePrediction:
+        """The solver's UNet under its guidance."""
         teacher = self.run.teacher
         recipe = self.run.recipe
         unet = teacher.unet if self.solver is None else self.solver
@@ -87,10 +89,10 @@ class FewStepsObjective:
             scale = None  # folded in
         null = self.run.batches.null
 
-        def solver_output(x: Tensor, timesteps: Tensor) -> Tensor:
+        def output(x: Tensor, timesteps: Tensor) -> Tensor:
             return guided_prediction(unet, x.to(teacher.dtype), timesteps, condition, null, scale).float()
 
-        return self.leaps.solve(solver_output, latents, starts, self.section.solver_steps)
+        return output
 
     @torch.no_grad()
     def validation_loss(self, unet: torch.nn.Module) -> float:
@@ -109,6 +111,7 @@ class FewStepsObjective:
             count += len(noise)
         return float(f"{total / count:.6g}")
 
+    @torch.no_grad()
     def _validation_batches(self) -> list[tuple[Tensor, Tensor, Tensor, list[str]]]:
         """(noise, the solver's x_0, the last leap's start, prompts) of evaluate.validation_size samples."""
         run = self.run
@@ -123,6 +126,60 @@ class FewStepsObjective:
             x = noise[rows]
             for start in self.leaps.starts:
                 starts = torch.full((len(x),), start, device=x.device)
-                x = self._target(x, starts, condition)
+                x = self.leaps.solve(self._solver_output(condition), x, starts, self.section.solver_steps)
             batches.append((noise[rows], x, starts, prompts[rows]))
         return batches
+
+
+class LeapObjective(FewStepsObjective):
+    """The student arrives where a solver arrives in many small steps (progressive distillation, Salimans & Ho 2022,
+    without its halvings: the solver is the teacher itself, or the distilled student).
+
+    A leap begins at pure noise (the first one), at a noised latent of the cache with random conditioning, or where the
+    student itself arrives from noise: what it will meet when it is sampled.
+    """
+
+    @torch.no_grad()
+    def _starting_latents(self, batch: Batch, rngs: list[np.random.Generator]) -> Tensor:
+        latents, starts = batch.noisy_latents, batch.timesteps
+        noise = _noise(batch, rngs)
+        own = torch.tensor([rng.random() < self.section.own_states for rng in rngs], device=latents.device)
+        states = self._states_from_noise(self.run.model.unet, noise, starts, batch.condition, own)
+        return torch.where(((starts == self.leaps.starts[0]) | own).view(-1, 1, 1, 1), states, latents)
+
+    @torch.no_grad()
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+        return self.leaps.solve(self._solver_output(condition), latents, starts, self.section.solver_steps)
+
+
+class ConsistencyObjective(FewStepsObjective):
+    """The student arrives where it arrives itself from one solver step further on: consistency distillation (Song et
+    al. 2023; in latents with guidance and skipped timesteps LCM, Luo et al. 2023), in phases that end where a leap ends
+    (Wang et al. 2024), so that it is sampled by DDIM.
+
+    A DDIM step to where it begins moves nothing, so the boundary condition holds by itself, without LCM's scalings
+    (Kim et al. 2024). The target's weights are the student's own, not an average (Song & Dhariwal 2024, section 3.2).
+    """
+
+    @torch.no_grad()
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+        leaps = self.leaps
+        ends = leaps.ends(starts)
+        nearer = self._next(starts)
+        latents = leaps.move(self._solver_output(condition)(latents, starts), latents, starts, nearer)
+        rows = (nearer > ends).nonzero().flatten()  # the others have arrived
+        if len(rows):
+            part = condition.take(rows).to(latents.device, torch.float32)
+            output = predict(self.run.model.unet, latents[rows], nearer[rows], part)
+            latents[rows] = leaps.move(output, latents[rows], nearer[rows], ends[rows])
+        return latents
+
+    def _next(self, timesteps: Tensor) -> Tensor:
+        """The timestep after each of `timesteps` on the solver's grid; -1 after the last."""
+        grid = torch.tensor([*self.leaps.grid(self.section.solver_steps), -1], device=timesteps.device)
+        return grid[(grid == timesteps.view(-1, 1)).int().argmax(1) + 1]
+
+
+def _noise(batch: Batch, rngs: list[np.random.Generator]) -> Tensor:
+    noise = [torch.from_numpy(rng.standard_normal(batch.noisy_latents.shape[1:], "float32")) for rng in rngs]
+    return torch.stack(noise).to(batch.noisy_latents.device)

@@ -21,9 +21,10 @@ from ..progress import Log, Progress
 from ..recipe import Recipe, Train
 from ..student.build import load_unet
 from .leaps import Leaps
-from .objective import FewStepsObjective
+from .objective import ConsistencyObjective, LeapObjective
 
 FOLDER = "few_steps"
+OBJECTIVES = {"leaps": LeapObjective, "consistency": ConsistencyObjective}
 
 
 def train_few_steps(recipe: Recipe, folder: Path, progress: Progress, log: Log) -> TrainState:
@@ -65,8 +66,10 @@ class FewStepsStage(Stage):
         return DDIMScheduler.from_config(teacher.schedule.config, timestep_spacing="trailing")
 
     def timesteps(self, recipe: Recipe, teacher: LatentDiffusionModel) -> tuple[int, ...]:
-        assert recipe.few_steps is not None
-        return Leaps.of(teacher.schedule, recipe.few_steps.num_inference_steps).starts
+        section = recipe.few_steps
+        assert section is not None
+        leaps = Leaps.of(teacher.schedule, section.num_inference_steps)
+        return leaps.starts if section.method == "leaps" else leaps.grid(section.solver_steps)
 
     def sources(self) -> dict[str, str]:
         return {"distilled_student": sha256(self.weights)}
@@ -92,4 +95,4 @@ class FewStepsStage(Stage):
         solver = None
         if section.solver == "student":
             solver = self._distilled().requires_grad_(False).eval().to(run.teacher.device, run.teacher.dtype)
-        return FewStepsObjective(run, solver)
+        return OBJECTIVES[section.method](run, solver)
