@@ -67,6 +67,11 @@ class ModelDescription:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
+    def takes_scale(self) -> bool:
+        """Whether its UNet takes the guidance scale as an input, and so needs one call a step."""
+        return bool(self.configs["unet"].get("time_cond_proj_dim"))
+
+    @property
     def text_length(self) -> int:
         """Tokens of a prompt."""
         return int(self.configs["text_encoder"].get("max_position_embeddings", 77))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-TRAINING, CACHE, GRID, VALIDATION, SHUFFLE, CALIBRATION, EVALUATION, FEW_STEPS, DECODER, DECODER_NOISE = range(10)
+TRAINING, CACHE, GRID, VALIDATION, SHUFFLE, CALIBRATION, EVALUATION, FEW_STEPS, DECODER, DECODER_NOISE, GUIDANCE = (
+    range(11)
+)
 """Independent streams of one seed: training samples, the teacher's start noise, the grid of sample images, the
 validation batch, the order of prompts, calibration inputs, the choice of evaluated prompts, the
-start noise of few-step training, the tiny decoder's batches, the noise on its latents."""
+start noise of few-step training, the tiny decoder's batches, the noise on its latents, guidance scales."""
 
 
 def generator(seed: int, stream: int, a: int = 0, b: int = 0) -> np.random.Generator:

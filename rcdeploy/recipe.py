@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -262,11 +263,17 @@ class Recipe(Section):
 
     @property
     def student_sampling(self) -> SamplingDefaults:
-        """How the distilled student is sampled: as [evaluate] says; without guidance where it is folded in."""
+        """How the distilled student is sampled: as [evaluate] says; without guidance where one scale is folded in."""
+        folded = self.distill.guidance_scale is not None and not self.distill.takes_scale
         return SamplingDefaults(
             num_inference_steps=self.evaluate.num_inference_steps,
-            guidance_scale=self.evaluate.guidance_scale if self.distill.guidance_scale is None else 1.0,
+            guidance_scale=1.0 if folded else self.evaluate.guidance_scale,
         )
+
+    @property
+    def student_spec(self) -> StudentSpec:
+        """The rule that makes the student of the teacher. Raises RcdeployError for an unknown name."""
+        return replace(self.student.spec, guidance_embedding=self.distill.takes_scale)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as JSON."""

@@ -18,19 +18,37 @@ from .recipe_section import (
     Weight,
 )
 
+Scale = Annotated[float, Field(gt=1, le=100)]
+LowestScale = Annotated[float, Field(ge=1, le=100)]
 LCM_SOLVER_STEPS = 50
 """of the whole trajectory (Luo et al. 2023)"""
 
 
 class Distill(Section):
-    guidance_scale: float | None = Field(
+    guidance_scale: Scale | tuple[LowestScale, Scale] | None = Field(
         None,
-        gt=1,
-        le=100,
         description="the student learns the teacher's output under classifier-free guidance of this scale, and is then "
-        "sampled with one UNet call a step (Meng et al. 2023, stage one). By default it learns the conditional output "
-        "(the paper), and is sampled with guidance: two calls a step",
+        "sampled with one UNet call a step (Meng et al. 2023, stage one). A range, [1.0, 8.0]: the student takes the "
+        "scale as an input, and any scale in it costs one call. By default it learns the conditional output (the "
+        "paper), and is sampled with guidance: two calls a step",
     )
+
+    @model_validator(mode="after")
+    def _range_goes_up(self) -> Distill:
+        if isinstance(self.guidance_scale, tuple) and self.guidance_scale[0] >= self.guidance_scale[1]:
+            low, high = self.guidance_scale
+            raise ValueError(f"guidance_scale is a range from {low:g} to {high:g}: the higher scale comes second")
+        return self
+
+    @property
+    def takes_scale(self) -> bool:
+        """Whether the student takes the guidance scale as an input."""
+        return isinstance(self.guidance_scale, tuple)
+
+    @property
+    def teacher_calls(self) -> int:
+        """Of a training step: guidance needs that of the null condition too."""
+        return 1 if self.guidance_scale is None else 2
 
 
 class FewSteps(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,7 +65,7 @@ def sample_latents(
 
     Args:
         condition: n rows. null: 1 row.
-        guidance_scale: 1 or below computes the conditional branch alone.
+        guidance_scale: 1 or below computes the conditional branch alone, as a UNet that takes the scale always does.
         sampler: one of rcdeploy_runtime's. DDIM (eta 0) is diffusers' class, on the model's device.
         seeds: of the images, for the noise that ancestral samplers and LCM add; 0, 1, 2 ... by default.
 
@@ -72,7 +73,9 @@ def sample_latents(
         RcdeployError: for a sampler that is unknown, that cannot take so many steps, or that would divide by zero SNR.
     """
     device = condition.prompt_embeds.device
-    guided = guidance_scale > 1
+    config: Any = unet.config
+    guided = guidance_scale > 1 and not config.get("time_cond_proj_dim")
+    condition = condition.with_guidance(guidance_scale, unet)
     conditions = Condition.cat([null.take([0] * len(condition)), condition]) if guided else condition
 
     def noise_pred(x: Tensor, t: Tensor) -> Tensor:

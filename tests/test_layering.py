@@ -21,7 +21,9 @@ PACKAGES = {
 FLOORS = [
     ["rcdeploy_runtime"],
     # foundations
-    ["condition", "machine", "progress", "random_streams", "units"],
+    ["random_streams"],
+    ["guidance"],
+    ["condition", "machine", "progress", "units"],
     ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files", "vae"],
     ["text_encoding"],
     # students are rules over a teacher's config; recipes name them

@@ -104,6 +104,7 @@ def calibration_inputs(
     noise = starting_noise(1, range(count), tuple(x_0.shape[1:]), CALIBRATION)
     noisy_latents = model.schedule.add_noise(x_0, noise, timesteps)
     condition = model.encode_prompts(prompts, x_0.shape[2:]).to("cpu", torch.float32)
+    condition = condition.with_guidance(sampling.guidance_scale, model.unet)
     return [
         {
             "sample": noisy_latents[i : i + 1].numpy(),

@@ -5,7 +5,7 @@ Input and output names are those that diffusers' ONNX pipelines and Optimum read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from rcdeploy.condition import added_shapes
+from rcdeploy.condition import Condition, added_shapes, predict
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import size_multiple
 from rcdeploy.text_encoding import SDXL_LAYER
 from rcdeploy.vae import VaeEncoder
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.guidance import TIMESTEP_COND, guidance_embedding
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,24 @@ class _SdxlTextEncoder(nn.Module):
 
 
 class _Unet(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, added: Sequence[str]) -> None:
+        """added: names of the inputs after the first three."""
         super().__init__()
         self.model = model
+        self.added = tuple(added)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> Tensor:
-        output: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
-        return output
-
-
-class _SdxlUnet(_Unet):
-    def forward(  # type: ignore[override]
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, time_ids: Tensor
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        first: Tensor | None = None,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
     ) -> Tensor:
-        added = {"text_embeds": text_embeds, "time_ids": time_ids}
-        output: Tensor = self.model(
-            sample, timestep, encoder_hidden_states, added_cond_kwargs=added, return_dict=False
-        )[0]
-        return output
+        given = [value for value in (first, second, third) if value is not None]
+        condition = Condition(encoder_hidden_states, dict(zip(self.added, given, strict=True)))
+        return predict(self.model, sample, timestep, condition)
 
 
 SDXL_OUTPUTS = {
@@ -133,7 +134,7 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
         *_text_encoders(model, batch),
         Component(
             "unet",
-            _SdxlUnet(model.unet) if added else _Unet(model.unet),
+            _Unet(model.unet, tuple(added)),
             {
                 "sample": lambda n, h, w: torch.randn(n, channels, h, w),
                 "timestep": lambda _n, h, w: torch.tensor((h * 131 + w * 17) % 1000),
@@ -202,12 +203,11 @@ def _text_encoder(
 
 
 def _added_inputs(model: LatentDiffusionModel) -> dict[str, Callable[[int, int, int], Tensor]]:
-    """SDXL's pooled text and sizes: the UNet's further inputs."""
+    """The UNet's further inputs: SDXL's pooled text and sizes, an embedding of the guidance scale."""
     pixels = model.pixels_per_latent
-    shapes = added_shapes(model.unet_config, 1)
-    if not shapes:
-        return {}
-    return {
-        "text_embeds": lambda n, _h, _w: torch.randn(n, shapes["text_embeds"][1]),
-        "time_ids": lambda n, h, w: torch.tensor([[h, w, 0, 0, h, w]] * n).float() * pixels,
+    makers: dict[str, Callable[[int], Callable[[int, int, int], Tensor]]] = {
+        "text_embeds": lambda width: lambda n, _h, _w: torch.randn(n, width),
+        "time_ids": lambda _: lambda n, h, w: torch.tensor([[h, w, 0, 0, h, w]] * n).float() * pixels,
+        TIMESTEP_COND: lambda width: lambda n, h, w: torch.from_numpy(guidance_embedding([1 + (h + w) % 8] * n, width)),
     }
+    return {name: makers[name](shape[1]) for name, shape in added_shapes(model.unet_config, 1).items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rcdeploy.bench.costs import branches
 from rcdeploy.decoder.folder import open_decoder
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.model_config import native_latent_size, size_multiple
@@ -111,13 +112,16 @@ class _ComponentExporter:
     sampling: SamplingDefaults
     measured: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def unet_rows(self) -> int:
+        """Rows of a UNet call for one image."""
+        return branches(self.sampling.guidance_scale, bool(self.model.unet_config.get("time_cond_proj_dim")))
+
     def export(self, component: Component, progress: Progress) -> Parity:
         """Traces, converts and compares a component; its fp32 graph stays in .raw/ meanwhile, to be compared with."""
         options = self.options
         precision = options.precision_of(component.name)
-        static = (
-            (self.sampling.unet_rows if component.name == "unet" else 1, *self.latent_size) if options.static else None
-        )
+        static = (self.unet_rows if component.name == "unet" else 1, *self.latent_size) if options.static else None
         multiple = size_multiple(self.model.unet_config)
         shapes = shapes_to_compare(component.name, self.latent_size, multiple, static)
         if precision == "int8":  # scales were calibrated at the native size, and hold there
@@ -187,7 +191,7 @@ class _ComponentExporter:
         seconds = seconds_per_step(
             sessions,
             self.samples[len(self.samples) // 2],
-            self.sampling.unet_rows,
+            self.unet_rows,
             lambda done, total: progress("unet speed", done, total),
         )
         self.measured = {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}

@@ -130,6 +130,8 @@ def package_manifest(
     }
     if sampling := options.sampling or source.sampling:
         facts["sampling"] = dict(vars(sampling))
+    if width := model.unet_config.get("time_cond_proj_dim"):
+        facts["guidance_embedding"] = int(width)
     if model.has_two_text_encoders:
         facts["sdxl"] = {
             "hidden_states": [hidden_state_name(encoder) for encoder in (model.text_encoder, model.text_encoder_2)],

@@ -46,14 +46,17 @@ def component_costs(model: ModelDescription, image_size: tuple[int, int]) -> dic
 
 
 def image_macs(
-    components: Mapping[str, Mapping[str, Any]], num_inference_steps: int, guidance_scale: float
+    components: Mapping[str, Mapping[str, Any]],
+    num_inference_steps: int,
+    guidance_scale: float,
+    takes_scale: bool = False,
 ) -> dict[str, int]:
     """{macs_thop, macs} of one image: a UNet call a step and guidance branch, a prompt a branch, one decoding."""
-    rows = branches(guidance_scale)
+    rows = branches(guidance_scale, takes_scale)
     calls = {"text_encoder": rows, "unet": rows * num_inference_steps, "vae_decoder": 1}
     return {key: sum(n * components[name][key] for name, n in calls.items()) for key in ("macs_thop", "macs")}
 
 
-def branches(guidance_scale: float) -> int:
-    """Batch size of the UNet for one image: guidance adds the null condition."""
-    return 2 if guidance_scale > 1 else 1
+def branches(guidance_scale: float, takes_scale: bool = False) -> int:
+    """Batch size of the UNet for one image: guidance adds the null condition, but where the UNet takes the scale."""
+    return 2 if guidance_scale > 1 and not takes_scale else 1

@@ -93,8 +93,8 @@ def bench(models: Sequence[ModelDescription], settings: Settings, progress: Prog
     Returns:
         {"machine", "settings", "warnings", "subjects"}, JSON-able; times in seconds. warnings: sentences on why the
         timings may mislead. settings: steps and guidance are null where the models have different ones. subjects[i]:
-        name, kind, source, sampling {sampler, num_inference_steps, guidance_scale}, components {name: parameters,
-        bytes, macs_thop, macs}, image {macs_thop, macs}, backends {name: precision, device, import_seconds,
+        name, kind, source, sampling {sampler, num_inference_steps, guidance_scale}, unet_batch_size, components {name:
+        parameters, bytes, macs_thop, macs}, image {macs_thop, macs}, backends {name: precision, device, import_seconds,
         load_seconds, first_image_seconds, peak_memory_bytes, timings {component or "image": median, p10, p90, min, max,
         runs}, sizes {"HxW": timings}, gmacs_per_second, share_of_gemm}}. share_of_gemm is None off the processor. MACs
         are of a batch of one; a timed UNet call has a batch of the guidance branches.
@@ -161,8 +161,9 @@ def _costs(model: ModelDescription, settings: Settings, size: tuple[int, int]) -
         "kind": model.kind,
         "source": model.source,
         "sampling": dict(vars(sampling)),
+        "unet_batch_size": branches(sampling.guidance_scale, model.takes_scale),
         "components": components,
-        "image": image_macs(components, sampling.num_inference_steps, sampling.guidance_scale),
+        "image": image_macs(components, sampling.num_inference_steps, sampling.guidance_scale, model.takes_scale),
         "backends": {},
     }
 
@@ -269,7 +270,7 @@ def _task(
         "configs": {} if model.folder else model.configs,
         "text_length": model.text_length,
         "latent_size": latent_size,
-        "unet_batch_size": branches(sampling.guidance_scale),
+        "unet_batch_size": branches(sampling.guidance_scale, model.takes_scale),
         "sampling": dict(vars(sampling)),
         "threads": threads,
         "device": settings.device,

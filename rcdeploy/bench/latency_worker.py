@@ -218,7 +218,7 @@ class _PackageModel:
         self.images_made += 1
         _, record = self.model.generate(
             prompt(self.images_made),
-            negative_prompt=f"not number {self.images_made}",
+            negative_prompt="" if self.model.networks.guidance_width else f"not number {self.images_made}",
             seed=self.images_made,
             **task["sampling"],
             height=task["latent_size"][0] * pixels,

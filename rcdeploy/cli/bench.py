@@ -213,14 +213,12 @@ def _timed(result: dict[str, Any]) -> list[tuple[dict[str, Any], str, dict[str, 
 
 
 def _time_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
-    from ..bench.costs import branches
     from ..bench.latency import ratio
 
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
     for model, backend, measurement in _timed(result):
-        sampling = model["sampling"]
-        titles = {**COMPONENT_TITLES, "unet": f"UNet, batch of {branches(sampling['guidance_scale'])}"}
+        titles = {**COMPONENT_TITLES, "unet": f"UNet, batch of {model['unet_batch_size']}"}
         parts = dict(measurement["timings"])
         for at, sized in measurement["sizes"].items():
             parts |= {f"{COMPONENT_TITLES[part]} {at}": timings for part, timings in sized.items()}

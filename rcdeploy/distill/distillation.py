@@ -12,11 +12,12 @@ from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from ..condition import predict
 from ..diffusion_model import LatentDiffusionModel
+from ..guidance import draw_scales, spread_scales
 from ..random_streams import VALIDATION, generator
 from ..recipe import Recipe, Student, Train
 from ..student.build import build_student
 from ..student.init import initialise
-from ..student.spec import student_config
+from ..student.spec import StudentSpec, student_config
 from .features import FeatureRecorder, FeatureTap, feature_taps
 from .losses import output_loss
 from .run import Objective, Run, Stage
@@ -39,7 +40,7 @@ class Distillation(Stage):
     def make_student(
         self, recipe: Recipe, teacher: LatentDiffusionModel
     ) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
-        return make_student(recipe.student, teacher)
+        return make_student(recipe.student, teacher, recipe.student_spec)
 
     def taps(self, recipe: Recipe, teacher: LatentDiffusionModel, student_config: dict[str, Any]) -> list[FeatureTap]:
         needed = recipe.loss.feature or recipe.loss.frequency
@@ -55,9 +56,11 @@ class Distillation(Stage):
         return DistillationObjective(run)
 
 
-def make_student(section: Student, teacher: LatentDiffusionModel) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
-    """-> student UNet with its initial weights (fp32), its config, notes for a person."""
-    config, notes = student_config(section.spec, teacher.unet_config)
+def make_student(
+    section: Student, teacher: LatentDiffusionModel, spec: StudentSpec | None = None
+) -> tuple[torch.nn.Module, dict[str, Any], list[str]]:
+    """-> student UNet with its initial weights (fp32), its config, notes. spec: by default the section's."""
+    config, notes = student_config(spec or section.spec, teacher.unet_config)
     unet = build_student(config, section.seed)
     if section.first_weights != "random":
         initialise(unet, teacher.unet, section.first_weights)
@@ -82,7 +85,8 @@ class DistillationObjective:
             self.teacher_features,
             batch,
             run.recipe.loss,
-            run.recipe.distill.guidance_scale,
+            draw_scales(run.recipe.distill.guidance_scale, run.train.seed, step, samples),
+            run.model.unet,
         )
 
     @torch.no_grad()
@@ -92,15 +96,15 @@ class DistillationObjective:
             self._validation_batches = _validation_batches(self.run)
         teacher = self.run.teacher
         null = self.run.batches.null
-        scale = self.run.recipe.distill.guidance_scale
         total = 0.0
         count = 0
         for noisy_latents, timesteps, prompts in self._validation_batches:
+            scale = spread_scales(self.run.recipe.distill.guidance_scale, len(prompts))
             condition = teacher.encode_prompts(prompts, noisy_latents.shape[2:])
             teacher_output = guided_prediction(
                 teacher.unet, noisy_latents.to(teacher.dtype), timesteps, condition, null, scale
             )
-            condition = condition.to(noisy_latents.device, torch.float32)
+            condition = condition.to(noisy_latents.device, torch.float32).with_guidance(scale, unet)
             student_output = predict(unet, noisy_latents, timesteps, condition)
             total += output_loss(teacher_output, student_output).item() * len(prompts)
             count += len(prompts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 
+import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..condition import Condition, predict
 from ..conditioning import UNPAIRED
+from ..guidance import GuidanceScales
 from ..recipe import Loss, Train
 from .batches import Batch
 from .features import FeatureRecorder, FeatureTap
@@ -53,16 +55,20 @@ def guided_prediction(
     timesteps: Tensor,
     condition: Condition,
     null: Condition,
-    guidance_scale: float | None,
+    guidance_scale: GuidanceScales | None,
 ) -> Tensor:
     """The output under classifier-free guidance: null + scale (conditional - null); None: the conditional output.
 
-    null: one row. Rows whose condition is the null condition keep its output, whatever the scale.
+    null: one row. guidance_scale: of all rows, or of each. Rows whose condition is the null condition keep its output,
+    whatever the scale.
     """
     conditional = predict(unet, noisy_latents, timesteps, condition)
     if guidance_scale is None:
         return conditional
     unconditional = predict(unet, noisy_latents, timesteps, null.take([0] * len(condition)))
+    if isinstance(guidance_scale, np.ndarray):
+        scales = torch.from_numpy(guidance_scale).to(conditional.device).view(-1, 1, 1, 1)
+        return unconditional + scales * (conditional - unconditional)
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
@@ -72,7 +78,8 @@ def distillation_loss(
     teacher_features: FeatureRecorder,
     batch: Batch,
     weights: Loss,
-    guidance_scale: float | None = None,
+    guidance_scale: GuidanceScales | None = None,
+    student_unet: nn.Module | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of equations 1 and 2, task and frequency loss, and each by itself (detached, on the device).
 
@@ -83,6 +90,7 @@ def distillation_loss(
         batch: with a target if the task loss has a weight, with x_0 if the frequency loss has one.
         weights: losses with weight 0 are not computed, output loss apart.
         guidance_scale: of the teacher's output; features are those of its conditional pass.
+        student_unet: of `student`, if it takes the guidance scale as an input.
     """
     condition = batch.condition
     # no_grad, not inference_mode: the teacher's output is needed in the student's backward pass
@@ -93,6 +101,8 @@ def distillation_loss(
                 teacher_unet, noisy_latents, batch.timesteps, condition, batch.null, guidance_scale
             )
     condition = condition.to(batch.noisy_latents.device, torch.float32)
+    if student_unet is not None:
+        condition = condition.with_guidance(guidance_scale, student_unet)
     output, features = student(batch.noisy_latents, batch.timesteps, condition.prompt_embeds, condition.added)
     losses = {"output": output_loss(teacher_output, output)}
     total = weights.output * losses["output"]

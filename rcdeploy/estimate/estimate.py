@@ -14,7 +14,6 @@ import torch
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..bench.costs import branches
 from ..machine import GPUS, Gpu, describe
 from ..recipe import Recipe
 from .durations import Durations, measured, on_processor, published
@@ -111,7 +110,7 @@ def _stage_costs(plan: Plan, stage: Stage, durations: Durations) -> dict[str, An
 
 
 def _total(plan: Plan, stages: list[dict[str, Any]]) -> dict[str, Any]:
-    calls_per_step = branches(plan.recipe.distill.guidance_scale or 1)
+    calls_per_step = plan.recipe.distill.teacher_calls
     teacher_samples = [
         (u, stage.samples[u] * (calls_per_step if u == "step" else 1))
         for stage in plan.stages

@@ -52,7 +52,7 @@ class Plan:
 def make_plan(recipe: Recipe, num_processes: int, dtype: torch.dtype) -> Plan:
     """Raises RcdeployError for what the run itself would refuse. dtype: the teacher's, and of mixed precision."""
     shapes = teacher_shapes(recipe.teacher.path)
-    student, student_notes = student_config(recipe.student.spec, shapes.configs["unet"])
+    student, student_notes = student_config(recipe.student_spec, shapes.configs["unet"])
     accumulation = accumulation_steps(recipe.train, num_processes)
     micro_batch_size = recipe.train.global_batch_size // (accumulation * num_processes)
     prompts = count_prompts(recipe)

@@ -131,13 +131,13 @@ def _few_steps(
     section = recipe.few_steps
     assert section is not None
     samples = section.max_steps * recipe.train.global_batch_size
-    folded = recipe.distill.guidance_scale
+    folded = recipe.distill.guidance_scale is not None
     solver_steps = section.solver_steps
     own_calls = section.own_states * (section.num_inference_steps - 1) / 2
     if section.method == "consistency":
         own_calls = (solver_steps - 1) / solver_steps
         solver_steps = 1
-    solver_calls = solver_steps * branches(folded or recipe.evaluate.guidance_scale)
+    solver_calls = solver_steps * (2 if folded else branches(recipe.evaluate.guidance_scale))
     teacher_calls = 0
     if section.solver == "teacher":
         teacher_calls = solver_calls
@@ -176,7 +176,9 @@ def _samples(recipe: Recipe, paired_count: int) -> Stage:
     if not evaluations:
         return Stage("pictures", "none", dict.fromkeys(("teacher", "student", "decode", "text"), 0), 0, shared=False)
     sampling = recipe.student_sampling
-    unet_samples_per_image = sampling.num_inference_steps * branches(sampling.guidance_scale)
+    unet_samples_per_image = sampling.num_inference_steps * branches(
+        sampling.guidance_scale, recipe.distill.takes_scale
+    )
     teacher_samples_per_grid = grid_size(recipe) * section.num_inference_steps * branches(section.guidance_scale)
     unet_samples_per_grid = grid_size(recipe) * unet_samples_per_image
     grid_images = grid_size(recipe) * (evaluations + 1)
@@ -185,7 +187,7 @@ def _samples(recipe: Recipe, paired_count: int) -> Stage:
     if section.score != "validation":
         scored = min(section.count or paired_count, paired_count) * evaluations
     samples = {
-        "teacher": teacher_samples_per_grid + validated * branches(recipe.distill.guidance_scale or 1),
+        "teacher": teacher_samples_per_grid + validated * recipe.distill.teacher_calls,
         "student": unet_samples_per_grid * evaluations + validated + scored * unet_samples_per_image,
         "decode": grid_images + scored,
         "text": grid_images + validated + scored,

@@ -23,6 +23,7 @@ from ..decoder.network import tiny_config
 from ..distill.batches import Batch
 from ..distill.features import FeatureRecorder, feature_taps
 from ..distill.step import StudentWithProjectors, distillation_loss, make_ema, make_optimizer, optimizer_step
+from ..guidance import draw_scales
 from ..recipe import Recipe
 from ..recipe_stages import Decoder
 from ..student.build import build_on_meta, build_student
@@ -114,7 +115,7 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
     cache_batch_size = recipe.cache.batch_size
     teacher_batch_size = cache_batch_size * branches(recipe.cache.guidance_scale)
     grid_images = grid_size(recipe)
-    student_batch_size = grid_images * branches(recipe.student_sampling.guidance_scale)
+    student_batch_size = grid_images * branches(recipe.student_sampling.guidance_scale, recipe.distill.takes_scale)
     vae = networks.vae
     device = networks.device
     _, height, width = sizes.latent
@@ -209,7 +210,7 @@ def _unet_call(networks: Networks, unet: nn.Module, batch_size: int, sizes: Size
     device = networks.device
     latents = torch.zeros(batch_size, *sizes.latent, dtype=networks.dtype, device=device)
     timesteps = torch.zeros(batch_size, dtype=torch.long, device=device)
-    condition = _zero_condition(networks, batch_size, sizes.tokens)
+    condition = _zero_condition(networks, batch_size, sizes.tokens).with_guidance(None, unet)
     in_half = networks.dtype != torch.float32 and device.type != "meta" and unet is networks.student.unet
 
     def run() -> Tensor:
@@ -225,11 +226,12 @@ def _forward_and_backward(networks: Networks, recipe: Recipe, sizes: Sizes) -> C
     timesteps = torch.ones(batch_size, dtype=torch.long, device=networks.device)
     condition = _zero_condition(networks, batch_size, sizes.tokens)
     batch = Batch(latents, timesteps, torch.zeros_like(timesteps), condition, condition.take([0]), latents, latents)
-    guidance_scale = recipe.distill.guidance_scale
+    guidance_scale = draw_scales(recipe.distill.guidance_scale, 0, 0, range(batch_size))
+    unet = networks.student.unet
 
     def run() -> None:
         loss, _ = distillation_loss(
-            networks.student, networks.teacher, networks.teacher_features, batch, recipe.loss, guidance_scale
+            networks.student, networks.teacher, networks.teacher_features, batch, recipe.loss, guidance_scale, unet
         )
         loss.backward()
 

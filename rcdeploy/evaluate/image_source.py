@@ -80,7 +80,7 @@ def _checkpoint(model: ModelFolder, name: str, device: torch.device) -> ImageSou
     step = checkpoint.find(run, name)
     teacher = LatentDiffusionModel(recipe.teacher.path, revision=recipe.teacher.revision, dtype=_dtype(device))
     teacher.to(device)
-    config, _ = student_config(recipe.student.spec, teacher.unet_config)
+    config, _ = student_config(recipe.student_spec, teacher.unet_config)
     unet = checkpoint.ema_unet(run, step, config).to(device, _dtype(device))
     digest = hashlib.sha256(f"{checkpoint.ema_digest(run, step)} {teacher.revision}".encode()).hexdigest()[:16]
     record = {"kind": "checkpoint", "path": model.source, "step": step, "digest": digest}

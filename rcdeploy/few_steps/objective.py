@@ -12,6 +12,7 @@ from torch import Tensor
 from ..condition import Condition, predict
 from ..distill.batches import Batch
 from ..distill.step import guided_prediction
+from ..guidance import GuidanceScales, draw_scales, spread_scales
 from ..random_streams import FEW_STEPS, VALIDATION, generator
 from .leaps import Leaps, NoisePrediction
 
@@ -41,21 +42,26 @@ class FewStepsObjective:
         batch = run.batches.make(step, samples)
         starts = batch.timesteps
         rngs = [generator(run.train.seed, FEW_STEPS, step, i) for i in samples]
-        latents = self._starting_latents(batch, rngs)
-        target = self._target(latents, starts, batch.condition)
-        condition = batch.condition.to(latents.device, torch.float32)
+        scales = draw_scales(run.recipe.distill.guidance_scale, run.train.seed, step, samples)
+        condition = self._student_condition(batch.condition, scales)
+        latents = self._starting_latents(batch, condition, rngs)
+        target = self._target(latents, starts, batch.condition, scales)
         output, _ = run.wrapped(latents, starts, condition.prompt_embeds, condition.added)
         arrived = self.leaps.move(output.float(), latents, starts, self.leaps.ends(starts))
         loss = self._distance(arrived, target).mean()
         return loss, {"loss": loss.detach()}
 
-    def _starting_latents(self, batch: Batch, rngs: list[np.random.Generator]) -> Tensor:
-        """Pure noise for the first timestep, the batch's noised latents for the others."""
+    def _student_condition(self, condition: Condition, scales: GuidanceScales | None) -> Condition:
+        """The condition in the student's precision, with the guidance scales if it takes them."""
+        return condition.to(self.run.teacher.device, torch.float32).with_guidance(scales, self.run.model.unet)
+
+    def _starting_latents(self, batch: Batch, condition: Condition, rngs: list[np.random.Generator]) -> Tensor:
+        """Pure noise for the first timestep, the batch's noised latents for the others. condition: the student's."""
         noise = _noise(batch, rngs)
         return torch.where((batch.timesteps == self.leaps.starts[0]).view(-1, 1, 1, 1), noise, batch.noisy_latents)
 
-    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
-        """Where the leap of each row should end, without a gradient."""
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition, scales: GuidanceScales | None) -> Tensor:
+        """Where the leap of each row should end, without a gradient. condition: the teacher's."""
         raise NotImplementedError
 
     def _distance(self, arrived: Tensor, target: Tensor) -> Tensor:
@@ -74,23 +80,22 @@ class FewStepsObjective:
             if len(moving) == 0:
                 break
             timesteps = torch.full_like(moving, start)
-            part = condition.take(moving).to(noise.device, torch.float32)
-            output = predict(unet, states[moving], timesteps, part)
+            output = predict(unet, states[moving], timesteps, condition.take(moving))
             states[moving] = self.leaps.move(output, states[moving], timesteps, self.leaps.ends(timesteps))
         return states
 
-    def _solver_output(self, condition: Condition) -> NoisePrediction:
-        """The solver's UNet under its guidance."""
+    def _solver_output(self, condition: Condition, scales: GuidanceScales | None) -> NoisePrediction:
+        """The solver's UNet under guidance of these scales; None: of [evaluate]'s, since none is folded in."""
         teacher = self.run.teacher
-        recipe = self.run.recipe
         unet = teacher.unet if self.solver is None else self.solver
-        scale: float | None = recipe.distill.guidance_scale or recipe.evaluate.guidance_scale
-        if self.solver is not None and recipe.distill.guidance_scale is not None:
-            scale = None  # folded in
+        if scales is None:
+            scales = self.run.recipe.evaluate.guidance_scale
+        elif self.solver is not None:
+            condition, scales = condition.with_guidance(scales, unet), None
         null = self.run.batches.null
 
         def output(x: Tensor, timesteps: Tensor) -> Tensor:
-            return guided_prediction(unet, x.to(teacher.dtype), timesteps, condition, null, scale).float()
+            return guided_prediction(unet, x.to(teacher.dtype), timesteps, condition, null, scales).float()
 
         return output
 
@@ -103,7 +108,8 @@ class FewStepsObjective:
         total = 0.0
         count = 0
         for noise, target, last, prompts in self._validation:
-            condition = run.teacher.encode_prompts(prompts, noise.shape[2:]).to(noise.device, torch.float32)
+            scales = spread_scales(run.recipe.distill.guidance_scale, len(prompts))
+            condition = self._student_condition(run.teacher.encode_prompts(prompts, noise.shape[2:]), scales)
             every_row = torch.ones(len(noise), dtype=torch.bool, device=noise.device)
             states = self._states_from_noise(unet, noise, last, condition, every_row)
             x_0 = self.leaps.move(predict(unet, states, last, condition), states, last, self.leaps.ends(last))
@@ -123,10 +129,11 @@ class FewStepsObjective:
         for first in range(0, size, VALIDATION_BATCH_SIZE):
             rows = slice(first, first + VALIDATION_BATCH_SIZE)
             condition = run.teacher.encode_prompts(prompts[rows], noise.shape[2:])
+            scales = spread_scales(run.recipe.distill.guidance_scale, len(condition))
             x = noise[rows]
             for start in self.leaps.starts:
                 starts = torch.full((len(x),), start, device=x.device)
-                x = self.leaps.solve(self._solver_output(condition), x, starts, self.section.solver_steps)
+                x = self.leaps.solve(self._solver_output(condition, scales), x, starts, self.section.solver_steps)
             batches.append((noise[rows], x, starts, prompts[rows]))
         return batches
 
@@ -140,16 +147,16 @@ class LeapObjective(FewStepsObjective):
     """
 
     @torch.no_grad()
-    def _starting_latents(self, batch: Batch, rngs: list[np.random.Generator]) -> Tensor:
+    def _starting_latents(self, batch: Batch, condition: Condition, rngs: list[np.random.Generator]) -> Tensor:
         latents, starts = batch.noisy_latents, batch.timesteps
         noise = _noise(batch, rngs)
         own = torch.tensor([rng.random() < self.section.own_states for rng in rngs], device=latents.device)
-        states = self._states_from_noise(self.run.model.unet, noise, starts, batch.condition, own)
+        states = self._states_from_noise(self.run.model.unet, noise, starts, condition, own)
         return torch.where(((starts == self.leaps.starts[0]) | own).view(-1, 1, 1, 1), states, latents)
 
     @torch.no_grad()
-    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
-        return self.leaps.solve(self._solver_output(condition), latents, starts, self.section.solver_steps)
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition, scales: GuidanceScales | None) -> Tensor:
+        return self.leaps.solve(self._solver_output(condition, scales), latents, starts, self.section.solver_steps)
 
 
 class ConsistencyObjective(FewStepsObjective):
@@ -162,15 +169,15 @@ class ConsistencyObjective(FewStepsObjective):
     """
 
     @torch.no_grad()
-    def _target(self, latents: Tensor, starts: Tensor, condition: Condition) -> Tensor:
+    def _target(self, latents: Tensor, starts: Tensor, condition: Condition, scales: GuidanceScales | None) -> Tensor:
         leaps = self.leaps
         ends = leaps.ends(starts)
         nearer = self._next(starts)
-        latents = leaps.move(self._solver_output(condition)(latents, starts), latents, starts, nearer)
+        latents = leaps.move(self._solver_output(condition, scales)(latents, starts), latents, starts, nearer)
         rows = (nearer > ends).nonzero().flatten()  # the others have arrived
         if len(rows):
-            part = condition.take(rows).to(latents.device, torch.float32)
-            output = predict(self.run.model.unet, latents[rows], nearer[rows], part)
+            own = self._student_condition(condition, scales).take(rows)
+            output = predict(self.run.model.unet, latents[rows], nearer[rows], own)
             latents[rows] = leaps.move(output, latents[rows], nearer[rows], ends[rows])
         return latents
 

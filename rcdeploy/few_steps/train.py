@@ -59,7 +59,10 @@ class FewStepsStage(Stage):
 
     def sampling(self, recipe: Recipe) -> SamplingDefaults:
         assert recipe.few_steps is not None
-        return SamplingDefaults(num_inference_steps=recipe.few_steps.num_inference_steps, guidance_scale=1.0)
+        return SamplingDefaults(
+            num_inference_steps=recipe.few_steps.num_inference_steps,
+            guidance_scale=recipe.evaluate.guidance_scale if recipe.distill.takes_scale else 1.0,
+        )
 
     def schedule(self, teacher: LatentDiffusionModel) -> DDIMScheduler:
         """The teacher's with trailing spacing: its first timestep is the last of training, pure noise."""

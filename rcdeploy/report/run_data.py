@@ -19,7 +19,7 @@ from ..model_description import ModelDescription, describe_model
 from ..model_folder import resolve
 from ..prompts.recipe_pool import find_pool
 from ..random_streams import GRID, generator
-from ..recipe import Student
+from ..recipe import Recipe
 from ..run_folder import read_metrics
 from ..student.spec import student_config
 from .evaluations import EvaluationScores, find_scores, package_digests
@@ -148,7 +148,7 @@ def read_run(run: Path, package: Path | None = None) -> RunData:
         total = manifest.recipe["train"]["max_steps"]
         data.notes.insert(0, f"The training has not ended: {data.step:,} of {total:,} steps are done.")
         if data.teacher:
-            spec = Student(**manifest.recipe["student"]).spec
+            spec = Recipe.model_validate(manifest.recipe).student_spec
             data.student_config, _ = student_config(spec, data.teacher.unet_config)
     if package:
         data.package = Package(package)

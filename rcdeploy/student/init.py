@@ -35,6 +35,8 @@ from .wavelet import gating_names
 
 InitMethod = Literal["teacher", "sliced"]
 
+GUIDANCE_WEIGHT = "time_embedding.cond_proj.weight"
+"""of a UNet with time_cond_proj_dim"""
 _UP_LAYER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<kind>resnets|attentions)\.(?P<layer>\d+)\.(?P<rest>.+)")
 _UP_OTHER = re.compile(r"up_blocks\.(?P<block>\d+)\.(?P<rest>.+)")
 # the tensors that read [hidden; skip], with the dimension along which they do
@@ -42,7 +44,8 @@ _READS_SKIP = {"norm1.weight": 0, "norm1.bias": 0, "conv1.weight": 1, "conv_shor
 
 
 def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, method: InitMethod) -> None:
-    """Set every weight of the student, in place; wavelet gating that the teacher lacks keeps its random weights.
+    """Set every weight of the student, in place; wavelet gating that the teacher lacks keeps its random weights, and an
+    embedding of guidance scales that it lacks begins at 0, where it changes nothing.
 
     Args:
         student: of any device and precision.
@@ -64,6 +67,8 @@ def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, met
         for name, target in student.state_dict().items():
             if name in tensors:
                 target.copy_(tensors[name])
+            elif name == GUIDANCE_WEIGHT:
+                target.zero_()
 
 
 def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> str:
@@ -92,9 +97,9 @@ def slice_channels(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 
 
 def _copied_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """(student's name, teacher's tensor) for every student tensor but those of wavelet gating that is new."""
+    """(student's name, teacher's tensor) for every student tensor that the teacher has, too."""
     source = teacher.state_dict()
-    new = set() if gating_names(teacher) else gating_names(student)
+    new = {GUIDANCE_WEIGHT} - source.keys() | (set() if gating_names(teacher) else gating_names(student))
     for name, target in student.state_dict().items():
         if name in new:
             continue
@@ -111,6 +116,8 @@ def _sliced_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel
     """(student's name, slice of the teacher's tensor) for every student tensor."""
     source = teacher.state_dict()
     for name, target in student.state_dict().items():
+        if name == GUIDANCE_WEIGHT and name not in source:
+            continue
         tensor = source[name]
         sizes_fit = tensor.ndim == target.ndim and all(s <= t for s, t in zip(target.shape, tensor.shape, strict=True))
         if not sizes_fit:
@@ -180,7 +187,7 @@ def _require_equal_widths(student: UNet2DConditionModel, teacher: UNet2DConditio
 
 def _require_equal_layers(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
     """Raises RcdeployError unless the student has every layer of the teacher, and its heads and norm groups."""
-    if missing := sorted(set(teacher.state_dict()) ^ set(student.state_dict())):
+    if missing := sorted((set(teacher.state_dict()) ^ set(student.state_dict())) - {GUIDANCE_WEIGHT}):
         raise RcdeployError(
             f"the student has not the same layers as the teacher (for example {missing[0]}), so it cannot be sliced",
             fix="Set student.init = 'random', or 'teacher' for a block or KOALA student.",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.guidance import EMBEDDING_WIDTH
 
 from .rules import (
     Config,
@@ -56,6 +57,7 @@ class StudentSpec:
         drop_mid_block, drop_innermost_stage: without these parts.
         transformer_layers: of each stage, outermost first (KOALA; needs an SDXL teacher).
         wavelet_gating: dynamic wavelet gating in place of every down- and upsampler (SLIM).
+        guidance_embedding: takes the guidance scale as a further input.
 
     Raises:
         RcdeployError: the width is out of range, or nothing at all is removed.
@@ -67,6 +69,7 @@ class StudentSpec:
     drop_innermost_stage: bool = False
     transformer_layers: tuple[int, ...] | None = None
     wavelet_gating: bool = False
+    guidance_embedding: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.width <= 1:
@@ -190,6 +193,8 @@ def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config
     """The rules, one after another; raises Misfit."""
     config = _read(teacher_config)
     notes: list[str] = []
+    if config.get("time_cond_proj_dim"):
+        raise Misfit("its UNet takes the guidance scale as an input: it has been distilled already.")
     # KOALA first: it checks which teacher this is, and the other rules change that
     if spec.transformer_layers is not None:
         shorten_transformers(config, spec.transformer_layers)
@@ -203,4 +208,6 @@ def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config
         narrow(config, spec.width, notes)
     if spec.wavelet_gating:
         gate_wavelets(config)
+    if spec.guidance_embedding:
+        config["time_cond_proj_dim"] = EMBEDDING_WIDTH
     return config, notes

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import RcdeployError
+from .guidance import TIMESTEP_COND, guidance_embedding
 from .images import to_image, to_network
 from .noise_schedule import Array
 from .package import NETWORK_FILES, Package
@@ -17,7 +18,7 @@ from .text_encoding import Condition, TextEncoding, check_output
 BATCHED_INPUTS = {
     "text_encoder": ("input_ids",),
     "text_encoder_2": ("input_ids",),
-    "unet": ("sample", "encoder_hidden_states", "text_embeds", "time_ids"),
+    "unet": ("sample", "encoder_hidden_states", "text_embeds", "time_ids", TIMESTEP_COND),
     "vae_decoder": ("latent_sample",),
     "vae_encoder": ("sample",),
 }
@@ -30,10 +31,12 @@ class Networks:
         text: prompts to conditions.
         unet, vae_decoder: call them with named arrays.
         device: where they run.
+        guidance_width: of the embedding of the guidance scale that the UNet takes; None where it takes none.
     """
 
     def __init__(self, package: Package, device: str, threads: int | None, memory_gb: float | None = None) -> None:
         self.package = package
+        self.guidance_width = package.facts.guidance_embedding
         self._device = device
         self._threads = threads
         self._memory_gb = memory_gb
@@ -70,18 +73,25 @@ class Networks:
         return moments[:, : latents.shape[0]] * np.float32(latents.scaling_factor)
 
     def predict(self, model_input: Array, t: float, condition: Condition, guidance_scale: float | None) -> Array:
-        """The UNet's output [n, c, h, w]; with a guidance_scale the condition's 2n rows begin with the null one's."""
+        """The UNet's output [n, c, h, w].
+
+        guidance_scale: None or at most 1 for none. With one the condition's 2n rows begin with the null one's, but of a
+        UNet that takes the scale, whose condition has n rows as always.
+        """
         timestep = np.asarray(round(float(t)), np.int64)  # the graph takes whole ones; linspace alone makes others
-        sample = model_input if guidance_scale is None else np.concatenate([model_input, model_input])
+        guided = guidance_scale is not None and not self.guidance_width
+        sample = np.concatenate([model_input, model_input]) if guided else model_input
         height, width = (n * self.package.facts.pixels_per_latent for n in sample.shape[2:])
         added = condition.added_inputs(height, width)
+        if self.guidance_width:
+            added[TIMESTEP_COND] = guidance_embedding([guidance_scale or 1.0] * len(sample), self.guidance_width)
         output = self.unet(sample=sample, timestep=timestep, encoder_hidden_states=condition.embeds, **added)
         check_output(output, "unet", sample.shape)
-        if guidance_scale is None:
+        if guidance_scale is None or not guided:
             return output
         null, conditional = np.split(output, 2)
-        guided: Array = null + np.float32(guidance_scale) * (conditional - null)
-        return guided
+        result: Array = null + np.float32(guidance_scale) * (conditional - null)
+        return result
 
     def decode(self, latents: Array) -> list[Image.Image]:
         """One at a time: a decoder needs more memory than all the rest."""

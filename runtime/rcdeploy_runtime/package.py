@@ -67,7 +67,8 @@ class PackageFacts:
     static_size: (height, width) of a package that generates one size only. captions: the file of captions that the
     model is used with. sampling: how it wants to be sampled; None in packages of rcdeploy 0.1. judge: the classifier
     that evaluates it, {"teacher", "folder", "digest"}, which lies beside the teacher or in judge/. sdxl: of packages
-    with two text encoders. The others: what the export measured, and how TensorRT engines were built.
+    with two text encoders. guidance_embedding: width of the embedding of the guidance scale, where the UNet takes it
+    and so needs one call a step. The others: what the export measured, and how TensorRT engines were built.
     """
 
     format: str
@@ -91,6 +92,7 @@ class PackageFacts:
     sampling: SamplingDefaults | None = None
     judge: Mapping[str, Any] = field(default_factory=dict)
     sdxl: SdxlFacts | None = None
+    guidance_embedding: int | None = None
 
     def precision_of(self, component: str) -> str:
         """fp32, fp16, bf16, int8, int8-matmul (ONNX) or int8-weights (OpenVINO)."""
@@ -174,6 +176,8 @@ class Package:
             ("facts.size_multiple", facts.size_multiple, 1, MAX_PIXELS_PER_LATENT * MAX_LATENT_SIDE),
             *((f"latents.shape[{i}]", n, 1, MAX_LATENT_SIDE) for i, n in enumerate((channels, height, width))),
         ]
+        if facts.guidance_embedding is not None:
+            bounds.append(("facts.guidance_embedding", facts.guidance_embedding, 4, MAX_LATENT_SIDE))
         if facts.sampling is not None:
             bounds.append(
                 ("facts.sampling.num_inference_steps", facts.sampling.num_inference_steps, 1, MAX_TRAIN_TIMESTEPS)

@@ -31,11 +31,6 @@ class SamplingDefaults:
             self.guidance_scale if guidance_scale is None else guidance_scale,
         )
 
-    @property
-    def unet_rows(self) -> int:
-        """Rows of a UNet call for one image: guidance adds the null condition."""
-        return 2 if self.guidance_scale > 1 else 1
-
     def remark(self, num_inference_steps: int) -> str | None:
         """A warning where a few-step model is sampled with more steps than it was made for."""
         few = self.num_inference_steps <= MAX_FEW_STEPS and self.guidance_scale <= 1

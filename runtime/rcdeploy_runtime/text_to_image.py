@@ -160,7 +160,8 @@ class TextToImage:
             negative_prompt: takes the place of the null condition.
             seed: image k has seed + k, so that each can be generated again alone; None takes a random one.
             num_inference_steps: 1 to what the noise schedule has; None takes the package's own, as for the next two.
-            guidance_scale: classifier-free guidance; 1 or below skips the null branch and halves the work.
+            guidance_scale: classifier-free guidance; 1 or below skips the null branch and halves the work. A model that
+                takes the scale as an input never has that branch, and knows no negative prompt.
             height, width: in pixels; None takes the package's own.
             sampler: ddim, pndm, euler, euler_ancestral, dpm++, lcm or tcd.
             image: begin from it (img2img): a PIL image, or an array [h, w, 3] of uint8 or of floats from 0 to 1.
@@ -192,6 +193,10 @@ class TextToImage:
         if preview == "rgb":
             self._latent_to_rgb()
         noise = self._noise(settings)
+        if negative_prompt and self.networks.guidance_width:
+            warnings.warn(
+                "this model takes the guidance scale as an input: its negative prompt is left out", stacklevel=2
+            )
         if remark := self.package.sampling.remark(settings.num_inference_steps):
             warnings.warn(remark, stacklevel=2)
         made = make_sampler(
@@ -202,7 +207,8 @@ class TextToImage:
     def _run(self, settings: GenerationSettings, sampler: Sampler, noise: Noise) -> Iterator[Step | Result]:
         """The five stages: noise, prompts, latents, denoising, decoding."""
         started = time.perf_counter()
-        negative = [settings.negative_prompt] * len(settings.prompts) if settings.guided else []
+        needs_null = settings.guided and not self.networks.guidance_width
+        negative = [settings.negative_prompt] * len(settings.prompts) if needs_null else []
         condition = self.networks.text.condition(settings.prompts, negative)
         seconds = {"text": time.perf_counter() - started, "unet": 0.0, "decode": 0.0}
 
