@@ -88,6 +88,7 @@ def test_a_run_that_failed_before_it_began_leaves_no_folder(tmp_path: Path) -> N
     assert not Path("deep").exists()
 
 
+@pytest.mark.slow
 def test_restart_after_a_kill_that_left_the_claim_alone(recipe_file: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / CLAIM).write_text(json.dumps({"host": os.uname().nodename, "pid": 2**22 + 1}))

@@ -53,7 +53,7 @@ def uninterrupted(judged: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return shards
 
 
-@pytest.mark.parametrize("at", [2, 7, 15])
+@pytest.mark.parametrize("at", [pytest.param(2, marks=pytest.mark.slow), 7, pytest.param(15, marks=pytest.mark.slow)])
 def test_a_killed_process_changes_nothing(
     judged: Path, tmp_path: Path, uninterrupted: dict[str, bytes], at: int
 ) -> None:

@@ -40,6 +40,7 @@ def test_studio(package: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "images").iterdir()) == ["0.png", "1.png", "2.png"]
 
 
+@pytest.mark.slow
 def test_figure_3(tmp_path: Path) -> None:
     call("figure_3.py", "--timesteps", "100", "800", "--steps", "4", "--out", "figure.png", folder=EXAMPLES)
     sheet = np.asarray(Image.open(tmp_path / "figure.png").convert("RGB"), np.float32)

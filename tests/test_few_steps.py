@@ -103,12 +103,13 @@ def test_consistency_ends_where_the_student_arrives_from_one_solver_step_further
     section = FewSteps(method="consistency", num_inference_steps=2, solver_steps=5)
     objective = ConsistencyObjective.__new__(ConsistencyObjective)
     objective.leaps, objective.section = Leaps.of(schedule(), 2), section
-    objective.run = SimpleNamespace(model=SimpleNamespace(unet=None))  # type: ignore[assignment]
-    monkeypatch.setattr(objective, "_solver_output", lambda _: lambda x, _timesteps: 0.3 * x)
+    unet = SimpleNamespace(config={})
+    objective.run = SimpleNamespace(model=SimpleNamespace(unet=unet), teacher=SimpleNamespace(device="cpu"))  # type: ignore[assignment]
+    monkeypatch.setattr(objective, "_solver_output", lambda *_: lambda x, _timesteps: 0.3 * x)
     monkeypatch.setattr(few_steps_objective, "predict", lambda _unet, x, _timesteps, _condition: 0.1 * x)
     starts = torch.tensor([999, 599, 99, 199])
     x = torch.randn(4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
-    target = objective._target(x, starts, Condition(torch.zeros(4, 1, 1)))
+    target = objective._target(x, starts, Condition(torch.zeros(4, 1, 1)), None)
 
     def moved(output: float, latents: torch.Tensor, t: int, end: int) -> torch.Tensor:
         return objective.leaps.move(output * latents, latents, torch.tensor([t]), torch.tensor([end]))

@@ -94,8 +94,7 @@ def test_what_openvino_cannot_load_is_refused_at_once(ir: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "precision",
-    ["int8", pytest.param("int8-weights", marks=pytest.mark.slow), pytest.param("bf16", marks=pytest.mark.slow)],
+    "precision", ["int8-weights", *(pytest.param(p, marks=pytest.mark.slow) for p in ("int8", "bf16"))]
 )
 def test_smaller_ones_are_smaller_and_measured(
     precision: str,

@@ -238,7 +238,14 @@ TEACHERS = {
 }
 
 
-@pytest.mark.parametrize("teacher_config", TEACHERS.values(), ids=TEACHERS)
+SHORT = ("toy", "no mid block")
+"""the others take ten seconds each"""
+
+
+@pytest.mark.parametrize(
+    "teacher_config",
+    [pytest.param(c, id=name, marks=() if name in SHORT else pytest.mark.slow) for name, c in TEACHERS.items()],
+)
 def test_the_check_of_configs_agrees_with_the_tensors(teacher_config: dict[str, Any]) -> None:
     specs = {**STUDENTS, "0.3": StudentSpec(width=0.3), "0.01": StudentSpec(width=0.01)}
     teacher = build_on_meta(teacher_config)
