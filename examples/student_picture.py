@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcdeploy.bench.costs import branches
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.plots import grid
 from rcdeploy.sampling import runtime_noise, sample_images
@@ -52,7 +53,7 @@ def main() -> None:
         guidance_scale=args.guidance_scale,
         seeds=seeds,
     )
-    calls = sampling.num_inference_steps * sampling.unet_rows
+    calls = sampling.num_inference_steps * branches(sampling.guidance_scale)
     grid([("teacher\n50 calls", expected.numpy()), (f"student\n{calls} calls", student.numpy())], captions, args.out)
     print(args.out)
 

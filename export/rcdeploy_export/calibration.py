@@ -23,6 +23,8 @@ from .source import ExportSource
 GENERIC_PROMPTS = ["", "a photo", "a picture of a thing on a background", "an object in front of a wall"]
 """for a diffusers folder of which no captions are known"""
 MAX_CAPTIONS = 1000
+CALIBRATION_SAMPLES, MEASURED_SAMPLES = 32, 8
+"""UNet inputs"""
 MAX_STEPS = 10
 """of latents sampled for calibration"""
 MAX_CAPTION_BYTES = 64_000
@@ -80,14 +82,16 @@ def calibration_inputs(
     model: LatentDiffusionModel,
     file: Path | None,
     sampling: SamplingDefaults,
+    calibrated: bool,
     progress: Progress,
-    count: int = 32,
 ) -> list[dict[str, Array]]:
-    """UNet inputs of batch size 1 at `count` timesteps, spread evenly: noised latents with their prompts.
+    """UNet inputs of batch size 1 at timesteps that are spread evenly: noised latents with their prompts.
 
-    Latents and prompts come from the run's latent cache where it still exists, else the model samples latents of the
-    captions in `file` or of representative ones, as it wants to be sampled (in MAX_STEPS at most).
+    Latents and prompts come from the run's latent cache where it still exists. Else the prompts are captions of `file`,
+    or representative ones; their latents the model samples as it wants to be sampled (in MAX_STEPS at most) if ranges
+    of activations are `calibrated` with them, and are noise if a precision is measured with them alone.
     """
+    count = CALIBRATION_SAMPLES if calibrated else MEASURED_SAMPLES
     cache = _open_cache(source) if file is None else None
     if cache:
         rows = [i * len(cache) // count for i in range(count)]
@@ -95,7 +99,10 @@ def calibration_inputs(
         prompts = [cache.prompts[i] for i in rows]
     else:
         distinct = representative_prompts(source, file, 8)
-        latents = _sample(model, distinct, sampling, progress)
+        if calibrated:
+            latents = _sample(model, distinct, sampling, progress)
+        else:
+            latents = starting_noise(0, range(len(distinct)), model.latent_shape(), CALIBRATION)
         rows = [i % len(distinct) for i in range(count)]
         x_0 = latents[rows]
         prompts = [distinct[i] for i in rows]

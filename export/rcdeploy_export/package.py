@@ -59,7 +59,8 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         if options.judge:
             copy_judge(source, folder)
         reduced = options.precision != "fp32"
-        samples = calibration_inputs(source, model, options.prompts, sampling, progress) if reduced else []
+        calibrated = options.precision == "int8" and options.format != "onnx"  # ONNX Runtime scales as it runs
+        samples = calibration_inputs(source, model, options.prompts, sampling, calibrated, progress) if reduced else []
         exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
         parities = [exporter.export(component, progress) for component in networks]
         shutil.rmtree(folder / ".raw")
