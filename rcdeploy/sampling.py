@@ -11,7 +11,8 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule, noise_generator
+from rcdeploy_runtime.noise import noise_generator
+from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule
 from rcdeploy_runtime.samplers import make_sampler
 
 from .condition import Condition, predict

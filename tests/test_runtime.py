@@ -60,7 +60,7 @@ def test_command_of_a_device(package: Path, tmp_path: Path) -> None:
     record = json.loads(done.stdout)
     assert done.returncode == 0 and record["seeds"] == [4, 5] and record["num_inference_steps"] == 2
     assert [Path(f).is_file() for f in record["files"]] == [True, True]
-    wrong = call("generate", str(package), "a bag", "--sampler", "heun")
+    wrong = call("generate", str(package), "a bag", "--sampler", "kdpm2")
     assert wrong.returncode == 2 and "euler_ancestral" in wrong.stderr and "Traceback" not in wrong.stderr
 
 

@@ -65,7 +65,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"batch": 100_000}, "batch is 100000"),
     ({"batch": 2.0}, "batch is 2.0"),
     ({"batch": 600, "prompt": ["a", "b"]}, "1,200 images"),
-    ({"sampler": "heun"}, "euler_ancestral"),
+    ({"sampler": "kdpm2"}, "euler_ancestral"),
     ({"sampler": ["ddim"]}, "sampler is"),
     ({"strength": 0.0}, "strength is 0; it must be a number above 0 and up to 1"),
     ({"strength": NAN}, "strength is nan"),
@@ -86,6 +86,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": np.array([["a", "b"]])}, "array of <U1"),
     ({"image": NOISE, "mask": "mask.png"}, "mask is a str"),
     ({"callback": 5}, "callback is 5"),
+    ({"generator": "numpy"}, "generator is 'numpy' .*'philox' and 'torch'"),
+    ({"generator": None}, "generator is None"),
+    ({"generator": "torch", "image": NOISE, "mask": NOISE}, "with a mask they would not"),
+    ({"eta": 1.5}, "eta is 1.5; it must be a number from 0 to 1"),
+    ({"eta": NAN}, "eta is nan"),
+    ({"eta": 0.5, "sampler": "euler"}, "the sampler euler has none"),
 ]
 
 

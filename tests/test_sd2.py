@@ -32,7 +32,8 @@ from rcdeploy_export.onnx_graph import export_onnx
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.noise_schedule import NoiseSchedule, noise_generator
+from rcdeploy_runtime.noise import noise_generator
+from rcdeploy_runtime.noise_schedule import NoiseSchedule
 from rcdeploy_runtime.samplers import SAMPLERS
 
 TOPOLOGY: dict[str, Any] = {

@@ -32,7 +32,13 @@ def generate_command(
     width: int | None = typer.Option(None, help="In pixels.", show_default="the model's own"),
     batch: int = typer.Option(1, help="Number of images, with seeds that count up from --seed."),
     sampler: str | None = typer.Option(
-        None, help="ddim, pndm, euler, euler_ancestral, dpm++, lcm, tcd.", show_default=OWN
+        None,
+        help="ddim, pndm, euler, euler_ancestral, heun, dpm++, dpm++_sde, unipc, lcm, tcd.",
+        show_default=OWN,
+    ),
+    eta: float = typer.Option(0.0, help="How much of the noise of ddim and tcd is fresh at each step, 0 to 1."),
+    generator: str = typer.Option(
+        "philox", help="torch: a seed gives the image that diffusers gives with it; philox: numpy's noise."
     ),
     image: Path | None = typer.Option(None, help="Start from this image (img2img)."),
     strength: float = typer.Option(0.8, help="How much of --image to change, above 0 and up to 1."),
@@ -63,6 +69,8 @@ def generate_command(
         "width": width,
         "batch": batch,
         "sampler": sampler,
+        "generator": generator,
+        "eta": eta,
         "image": load_image(image) if image else None,
         "strength": strength,
         "mask": load_image(mask) if mask else None,

@@ -31,7 +31,13 @@ def _arguments() -> argparse.ArgumentParser:
     generate.add_argument("--height", type=int)
     generate.add_argument("--width", type=int)
     generate.add_argument("--batch", type=int, default=1, help="number of images, with seeds that count up from --seed")
-    generate.add_argument("--sampler", help=f"ddim, pndm, euler, euler_ancestral, dpm++, lcm, tcd; {own}")
+    generate.add_argument(
+        "--sampler", help=f"ddim, pndm, euler, euler_ancestral, heun, dpm++, dpm++_sde, unipc, lcm, tcd; {own}"
+    )
+    generate.add_argument("--eta", type=float, default=0.0, help="fresh noise of ddim and tcd, 0 to 1")
+    generate.add_argument(
+        "--generator", default="philox", help="torch: a seed gives the image that diffusers gives; philox: numpy's"
+    )
     generate.add_argument("--image", type=Path, help="begin from this image")
     generate.add_argument("--strength", type=float, default=0.8, help="how much of --image changes, up to 1")
     generate.add_argument("--mask", type=Path, help="white where --image is generated anew")
@@ -85,6 +91,8 @@ def generate(args: argparse.Namespace) -> None:
         width=args.width,
         batch=args.batch,
         sampler=args.sampler,
+        generator=args.generator,
+        eta=args.eta,
         image=image,
         strength=args.strength,
         mask=mask,

@@ -17,11 +17,14 @@ from .limits import (
     MAX_GUIDANCE_SCALE,
     MAX_IMAGE_SIDE,
     MAX_IMAGES_PER_CALL,
+    MAX_MEMORY_GB,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_TRAIN_TIMESTEPS,
+    MIN_MEMORY_GB,
     MIN_SEED,
 )
+from .noise import GENERATORS
 from .samplers import SAMPLERS
 from .sampling_defaults import SamplingDefaults
 
@@ -89,6 +92,8 @@ class GenerationSettings:
     strength: float
     mask: Image.Image | None
     preview: str | None
+    generator: str
+    eta: float
 
     @property
     def guided(self) -> bool:
@@ -120,6 +125,8 @@ def check_settings(
     strength: float,
     mask: ImageLike | None,
     preview: str | None,
+    generator: str = "philox",
+    eta: float = 0.0,
 ) -> GenerationSettings:
     """Raises RcdeployError for the first argument that has a wrong type or lies out of range.
 
@@ -144,6 +151,14 @@ def check_settings(
         raise RcdeployError(f"preview is {preview!r}; None, 'rgb' and 'decoder' are allowed")
     if mask is not None and image is None:
         raise RcdeployError("mask says which part of image to generate anew, but there is no image")
+    if generator not in GENERATORS:
+        raise RcdeployError(f"generator is {_shortened(generator)}; 'philox' and 'torch' are allowed")
+    if generator == "torch" and mask is not None:
+        raise RcdeployError(
+            "generator is 'torch', whose seeds give diffusers' own images, and with a mask they would not: inpainting "
+            "takes the mask to latents and mixes them in another way here",
+            fix="Leave generator out.",
+        )
     return GenerationSettings(
         prompts=tuple(prompts),
         negative_prompt=_prompt("negative_prompt", negative_prompt),
@@ -156,7 +171,16 @@ def check_settings(
         strength=number("strength", strength, 0, 1, above=True),
         mask=None if mask is None else as_image("mask", mask),
         preview=preview,
+        generator=generator,
+        eta=number("eta", eta, 0, 1),
     )
+
+
+def check_memory(memory_gb: float, package_format: str) -> None:
+    """Raises RcdeployError for a limit on memory that is no number in range, or that this format does not know."""
+    number("memory_gb", memory_gb, MIN_MEMORY_GB, MAX_MEMORY_GB)
+    if package_format != "onnx":
+        raise RcdeployError(f"memory_gb does not limit packages of the format {package_format}, only those of onnx")
 
 
 def whole_number(name: str, value: object, low: int, high: int) -> int:
@@ -171,7 +195,7 @@ def whole_number(name: str, value: object, low: int, high: int) -> int:
 
 def number(name: str, value: object, low: float, high: float, *, above: bool = False) -> float:
     """Raises RcdeployError when `value` is no number or not in low..high. above: `low` itself is refused too."""
-    allowed = f"a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}to {high:g}"
+    allowed = f"a number {'above' if above else 'from'} {low:g} {'and up ' if above else ''}to {high:.10g}"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise RcdeployError(f"{name} is {_shortened(value)}; it must be {allowed}")
     result = float(value)

@@ -14,7 +14,7 @@ MAX_INPUT_IMAGE_SIDE = 32_768
 MAX_GUIDANCE_SCALE = 1_000.0
 MIN_SEED = -(2**63)
 MAX_SEED = 2**64 - 1
-"""seeds are the keys of a Philox generator, modulo 2^64"""
+"""what torch's manual_seed takes; seeds are the keys of a Philox generator, modulo 2^64"""
 MAX_THREADS = 1_024
 MIN_MEMORY_GB = 0.01
 """ONNX Runtime ignores limits of a few bytes"""

@@ -8,8 +8,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import RcdeployError
+from .generation import check_memory
 from .guidance import TIMESTEP_COND, guidance_embedding
 from .images import to_image, to_network
+from .noise import Noise
 from .noise_schedule import Array
 from .package import NETWORK_FILES, Package
 from .sessions import Batched, open_session
@@ -23,6 +25,9 @@ BATCHED_INPUTS = {
     "vae_encoder": ("sample",),
 }
 
+LOG_VARIANCES = (-30.0, 20.0)
+"""bounds of a posterior's, as in diffusers; the encoder of an AutoencoderTiny, which has none, gives the lower one"""
+
 
 class Networks:
     """Text encoder, UNet and VAE. May be used from several threads.
@@ -35,6 +40,8 @@ class Networks:
     """
 
     def __init__(self, package: Package, device: str, threads: int | None, memory_gb: float | None = None) -> None:
+        if memory_gb is not None:
+            check_memory(memory_gb, package.format)
         self.package = package
         self.guidance_width = package.facts.guidance_embedding
         self._device = device
@@ -56,8 +63,11 @@ class Networks:
         session = open_session(folder, package.format, self._device, self._threads, precision, self._memory_gb)
         return Batched(session, BATCHED_INPUTS[component])
 
-    def encode_image(self, image: Image.Image, height: int, width: int) -> Array:
-        """An image -> latents [1, c, h, w], scaled: the mean of the VAE's posterior, nothing random."""
+    def encode_image(self, image: Image.Image, height: int, width: int, noise: Noise | None = None) -> Array:
+        """An image -> latents [1, c, h, w], scaled: the mean of the VAE's posterior, nothing random.
+
+        noise: samples the posterior with it, [n, c, h, w]. Nothing is drawn where the VAE has no posterior.
+        """
         if f"vae_encoder/{NETWORK_FILES[self.package.format][0]}" not in self.package.manifest.files:
             raise RcdeployError(
                 f"{self.package.path} was packed without the VAE's encoder, which img2img needs",
@@ -70,7 +80,10 @@ class Networks:
         latents = self.package.latents
         pixels = self.package.facts.pixels_per_latent
         check_output(moments, "vae_encoder", (1, 2 * latents.shape[0], height // pixels, width // pixels))
-        return moments[:, : latents.shape[0]] * np.float32(latents.scaling_factor)
+        mean, log_variance = np.split(moments, 2, axis=1)
+        if noise is not None and (log_variance > LOG_VARIANCES[0]).any():
+            mean = mean + np.exp(log_variance.clip(*LOG_VARIANCES) / 2) * noise()
+        return mean * np.float32(latents.scaling_factor)
 
     def predict(self, model_input: Array, t: float, condition: Condition, guidance_scale: float | None) -> Array:
         """The UNet's output [n, c, h, w].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
+FINAL_SIGMAS = ("zero", "sigma_min")
 MAX_SCALE = 1_000.0
 """of clip_sample_range and timestep_scaling"""
 CONFIG_FILE = "scheduler/scheduler_config.json"
-
-
-def noise_generator(seed: int) -> np.random.Generator:
-    """The generator of all noise of the image with this seed, x_T first."""
-    return np.random.Generator(np.random.Philox(key=seed % 2**64))
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The keys of diffusers' scheduler_config.json that matter here, with diffusers' defaults.
 
-    timestep_spacing, set_alpha_to_one: None takes the default of the sampler's class.
+    timestep_spacing, set_alpha_to_one: None takes the default of the sampler's class. skip_prk_steps: true where a
+    configuration does not name it, as Stable Diffusion's do; diffusers then takes false.
     """
 
     num_train_timesteps: int = 1000
@@ -49,6 +46,10 @@ class ScheduleConfig:
     thresholding: bool = False
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    use_karras_sigmas: bool | None = False
+    final_sigmas_type: str = "zero"
+    euler_at_final: bool = False
+    skip_prk_steps: bool = True
 
     def check(self, where: str) -> None:
         """Raises RcdeployError with everything that no sampler here can follow."""
@@ -56,6 +57,7 @@ class ScheduleConfig:
             ("beta_schedule", self.beta_schedule, BETA_SCHEDULES),
             ("prediction_type", self.prediction_type, PREDICTION_TYPES),
             ("timestep_spacing", self.timestep_spacing, (*SPACINGS, None)),
+            ("final_sigmas_type", self.final_sigmas_type, FINAL_SIGMAS),
         ]
         bounds = [
             ("num_train_timesteps", self.num_train_timesteps, 1, MAX_TRAIN_TIMESTEPS),
@@ -84,10 +86,17 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """alphas_cumprod [T]: the share of x_0's variance in x_t (float64 of float32 values, as diffusers has them)."""
+    """What the samplers know of a model's noise.
+
+    Attributes:
+        alphas_cumprod: [T], the share of x_0's variance in x_t (float64 of float32 values, as diffusers has them).
+        config: the keys that samplers follow.
+        options: every key of the configuration. A sampler refuses those of its class that it does not follow.
+    """
 
     alphas_cumprod: Array
     config: ScheduleConfig
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | ScheduleConfig, where: str = CONFIG_FILE) -> NoiseSchedule:
@@ -98,7 +107,9 @@ class NoiseSchedule:
         Raises:
             RcdeployError: no sampler here can follow the schedule.
         """
+        options: Mapping[str, Any] = {}
         if not isinstance(config, ScheduleConfig):
+            options = dict(config)
             config = typed.from_json(ScheduleConfig, config, where)
         config.check(where)
         with np.errstate(all="ignore"):  # what is not finite is refused below
@@ -108,7 +119,14 @@ class NoiseSchedule:
         bounded = alphas_cumprod[:-1] if config.rescale_betas_zero_snr else alphas_cumprod
         if not ((bounded > 0) & (bounded < 1)).all() or not 0 <= alphas_cumprod[-1] < 1:
             raise RcdeployError(f"{where}: the betas leave alphas_cumprod outside 0 to 1")
-        return cls(alphas_cumprod.astype(np.float64), config)
+        return cls(alphas_cumprod.astype(np.float64), config, options)
+
+    def without_zero_snr(self) -> NoiseSchedule:
+        """The schedule of classes of diffusers that do not know rescale_betas_zero_snr."""
+        if not self.config.rescale_betas_zero_snr:
+            return self
+        plain = NoiseSchedule.from_config(replace(self.config, rescale_betas_zero_snr=False))
+        return replace(plain, options=self.options)
 
     @property
     def prediction_type(self) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from .errors import RcdeployError
+from .noise import Noise
 from .noise_schedule import Array, NoiseSchedule, spaced_timesteps
-
-Noise = Callable[[], Array]
 
 
 class Sampler(ABC):
@@ -20,6 +20,7 @@ class Sampler(ABC):
         timesteps: [visits], descending.
         init_noise_sigma: the standard deviation that the first x has.
         pred_original_sample: the last step's prediction of x_0, for previews.
+        eta: how much of the noise is fresh at each step, 0 to 1; of samplers with takes_eta.
     """
 
     default_spacing = "leading"
@@ -27,6 +28,9 @@ class Sampler(ABC):
     default_set_alpha_to_one = True
     divides_by_signal = True
     """it cannot step from alphas_cumprod = 0 with a predicted epsilon"""
+    takes_eta = False
+    follows: ClassVar[Mapping[str, Sequence[object]]] = {}
+    """options of diffusers' class -> the only values that are followed here, the default first"""
 
     def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
         """skip: steps left out at the start (img2img). Raises RcdeployError for steps that the schedule lacks."""
@@ -36,10 +40,21 @@ class Sampler(ABC):
         self.spacing = schedule.config.timestep_spacing or self.default_spacing
         self.steps_offset = schedule.config.steps_offset
         self.init_noise_sigma = 1.0
+        self.eta = 0.0
+        self._check_options()
         self._check_steps()
         self.timesteps = self._timesteps(num_inference_steps)[skip:]
         self.pred_original_sample: Array | None = None
         self._check_signal()
+
+    def _check_options(self) -> None:
+        for key, values in self.follows.items():
+            value = self.schedule.options.get(key, values[0])
+            if value not in values:
+                raise RcdeployError(
+                    f"scheduler_config.json has {key} = {value!r:.60}, which this sampler does not follow",
+                    fix=f'Use another sampler, such as "ddim", or a package with {key} = {values[0]!r}.',
+                )
 
     def _timesteps(self, n: int) -> Array:
         return spaced_timesteps(self.spacing, n, len(self.schedule), self.steps_offset)
@@ -81,11 +96,15 @@ class Sampler(ABC):
     def _split(self, noise_pred: Array, x: Array, alpha_bar: float) -> tuple[Array, Array]:
         """(x_0, noise), x_0 clipped where the schedule says so (for pixels; SD's latents are not)."""
         x_0, noise = self.schedule.split(noise_pred, x, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
-        if self.schedule.config.clip_sample:
-            limit = self.schedule.config.clip_sample_range
-            x_0 = x_0.clip(-limit, limit)
+        x_0 = self._clipped(x_0)
         self.pred_original_sample = x_0
         return x_0, noise
+
+    def _clipped(self, x_0: Array) -> Array:
+        if not self.schedule.config.clip_sample:
+            return x_0
+        limit = self.schedule.config.clip_sample_range
+        return x_0.clip(-limit, limit)
 
     def scale_model_input(self, x: Array, i: int) -> Array:
         """x at visit i as the UNet takes it."""

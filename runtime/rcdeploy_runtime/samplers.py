@@ -7,59 +7,83 @@ float32 [n, c, h, w]; coefficients are float64 numbers. Ancestral samplers take 
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
-
 import numpy as np
 
+from .dpm_samplers import DPMSolver, DPMSolverSDE, UniPC
 from .errors import RcdeployError
+from .euler_samplers import Euler, EulerAncestral, Heun
+from .noise import Noise
 from .noise_schedule import Array, NoiseSchedule
-from .sampler_base import Noise, Sampler, noisy_latents
+from .sampler_base import Sampler, noisy_latents
 
-ZERO_SNR_ALPHA = 2.0**-24
-"""stands for alphas_cumprod = 0 at the end of a zero-SNR schedule, so that sigma is finite (as in diffusers)"""
+RUNGE_KUTTA_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+RUNGE_KUTTA_VISITS = 12
+"""of PNDM's first three steps"""
 
 
 class DDIM(Sampler):
-    """Song et al. 2021, eta 0."""
+    """Song et al. 2021, equations 12 and 16."""
+
+    takes_eta = True
 
     def step(self, noise_pred: Array, i: int, x: Array) -> Array:
         t = int(self.timesteps[i])
+        alpha_bar = self._alpha_bar(t)
         previous = self._alpha_bar(t - len(self.schedule) // self.num_inference_steps)
-        x_0, noise = self._split(noise_pred, x, self._alpha_bar(t))
-        return noisy_latents(previous, x_0, noise)
+        x_0, noise = self._split(noise_pred, x, alpha_bar)
+        if not self.eta:
+            return noisy_latents(previous, x_0, noise)
+        fresh = self.eta**2 * (1 - previous) / (1 - alpha_bar) * (1 - alpha_bar / previous)  # its variance
+        kept = max(0.0, 1 - previous - fresh)
+        x_next: Array = previous**0.5 * x_0 + kept**0.5 * noise + fresh**0.5 * self.noise()
+        return x_next
 
 
 class PNDM(Sampler):
-    """Liu et al. 2022 without its Runge-Kutta start (skip_prk_steps, as SD has it): multistep, steps + 1 visits.
+    """Liu et al. 2022, multistep. Its start is one step taken twice (skip_prk_steps, as SD has it): steps + 1 visits.
 
-    Like diffusers' class it does not rescale the betas to zero SNR: its formula divides by alphas_cumprod.
+    With skip_prk_steps false it starts with three pseudo Runge-Kutta steps of four visits each (steps + 9 in all), and
+    takes 4 steps or more and no img2img. Like diffusers' class it does not rescale the betas to zero SNR: its formula
+    divides by alphas_cumprod.
     """
 
     default_set_alpha_to_one = False
 
     def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
-        if schedule.config.rescale_betas_zero_snr:
-            schedule = NoiseSchedule.from_config(replace(schedule.config, rescale_betas_zero_snr=False))
-        super().__init__(schedule, num_inference_steps, noise, skip)
+        super().__init__(schedule.without_zero_snr(), num_inference_steps, noise, skip)
         if schedule.prediction_type == "sample":
             raise RcdeployError(
                 "the PNDM sampler needs a model that predicts epsilon or v; this one predicts x_0",
                 fix='Use sampler="ddim".',
             )
-        t = self.timesteps
-        self.timesteps = np.concatenate([t[:1], t[1:2], t[1:2], t[2:]]) if len(t) > 1 else t
+        self._stride = len(self.schedule) // num_inference_steps
         self._outputs: list[Array] = []
+        self._sum: Array | float = 0.0
         self._first_x: Array | None = None
+        self._runge_kutta_visits = 0 if schedule.config.skip_prk_steps else RUNGE_KUTTA_VISITS
+        t = self.timesteps
+        if self._runge_kutta_visits:
+            if skip or num_inference_steps < 4:
+                raise RcdeployError(
+                    "this package's PNDM starts with Runge-Kutta steps (skip_prk_steps is false): it takes 4 steps or "
+                    "more, and begins from noise alone",
+                    fix='Use sampler="ddim".',
+                )
+            half = self._stride // 2
+            starts = [(t[k], t[k + 1] + half, t[k + 1] + half, t[k + 1]) for k in range(3)]
+            self.timesteps = np.concatenate([*starts, t[3:]])
+        elif len(t) > 1:
+            self.timesteps = np.concatenate([t[:1], t[1:2], t[1:2], t[2:]])
 
     def step(self, noise_pred: Array, i: int, x: Array) -> Array:
+        if i < self._runge_kutta_visits:
+            return self._runge_kutta_step(noise_pred, i, x)
         t = int(self.timesteps[i])
-        stride = len(self.schedule) // self.num_inference_steps
         if self._first_x is not None:  # the second visit corrects the first step
             noise_pred = (noise_pred + self._outputs[-1]) / 2
             x = self._first_x
             self._first_x = None
-            return self._transfer(noise_pred, t + stride, t, x)
+            return self._transfer(noise_pred, t + self._stride, t, x)
         self._outputs = [*self._outputs[-3:], noise_pred]
         o = self._outputs
         if len(o) == 1:
@@ -71,7 +95,21 @@ class PNDM(Sampler):
             combined = (23 * o[-1] - 16 * o[-2] + 5 * o[-3]) / 12
         else:
             combined = (55 * o[-1] - 59 * o[-2] + 37 * o[-3] - 9 * o[-4]) / 24
-        return self._transfer(combined, t, t - stride, x)
+        return self._transfer(combined, t, t - self._stride, x)
+
+    def _runge_kutta_step(self, noise_pred: Array, i: int, x: Array) -> Array:
+        """One of the four visits of a step (algorithm 2): start, middle, middle, end; x goes on from the start."""
+        visit = i % 4
+        if self._first_x is None:
+            self._first_x = x
+            self._outputs = [*self._outputs, noise_pred]
+        first_x = self._first_x
+        self._sum = self._sum + RUNGE_KUTTA_WEIGHTS[visit] * noise_pred
+        if visit == 3:
+            noise_pred = self._sum
+            self._sum, self._first_x = 0.0, None
+        back = 0 if visit % 2 else self._stride // 2
+        return self._transfer(noise_pred, int(self.timesteps[i - visit]), int(self.timesteps[i]) - back, first_x)
 
     def _transfer(self, noise_pred: Array, t: int, previous_t: int, x: Array) -> Array:
         """x at t -> x at previous_t (equation 9 of the paper)."""
@@ -82,115 +120,6 @@ class PNDM(Sampler):
             noise_pred = a**0.5 * noise_pred + (1 - a) ** 0.5 * x
         previous: Array = (b / a) ** 0.5 * x - (b - a) * noise_pred / (a * (1 - b) ** 0.5 + (a * (1 - a) * b) ** 0.5)
         return previous
-
-
-class Euler(Sampler):
-    """Karras et al. 2022, algorithm 2 without churn, on x = x_0 + sigma noise."""
-
-    default_spacing = "linspace"
-    divides_by_signal = False
-
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
-        super().__init__(schedule, num_inference_steps, noise, skip)
-        train_sigmas = _train_sigmas(schedule)
-        sigmas = np.interp(self.timesteps, np.arange(len(train_sigmas)), train_sigmas)
-        self.sigmas = [float(s) for s in np.append(sigmas, 0).astype(np.float32)]
-        largest = max(self.sigmas)
-        self.init_noise_sigma = largest if self.spacing != "leading" else (largest**2 + 1) ** 0.5
-
-    def _timesteps(self, n: int) -> Array:
-        if self.spacing == "linspace":  # fractions stay
-            return np.linspace(0, len(self.schedule) - 1, n, dtype=np.float32)[::-1]
-        return super()._timesteps(n)
-
-    def _lie_in_schedule(self, timesteps: Array) -> bool:
-        """A timestep beyond the last has the last's sigma (np.interp), as in diffusers."""
-        return bool(timesteps[-1] >= 0 and (np.diff(timesteps) < 0).all())
-
-    def scale_model_input(self, x: Array, i: int) -> Array:
-        scaled: Array = x / (self.sigmas[i] ** 2 + 1) ** 0.5
-        return scaled
-
-    def _derivative(self, noise_pred: Array, i: int, x: Array) -> Array:
-        """dx/dsigma."""
-        sigma = self.sigmas[i]
-        norm = (sigma**2 + 1) ** 0.5
-        x_0, _ = self.schedule.split(noise_pred, x / norm, 1 / norm, sigma / norm)
-        self.pred_original_sample = x_0
-        return (x - x_0) / sigma
-
-    def step(self, noise_pred: Array, i: int, x: Array) -> Array:
-        return x + self._derivative(noise_pred, i, x) * (self.sigmas[i + 1] - self.sigmas[i])
-
-    def add_noise(self, x_0: Array, noise: Array, i: int) -> Array:
-        return x_0 + self.sigmas[i] * noise
-
-
-class EulerAncestral(Euler):
-    """Euler down to a smaller sigma, then fresh noise up to the next (k-diffusion's, eta 1)."""
-
-    def step(self, noise_pred: Array, i: int, x: Array) -> Array:
-        sigma = self.sigmas[i]
-        next_sigma = self.sigmas[i + 1]
-        sigma_up = (next_sigma**2 * (sigma**2 - next_sigma**2) / sigma**2) ** 0.5
-        sigma_down = (next_sigma**2 - sigma_up**2) ** 0.5
-        # noise is drawn at the last step too, as diffusers does; it counts for nothing there
-        x_next: Array = x + self._derivative(noise_pred, i, x) * (sigma_down - sigma) + self.noise() * sigma_up
-        return x_next
-
-
-def _train_sigmas(schedule: NoiseSchedule) -> Array:
-    """sigma [T] of every timestep: noise over signal."""
-    alphas_cumprod = schedule.alphas_cumprod.copy()
-    if schedule.config.rescale_betas_zero_snr:
-        alphas_cumprod[-1] = ZERO_SNR_ALPHA
-    sigmas: Array = np.sqrt((1 - alphas_cumprod) / alphas_cumprod)
-    return sigmas
-
-
-class DPMSolver(Sampler):
-    """DPM-Solver++(2M), Lu et al. 2022: second order, midpoint, the last step of first order."""
-
-    default_spacing = "linspace"
-    divides_by_signal = False
-
-    def __init__(self, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> None:
-        super().__init__(schedule, num_inference_steps, noise, skip)
-        sigmas = _train_sigmas(schedule)[self.timesteps]
-        self._sigmas = np.append(sigmas, 0).astype(np.float32).astype(np.float64)
-        self._previous_x_0: Array | None = None
-
-    def _timesteps(self, n: int) -> Array:
-        T = len(self.schedule)
-        if self.spacing == "leading":
-            return np.round(np.arange(n + 1) * (T // (n + 1)))[::-1][:-1].astype(np.int64) + self.steps_offset
-        if self.spacing == "trailing":
-            return super()._timesteps(n)
-        return np.linspace(0, T - 1, n + 1).round()[::-1][:-1].astype(np.int64)
-
-    def _coefficients(self, i: int) -> tuple[float, float, float]:
-        """alpha, sigma (alpha^2 + sigma^2 = 1) and lambda, half the log of the signal-to-noise ratio, at visit i."""
-        ratio = float(self._sigmas[i])
-        alpha = 1 / (ratio**2 + 1) ** 0.5
-        return alpha, ratio * alpha, -math.log(ratio) if ratio else math.inf
-
-    def step(self, noise_pred: Array, i: int, x: Array) -> Array:
-        alpha, sigma, lambda_ = self._coefficients(i)
-        next_alpha, next_sigma, next_lambda = self._coefficients(i + 1)
-        x_0, _ = self.schedule.split(noise_pred, x, alpha, sigma)
-        h = next_lambda - lambda_
-        gain = next_alpha * -math.expm1(-h)
-        x_next = next_sigma / sigma * x + gain * x_0
-        if self._previous_x_0 is not None and i + 1 < len(self.timesteps):
-            r = (lambda_ - self._coefficients(i - 1)[2]) / h
-            x_next = x_next + 0.5 * gain / r * (x_0 - self._previous_x_0)
-        self._previous_x_0 = x_0
-        self.pred_original_sample = x_0
-        return x_next
-
-    def add_noise(self, x_0: Array, noise: Array, i: int) -> Array:
-        alpha, sigma, _ = self._coefficients(i)
-        return alpha * x_0 + sigma * noise
 
 
 class FewStepSampler(Sampler):
@@ -222,17 +151,26 @@ class LCM(FewStepSampler):
 
 
 class TCD(FewStepSampler):
-    """Zheng et al. 2024 at eta (the paper's gamma) 0, which adds no noise: for models distilled for consistency.
+    """Zheng et al. 2024, eta its gamma (at 0 no noise is added): for models distilled for consistency.
 
     Like diffusers' class it ends at t = 0, where alphas_cumprod is a little below 1, and clips nothing.
     """
+
+    takes_eta = True
 
     def step(self, noise_pred: Array, i: int, x: Array) -> Array:
         alpha_bar = self._alpha_bar(int(self.timesteps[i]))
         x_0, noise = self.schedule.split(noise_pred, x, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
         self.pred_original_sample = x_0
-        next_t = int(self.timesteps[i + 1]) if i + 1 < len(self.timesteps) else 0
-        return noisy_latents(self._alpha_bar(next_t), x_0, noise)
+        last = i + 1 == len(self.timesteps)
+        next_t = 0 if last else int(self.timesteps[i + 1])
+        s = int(np.float32(1 - self.eta) * np.float32(next_t))  # float32, as in diffusers
+        x_s = noisy_latents(self._alpha_bar(s), x_0, noise)
+        if last or not self.eta:
+            return x_s
+        ratio = self._alpha_bar(next_t) / self._alpha_bar(s)
+        x_next: Array = ratio**0.5 * x_s + (1 - ratio) ** 0.5 * self.noise()
+        return x_next
 
 
 SAMPLERS: dict[str, type[Sampler]] = {
@@ -240,14 +178,33 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "pndm": PNDM,
     "euler": Euler,
     "euler_ancestral": EulerAncestral,
+    "heun": Heun,
     "dpm++": DPMSolver,
+    "dpm++_sde": DPMSolverSDE,
+    "unipc": UniPC,
     "lcm": LCM,
     "tcd": TCD,
 }
 
 
-def make_sampler(name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0) -> Sampler:
-    """Raises RcdeployError for a name that is none of SAMPLERS, and for a number of steps that it cannot take."""
+def make_sampler(
+    name: str, schedule: NoiseSchedule, num_inference_steps: int, noise: Noise, skip: int = 0, eta: float = 0.0
+) -> Sampler:
+    """A sampler of SAMPLERS.
+
+    Args:
+        skip: steps left out at the start (img2img).
+        eta: how much of the noise is fresh at each step, 0 to 1.
+
+    Raises:
+        RcdeployError: the name is unknown, or the sampler cannot take this eta or number of steps, or cannot follow an
+            option of the schedule's configuration.
+    """
     if name not in SAMPLERS:
         raise RcdeployError(f"sampler is {name!r}, which is unknown", fix=f"Use one of: {', '.join(SAMPLERS)}.")
-    return SAMPLERS[name](schedule, num_inference_steps, noise, skip)
+    if eta and not SAMPLERS[name].takes_eta:
+        taking = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.takes_eta)
+        raise RcdeployError(f"eta is {eta:g}, and the sampler {name} has none", fix=f"Samplers with eta: {taking}.")
+    sampler = SAMPLERS[name](schedule, num_inference_steps, noise, skip)
+    sampler.eta = eta
+    return sampler

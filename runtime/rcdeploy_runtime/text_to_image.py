@@ -21,11 +21,12 @@ from . import images as image_arrays
 from .errors import RcdeployError
 from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings, whole_number
 from .images import ImageLike
-from .limits import MAX_MEMORY_GB, MAX_THREADS, MIN_MEMORY_GB
+from .limits import MAX_THREADS
 from .networks import Networks
-from .noise_schedule import Array, NoiseSchedule, noise_generator
+from .noise import Noise, seeded_noise
+from .noise_schedule import Array, NoiseSchedule
 from .package import Package
-from .sampler_base import Noise, Sampler
+from .sampler_base import Sampler
 from .samplers import make_sampler
 
 
@@ -48,8 +49,6 @@ class TextToImage:
         self.package = package
         if threads is not None:
             threads = whole_number("threads", threads, 1, MAX_THREADS)
-        if memory_gb is not None:
-            _check_memory(memory_gb, package.format)
         self.schedule = NoiseSchedule.from_config(
             package.json("scheduler/scheduler_config.json"), f"{package.path}: scheduler/scheduler_config.json"
         )
@@ -102,6 +101,8 @@ class TextToImage:
         strength: float = 0.8,
         mask: ImageLike | None = None,
         preview: str | None = None,
+        generator: str = "philox",
+        eta: float = 0.0,
     ) -> tuple[list[Image.Image], dict[str, Any]]:
         """Generate images, and a record of how they were made: seeds, steps, seconds. The arguments are `stream`'s.
 
@@ -128,6 +129,8 @@ class TextToImage:
             strength=strength,
             mask=mask,
             preview=preview,
+            generator=generator,
+            eta=eta,
         )
         for event in events:
             if isinstance(event, Result):
@@ -152,6 +155,8 @@ class TextToImage:
         strength: float = 0.8,
         mask: ImageLike | None = None,
         preview: str | None = None,
+        generator: str = "philox",
+        eta: float = 0.0,
     ) -> Iterator[Step | Result]:
         """The denoising loop as a generator: a Step after every UNet call, then one Result. Leaving the loop cancels.
 
@@ -163,11 +168,14 @@ class TextToImage:
             guidance_scale: classifier-free guidance; 1 or below skips the null branch and halves the work. A model that
                 takes the scale as an input never has that branch, and knows no negative prompt.
             height, width: in pixels; None takes the package's own.
-            sampler: ddim, pndm, euler, euler_ancestral, dpm++, lcm or tcd.
+            sampler: ddim, pndm, euler, euler_ancestral, heun, dpm++, dpm++_sde, unipc, lcm or tcd.
             image: begin from it (img2img): a PIL image, or an array [h, w, 3] of uint8 or of floats from 0 to 1.
             strength: how much of `image` changes, above 0 and up to 1.
             mask: white where `image` is generated anew (inpainting); elsewhere it stays as it is.
             preview: None, "rgb" (cheap, one pixel a latent) or "decoder".
+            generator: "torch" draws what torch.Generator("cpu").manual_seed(seed) draws, so that a seed gives the image
+                that diffusers gives; "philox" is numpy's.
+            eta: how much of the noise of ddim and tcd is fresh at each step, 0 to 1.
 
         Raises:
             RcdeployError: an argument is out of range or of a wrong type (at the call; nothing was computed), or a
@@ -189,6 +197,8 @@ class TextToImage:
             strength=strength,
             mask=mask,
             preview=preview,
+            generator=generator,
+            eta=eta,
         )
         if preview == "rgb":
             self._latent_to_rgb()
@@ -200,7 +210,7 @@ class TextToImage:
         if remark := self.package.sampling.remark(settings.num_inference_steps):
             warnings.warn(remark, stacklevel=2)
         made = make_sampler(
-            settings.sampler, self.schedule, settings.num_inference_steps, noise, settings.skipped_steps
+            settings.sampler, self.schedule, settings.num_inference_steps, noise, settings.skipped_steps, settings.eta
         )
         return self._run(settings, made, noise)
 
@@ -212,12 +222,8 @@ class TextToImage:
         condition = self.networks.text.condition(settings.prompts, negative)
         seconds = {"text": time.perf_counter() - started, "unet": 0.0, "decode": 0.0}
 
+        x_0 = self._encode_image(settings, noise)
         first_noise = noise()
-        x_0 = (
-            None
-            if settings.image is None
-            else self.networks.encode_image(settings.image, settings.height, settings.width)
-        )
         latents = self._first_latents(sampler, first_noise, x_0)
         inpainting = self._inpainting(settings, sampler, first_noise, x_0)
 
@@ -239,10 +245,16 @@ class TextToImage:
 
     def _noise(self, settings: GenerationSettings) -> Noise:
         """A function that draws noise [n, c, h, w], each image's from the generator of its seed."""
-        generators = [noise_generator(seed) for seed in settings.seeds]
         channels = self.package.latents.shape[0]
         shape = (channels, settings.height // self.pixels_per_latent, settings.width // self.pixels_per_latent)
-        return lambda: np.stack([g.standard_normal(shape, np.float32) for g in generators])
+        return seeded_noise(settings.seeds, shape, settings.generator)
+
+    def _encode_image(self, settings: GenerationSettings, noise: Noise) -> Array | None:
+        """The latents that img2img begins from. With torch's noise they are sampled, as diffusers does, before x_T."""
+        if settings.image is None:
+            return None
+        posterior_noise = noise if settings.generator == "torch" else None
+        return self.networks.encode_image(settings.image, settings.height, settings.width, posterior_noise)
 
     def _first_latents(self, sampler: Sampler, noise: Array, x_0: Array | None) -> Array:
         """x at the first visit: noise, or for img2img the image's latents with noise added."""
@@ -288,7 +300,9 @@ class TextToImage:
             "prompts": list(settings.prompts),
             "negative_prompt": settings.negative_prompt,
             "seeds": list(settings.seeds),
+            "generator": settings.generator,
             "sampler": settings.sampler,
+            "eta": settings.eta,
             "num_inference_steps": settings.num_inference_steps,
             "guidance_scale": settings.guidance_scale,
             "height": settings.height,
@@ -296,13 +310,3 @@ class TextToImage:
             "device": self.device,
             "seconds": seconds,
         }
-
-
-def _check_memory(memory_gb: object, package_format: str) -> None:
-    number = isinstance(memory_gb, (int, float)) and not isinstance(memory_gb, bool)
-    if not number or not MIN_MEMORY_GB <= memory_gb <= MAX_MEMORY_GB:  # type: ignore[operator]
-        raise RcdeployError(
-            f"memory_gb is {memory_gb!r}; it must be a number from {MIN_MEMORY_GB} to {MAX_MEMORY_GB:,}"
-        )
-    if package_format != "onnx":
-        raise RcdeployError(f"memory_gb does not limit packages of the format {package_format}, only those of onnx")
