@@ -1,6 +1,7 @@
 """Our model and sampler compared with diffusers' own pipeline, on the same weights and noise."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -50,6 +51,8 @@ def test_without_guidance_the_unet_computes_one_branch(tiny_teacher: Path) -> No
     calls = []
 
     class Counting(torch.nn.Module):
+        config: ClassVar[dict[str, object]] = {}
+
         def forward(self, x: torch.Tensor, *args: object, **kwargs: object) -> tuple[torch.Tensor]:
             calls.append(len(x))
             return (torch.zeros_like(x),)
