@@ -53,7 +53,7 @@ def main() -> None:
         guidance_scale=args.guidance_scale,
         seeds=seeds,
     )
-    calls = sampling.num_inference_steps * branches(sampling.guidance_scale)
+    calls = sampling.unet_calls * branches(sampling.guidance_scale)
     grid([("teacher\n50 calls", expected.numpy()), (f"student\n{calls} calls", student.numpy())], captions, args.out)
     print(args.out)
 

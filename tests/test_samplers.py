@@ -12,7 +12,7 @@ import torch
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.noise_schedule import NoiseSchedule
 from rcdeploy_runtime.samplers import SAMPLERS, make_sampler
-from rcdeploy_runtime.sampling_defaults import FEW_STEP_SAMPLERS
+from rcdeploy_runtime.sampling_defaults import FEW_STEP_SAMPLERS, SamplingDefaults
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 PEERS = {
@@ -227,3 +227,12 @@ def test_options_with_the_values_that_are_followed_are_taken():
     for name in PEERS:
         config = {key: value for key, value in peer_of(name, SD).config.items() if not key.startswith("_")}
         make_sampler(name, NoiseSchedule.from_config(config | {"thresholding": False}), 10, lambda: np.zeros(1))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 25])
+def test_unet_calls_are_the_timesteps_that_are_visited(name: str, steps: int) -> None:
+    made = make_sampler(
+        name, NoiseSchedule.from_config(SCHEDULES[0]), steps, lambda: np.zeros((1, 4, 8, 8), np.float32)
+    )
+    assert SamplingDefaults(name, steps).unet_calls == len(made.timesteps)

@@ -47,13 +47,13 @@ def component_costs(model: ModelDescription, image_size: tuple[int, int]) -> dic
 
 def image_macs(
     components: Mapping[str, Mapping[str, Any]],
-    num_inference_steps: int,
+    unet_calls: int,
     guidance_scale: float,
     takes_scale: bool = False,
 ) -> dict[str, int]:
-    """{macs_thop, macs} of one image: a UNet call a step and guidance branch, a prompt a branch, one decoding."""
+    """{macs_thop, macs} of one image: so many UNet calls of each guidance branch, a prompt a branch, one decoding."""
     rows = branches(guidance_scale, takes_scale)
-    calls = {"text_encoder": rows, "unet": rows * num_inference_steps, "vae_decoder": 1}
+    calls = {"text_encoder": rows, "unet": rows * unet_calls, "vae_decoder": 1}
     return {key: sum(n * components[name][key] for name, n in calls.items()) for key in ("macs_thop", "macs")}
 
 

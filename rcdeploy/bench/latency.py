@@ -163,7 +163,7 @@ def _costs(model: ModelDescription, settings: Settings, size: tuple[int, int]) -
         "sampling": dict(vars(sampling)),
         "unet_batch_size": branches(sampling.guidance_scale, model.takes_scale),
         "components": components,
-        "image": image_macs(components, sampling.num_inference_steps, sampling.guidance_scale, model.takes_scale),
+        "image": image_macs(components, sampling.unet_calls, sampling.guidance_scale, model.takes_scale),
         "backends": {},
     }
 

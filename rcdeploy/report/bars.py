@@ -41,9 +41,7 @@ def cost_bars(
     networks = {name: components for name, components in costs.items() if name != "package"}
     unets = {name: components["unet"] for name, components in networks.items()}
     images = {
-        name: image_macs(
-            c, samplings[name].num_inference_steps, samplings[name].guidance_scale, models[name].takes_scale
-        )
+        name: image_macs(c, samplings[name].unet_calls, samplings[name].guidance_scale, models[name].takes_scale)
         for name, c in networks.items()
     }
     weights = {n: sum(c["bytes"] for c in costs[n].values()) for n, model in models.items() if model.weight_bytes}

@@ -31,6 +31,12 @@ class SamplingDefaults:
             self.guidance_scale if guidance_scale is None else guidance_scale,
         )
 
+    @property
+    def unet_calls(self) -> int:
+        """Of an image, each with a row for every guidance branch. PNDM's Runge-Kutta start is not counted."""
+        n = self.num_inference_steps
+        return {"heun": 2 * n - 1, "pndm": n + (n > 1)}.get(self.sampler, n)
+
     def remark(self, num_inference_steps: int) -> str | None:
         """A warning where a few-step model is sampled with more steps than it was made for."""
         few = self.num_inference_steps <= MAX_FEW_STEPS and self.guidance_scale <= 1
