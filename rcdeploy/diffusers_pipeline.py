@@ -78,13 +78,14 @@ def native_image_size(index: ModelIndex, pipeline: Any) -> tuple[int, int]:
     Where neither the pipeline nor its denoising network states a size: the default height and width of the call.
     """
     network = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
-    latent = getattr(pipeline, "default_sample_size", None) or getattr(
-        getattr(network, "config", None), "sample_size", 0
+    stated = getattr(pipeline, "default_sample_size", None) or getattr(
+        getattr(network, "config", None), "sample_size", None
     )
-    sides = [latent, latent] if isinstance(latent, int) else list(latent or ())
     pixels = getattr(pipeline, "vae_scale_factor", 1)
-    size = [side * pixels for side in sides if type(side) is int]
-    if not all(size):
+    if stated:
+        sides = stated if isinstance(stated, list | tuple) else [stated, stated]
+        size: list[Any] = [side * pixels if type(side) is int else None for side in sides]
+    else:
         call = inspect.signature(type(pipeline).__call__).parameters
         size = [call[name].default for name in ("height", "width") if name in call]
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_IMAGE_SIDE for side in size):

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from typer.testing import CliRunner
 
 from rcdeploy import diffusers_pipeline
 from rcdeploy.cli.main import app
+from rcdeploy.diffusers_pipeline import native_image_size
 from rcdeploy.evaluate.target import EvaluationTarget
 from rcdeploy.model_config import is_other_family
 from rcdeploy.model_folder import resolve
+from rcdeploy.model_index import ModelIndex
 from rcdeploy_runtime.errors import RcdeployError
 
 SEED = 5
@@ -100,6 +103,38 @@ def test_steps_and_guidance_are_by_default_the_pipelines(models: dict[str, Path]
     for name, expected in (("pixart", (20, 4.5)), ("sd3", (28, 7.0))):
         spec = EvaluationTarget.of(resolve(models[name])).default_spec()
         assert (spec.num_inference_steps, spec.guidance_scale) == expected
+
+
+class Pipeline:
+    """What native_image_size reads of a pipeline."""
+
+    vae_scale_factor = 8
+
+    def __init__(self, sample_size: object = None, **attributes: Any) -> None:
+        self.transformer = SimpleNamespace(config=SimpleNamespace(sample_size=sample_size))
+        vars(self).update(attributes)
+
+    def __call__(self, height: int = 1024, width: int = 768) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "size"),
+    [
+        (Pipeline(64), (512, 512)),
+        (Pipeline([64, 96]), (512, 768)),
+        (Pipeline(None), (1024, 768)),
+        (Pipeline(64, default_sample_size=128), (1024, 1024)),
+        (Pipeline(None, transformer=None, unet=SimpleNamespace(config=SimpleNamespace(sample_size=32))), (256, 256)),
+    ],
+)
+def test_the_image_size_is_the_pipelines(models: dict[str, Path], pipeline: Pipeline, size: tuple[int, int]) -> None:
+    assert native_image_size(ModelIndex.read(models["pixart"]), pipeline) == size
+
+
+@pytest.mark.parametrize("sample_size", [10**6, [64], "64", [64, None], 64.5])
+def test_an_image_size_that_is_none_is_refused(models: dict[str, Path], sample_size: object) -> None:
+    with pytest.raises(RcdeployError, match="allowed are 1 to 8192"):
+        native_image_size(ModelIndex.read(models["pixart"]), Pipeline(sample_size))
 
 
 def test_a_sampler_of_ours_is_refused(models: dict[str, Path], captions: Path) -> None:
