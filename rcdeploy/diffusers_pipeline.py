@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,8 @@ def _component_class(index: ModelIndex, name: str) -> type:
 
 
 def _load_component(folder: Path, name: str, model_class: Any, dtype: torch.dtype) -> Any:
+    if issubclass(model_class, PreTrainedTokenizerBase):
+        _check_sentencepiece(folder / name)
     options: dict[str, Any] = {"local_files_only": True}
     is_network = issubclass(model_class, ModelMixin | PreTrainedModel)
     if is_network:
@@ -193,6 +196,16 @@ def _load_component(folder: Path, name: str, model_class: Any, dtype: torch.dtyp
                 f"{folder}: the {name} has NaN or infinite weights: {tensor_name}", fix="Copy it again."
             )
     return network.requires_grad_(False).eval()
+
+
+def _check_sentencepiece(folder: Path) -> None:
+    """Raises RcdeployError where transformers would ask for a package that does not help."""
+    models = sorted(folder.glob("*.model"))
+    if models and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise RcdeployError(
+            f"{models[0]} is a SentencePiece model, which needs the package sentencepiece",
+            fix="pip install sentencepiece protobuf",
+        )
 
 
 def _checked_tokenizer(folder: Path, name: str, loaded: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import PixArtAlphaPipeline, StableDiffusion3Pipeline
+from diffusers import PixArtAlphaPipeline, PixArtTransformer2DModel, StableDiffusion3Pipeline
 from evaluation import FAST, evaluate, save_judge, shard_bytes
 from other_families import save_pixart, save_sd3
 from safetensors.torch import load_file, save_file
@@ -267,6 +267,38 @@ def test_a_clip_tokenizer_that_pads_without_end_is_refused(
     shutil.copytree(models["sd3"], tmp_path / "model")
     change(tmp_path / "model/tokenizer/tokenizer_config.json", model_max_length=length)
     with pytest.raises(RcdeployError, match="model_max_length is"):
+        evaluate("model", "--prompts", captions, "--count", 1)
+
+
+def test_a_pixart_of_the_hub_names_an_older_class(models: dict[str, Path], tmp_path: Path, captions: Path) -> None:
+    shutil.copytree(models["pixart"], tmp_path / "model")
+    index(transformer=["diffusers", "Transformer2DModel"])(tmp_path / "model")
+    config(_class_name="Transformer2DModel")(tmp_path / "model")
+    arguments = ("--prompts", captions, "--count", 1)
+    folders = [evaluate(model, *arguments)["folder"] for model in ("model", models["pixart"])]
+    assert shard_bytes(folders[0], "pictures") == shard_bytes(folders[1], "pictures")
+
+
+def test_weights_in_shards_are_read(models: dict[str, Path], tmp_path: Path, captions: Path) -> None:
+    shutil.copytree(models["pixart"], tmp_path / "model")
+    folder = tmp_path / "model/transformer"
+    network = PixArtTransformer2DModel.from_pretrained(folder)
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("*-of-*.safetensors"))) > 1
+    evaluate("model", "--prompts", captions, "--count", 1)
+    next(folder.glob("*-of-*.safetensors")).unlink()
+    with pytest.raises(RcdeployError, match="is missing"):
+        evaluate("model", "--prompts", captions, "--count", 1)
+
+
+def test_a_missing_package_is_named(
+    models: dict[str, Path], tmp_path: Path, captions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models["pixart"], tmp_path / "model")
+    (tmp_path / "model/tokenizer/tokenizer.json").rename(tmp_path / "model/tokenizer/spiece.model")
+    monkeypatch.setattr(diffusers_pipeline, "find_spec", lambda _name: None)
+    with pytest.raises(RcdeployError, match="needs the package sentencepiece"):
         evaluate("model", "--prompts", captions, "--count", 1)
 
 
