@@ -1,7 +1,7 @@
 """Can a student draw a digit whose images it never saw? The paper's Fig. 2, with handwritten digits and one left out.
 
     pip install -e '.[examples]'                        # scikit-learn, which has 1,797 real digits of 8 x 8 pixels
-    python examples/figure_2.py                         # minutes on one core; writes results/figure_2.png and .json
+    python examples/figure_2.py                         # eight minutes of one core; writes results/figure_2.png
 
 A small teacher learns all ten digits. It samples images of nine; a student of half its width is distilled from those
 alone, once as in the paper's section 3.2 (the figure), and once with random conditioning (section 3.3), where x_t of
