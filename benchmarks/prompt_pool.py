@@ -1,7 +1,8 @@
 """Time and memory of building, opening and sampling a prompt pool.
 
 Purpose: shows that opening and sampling do not depend on the size of the pool, and that memory does not grow with it.
-Cost: 1,000,000 captions: about 10 s, 150 MB of disk; 20,000,000: some minutes, 3 GB; in a temporary folder, removed.
+Cost: 1,000,000 captions: about 10 s, 150 MB of disk; 20,000,000: some minutes, 3 GB; 100,000,000 with a sample of
+    20,000,000: a quarter of an hour, 13 GB; in a temporary folder, removed.
 Launch: python benchmarks/prompt_pool.py [--count 20000000] [--sample N] [--json] [--folder where/there/is/room]
 
 Captions are synthetic, of some 70 bytes, all different; one in a hundred is repeated and must be removed.
@@ -42,6 +43,8 @@ VOCABULARY = (
     "sunrise sunset twilight evening morning rain snowfall moonlight",
 )  # 7 lists of 16 words: 2**28 captions, distinct by construction
 DRAWS = 200_000
+MAX_PANDAS_COUNT = 20_000_000
+"""captions: a Series of more takes gigabytes of memory"""
 
 
 def write_captions(path: Path, count: int) -> None:
@@ -72,7 +75,7 @@ def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
 
     options = PoolOptions(min_length=10, max_length=300, script="latin", sample=sample) if sample else PoolOptions()
     before = resident_mb()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     with build_pool([folder / "captions.txt"], folder / "pool", options) as pool:
         seconds = time.perf_counter() - start
         (source,) = pool.facts.sources
@@ -81,6 +84,7 @@ def stage_build(folder: Path, sample: int | None) -> dict[str, Any]:
             "duplicate": source.duplicate,
             "text_mb": pool.facts.bytes / 1e6,
             "build_s": seconds,
+            "build_cpu_s": time.process_time() - cpu,
             "build_rows_per_s": source.rows / seconds,
             "build_peak_added_mb": (peak_memory() or 0) / 2**20 - before,
         }
@@ -148,7 +152,7 @@ def measure(count: int, sample: int | None, parent: Path | None) -> dict[str, An
         write_captions(folder / "captions.txt", count)
         result = {"count": count, "python": sys.version.split()[0], "load": os.getloadavg()[0]}
         result |= in_own_process("build", folder, sample) | in_own_process("read", folder, sample)
-        if importlib.util.find_spec("pandas"):
+        if importlib.util.find_spec("pandas") and count <= MAX_PANDAS_COUNT:
             result |= in_own_process("pandas", folder, sample)
         return result
 
@@ -173,15 +177,18 @@ def main() -> None:
     for key, value in result.items():
         print(f"{key:28} {f'{value:,.1f}' if isinstance(value, float) else value}")
     if "pandas_open_ms" not in result:
-        print("(pandas is not installed: no comparison with it)")
+        print(f"(pandas is not installed, or captions are more than {MAX_PANDAS_COUNT:,}: no comparison with it)")
     goals = {
         "open under 100 ms": result["open_ms"] < 100,
         "over 200,000 draws/s": result["single_draws_per_s"] > 2e5 and result["batch_256_draws_per_s"] > 2e5,
         "under 100 MB added": result["read_added_mb"] < 100,
         "300,000 rows/s built": result["build_rows_per_s"] > 3e5,
-        "all kept, duplicates found": result["kept"] == min(args.count, args.sample or args.count)
-        and result["duplicate"] == args.count // 100,
+        "all kept": result["kept"] == min(args.count, args.sample or args.count),
     }
+    if args.sample:  # equal captions are counted in the sample alone
+        goals["under 1,000 MB at the peak"] = result["build_peak_added_mb"] < 1000
+    else:
+        goals["duplicates found"] = result["duplicate"] == args.count // 100
     print("\n".join(f"{'reached' if reached else 'MISSED':8} {goal}" for goal, reached in goals.items()))
 
 

@@ -28,13 +28,11 @@ from .model_config import (
     read_supported_unet_config,
     zeros_for_empty_prompt,
 )
-from .model_files import check_component_files
+from .model_files import check_component_files, check_tensors
 from .model_trial import try_network
 from .student.build import load_unet_with_info
 from .text_encoding import encode, encode_sdxl, load_tokenizer, zeros_like
 from .vae import VaeDecoder, vae_class
-
-MAX_LISTED_TENSORS = 8
 
 
 class LatentDiffusionModel:
@@ -130,19 +128,7 @@ class LatentDiffusionModel:
                 f"the {name} cannot be loaded from {self.folder}: {error}",
                 fix="Weights must be .safetensors: pickled .bin and .ckpt files are never opened.",
             ) from error
-        problems = [f"{name} lacks the tensor {key}" for key in info["missing_keys"]]
-        # position_ids is a buffer that older files hold and newer classes compute
-        problems += [f"{name} has no place for {key}" for key in info["unexpected_keys"] if "position_ids" not in key]
-        problems += [
-            f"{name}: {key} has the shape {list(actual)}, not {list(expected)}"
-            for key, actual, expected in info.get("mismatched_keys", ())
-        ]
-        if problems:
-            raise RcdeployError(
-                f"the weights of the {name} in {self.folder} do not fit its config.json",
-                fix="Copy the folder again, or save it anew with save_pretrained.",
-                errors=problems[:MAX_LISTED_TENSORS],
-            )
+        check_tensors(self.folder, name, info)
         return module
 
     def load(self, *names: str) -> None:

@@ -125,8 +125,7 @@ def _check_sdxl(folder: Path) -> None:
             f"{folder} is SDXL's refiner, which has no first text encoder and is told an aesthetic score",
             fix="Take the base model: stabilityai/stable-diffusion-xl-base-1.0, or a fine-tune of it.",
         )
-    schedule = read_config(folder / "scheduler" / "scheduler_config.json")
-    if schedule.get("_class_name") == "EulerAncestralDiscreteScheduler" and not zeros_for_empty_prompt(folder):
+    if _is_sdxl_turbo(folder):
         raise RcdeployError(
             f"{folder} looks like SDXL Turbo: it draws in one to four steps already, and knows no null condition",
             fix="Distil from SDXL's base model; [few_steps] makes a student of few steps.",
@@ -137,6 +136,32 @@ def _check_sdxl(folder: Path) -> None:
             f"{folder}: its UNet is SDXL's, and the folder has no {' and no '.join(missing)}",
             fix="Copy the whole model again.",
         )
+
+
+def _is_sdxl_turbo(folder: Path) -> bool:
+    return _scheduler_class(folder) == "EulerAncestralDiscreteScheduler" and not zeros_for_empty_prompt(folder)
+
+
+def _scheduler_class(folder: Path) -> str:
+    return str(read_config(folder / "scheduler" / "scheduler_config.json").get("_class_name"))
+
+
+def is_other_family(folder: Path) -> bool:
+    """Whether a whole diffusers folder is of a family that diffusers can sample and LatentDiffusionModel cannot.
+
+    False for folders that only look damaged: LatentDiffusionModel says what they lack.
+    """
+    unet = folder / "unet" / "config.json"
+    if not unet.is_file():
+        return "unet" not in read_config(folder / "model_index.json") and not unet.parent.exists()
+    config = read_config(unet)
+    added = config.get("addition_embed_type")
+    if config.get("_class_name") != "UNet2DConditionModel" or added not in (None, SDXL_CONDITION):
+        return True
+    if not (folder / "scheduler" / "scheduler_config.json").is_file():
+        return False
+    # EDM's formulation has no betas (Playground v2.5)
+    return _scheduler_class(folder).startswith("EDM") or (added == SDXL_CONDITION and _is_sdxl_turbo(folder))
 
 
 def model_components(unet_config: Config) -> tuple[str, ...]:

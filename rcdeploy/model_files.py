@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -18,6 +19,7 @@ COMPONENT_FILES = re.compile(
 
 
 READ_SUFFIXES = (".json", ".safetensors", ".txt")
+MAX_LISTED_TENSORS = 8
 
 
 def check_component_files(folder: Path, components: Iterable[str]) -> None:
@@ -49,6 +51,27 @@ def model_file(folder: Path, relative: str) -> Path:
     if not target.is_file():
         raise RcdeployError(f"{path} is missing" if not target.exists() else f"{path} is not a regular file")
     return path
+
+
+def check_tensors(folder: Path, name: str, info: Mapping[str, Any], *, may_have_more: bool = False) -> None:
+    """Raises RcdeployError for tensors that are absent, misshapen or, unless may_have_more, without a place.
+
+    folder: of the model. name: of the component. info: of from_pretrained with output_loading_info.
+    """
+    problems = [f"{name} lacks the tensor {key}" for key in sorted(info["missing_keys"])]
+    # position_ids is a buffer that older files hold and newer classes compute
+    unexpected = [] if may_have_more else [key for key in info["unexpected_keys"] if "position_ids" not in key]
+    problems += [f"{name} has no place for {key}" for key in unexpected]
+    problems += [
+        f"{name}: {key} has the shape {list(actual)}, not {list(expected)}"
+        for key, actual, expected in info.get("mismatched_keys", ())
+    ]
+    if problems:
+        raise RcdeployError(
+            f"the weights of the {name} in {folder} do not fit its config.json",
+            fix="Copy the folder again, or save it anew with save_pretrained.",
+            errors=problems[:MAX_LISTED_TENSORS],
+        )
 
 
 def copy_component(folder: Path, component: str, target: Path) -> None:

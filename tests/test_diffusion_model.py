@@ -18,7 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from rcdeploy.diffusion_model import MAX_LISTED_TENSORS, LatentDiffusionModel
+from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_files import MAX_LISTED_TENSORS
 from rcdeploy.model_trial import try_network
 from rcdeploy_runtime.errors import RcdeployError
 

@@ -67,6 +67,31 @@ def test_figure_5(tmp_path: Path) -> None:
     assert x_0[0] < x_0[-1]
 
 
+def test_figure_5_toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import figure_5_toy
+
+    monkeypatch.setattr(sys, "argv", ["figure_5_toy.py", "--count", "50", "--out", "figure.png"])
+    figure_5_toy.main()
+    overlap = json.loads((tmp_path / "figure.json").read_text())["overlap"]
+    assert overlap[0] < 0.05 and overlap[-1] > 0.9, "apart as x_0, the same as noise"
+    assert Image.open(tmp_path / "figure.png").width > 500
+
+
+def test_figure_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import figure_2
+
+    few = ["--teacher-steps", "2", "--steps", "2", "--cached", "9", "--scored", "1", "--sampling-steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["figure_2.py", *few, "--excluded", "7", "--out", "figure.png"])
+    figure_2.main()
+    result = json.loads((tmp_path / "figure.json").read_text())
+    assert set(result["right_percent"]) == {"teacher", "student without", "student with"} and result["excluded"] == 7
+    sheet = Image.open(tmp_path / "figure.png")
+    assert sheet.size == (LABEL_WIDTH + 13 * (72 + GAP), CAPTION_HEIGHT + 3 * (72 + GAP))
+
+
 def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paired prompts are those of the cache; real images from a tiny dataset."""
     monkeypatch.syspath_prepend(EXAMPLES)

@@ -25,7 +25,7 @@ FLOORS = [
     ["guidance"],
     ["condition", "machine", "progress", "units"],
     ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files", "vae"],
-    ["text_encoding"],
+    ["model_index", "text_encoding"],
     # students are rules over a teacher's config; recipes name them
     ["student"],
     ["recipe_section"],
@@ -34,7 +34,7 @@ FLOORS = [
     ["recipe_checks"],
     ["recipe_file"],
     # models
-    ["diffusion_model", "model_folder"],
+    ["diffusers_pipeline", "diffusion_model", "model_folder"],
     ["checkpoint_import", "model_description", "sampling"],
     # data, and folders of runs
     ["checkpoint", "conditioning", "prompts", "real_images", "run_folder"],

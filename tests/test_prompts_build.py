@@ -14,9 +14,10 @@ from caption_files import CAPTIONS, build, source_of, write, write_captions
 from typer.testing import CliRunner
 
 from rcdeploy.cli.prompts import app
-from rcdeploy.prompts.filters import UniformSample
+from rcdeploy.prompts import uniform_sample
 from rcdeploy.prompts.pool import PromptPool
 from rcdeploy.prompts.pool_builder import build_pool
+from rcdeploy.prompts.uniform_sample import SAMPLED, UniformSample
 from rcdeploy_runtime.errors import RcdeployError
 
 
@@ -84,7 +85,7 @@ def test_a_sample_has_exactly_the_size_and_keeps_the_order(tmp_path: Path) -> No
         assert pool.manifest.wrong_files(pool.folder) == []
         a, b = source_of(pool, 0), source_of(pool, 1)
         assert a.kept + b.kept == 500 and a.kept == sum(t.startswith("a") for t in kept)
-        assert a.not_drawn == 3000 - a.kept and a.duplicate == 1 and a.rows == 3001
+        assert a.not_drawn + a.duplicate + a.kept == a.rows == 3001 and a.duplicate == ("a7" in kept)
         digest = pool.digest
     assert build(tmp_path, first, second, sample=500, seed=3).digest == digest
     assert build(tmp_path, first, second, sample=500, seed=4).digest != digest
@@ -92,23 +93,51 @@ def test_a_sample_has_exactly_the_size_and_keeps_the_order(tmp_path: Path) -> No
     assert len(build(tmp_path, first, second, sample=10**6)) == 4000
 
 
-def test_a_sample_is_uniform_and_drops_early() -> None:
-    size = 1000
-    histogram = np.zeros(200, int)
-    for seed in range(40):
-        sample = UniformSample(size, seed)
-        texts = [str(i) for i in range(10_000)]
-        # the bound is lowered between the parts, as in a long build
-        candidates = [
-            t for start in range(0, 200_000, 10_000) for t in sample.candidates([f"{start}-{t}" for t in texts])
-        ]
-        assert len(candidates) < 120_000
-        chosen = [t for t, is_in in zip(candidates, sample.selected(), strict=True) if is_in]
-        assert len(chosen) == size
-        places = np.array([int(t.split("-")[0]) + int(t.split("-")[1]) for t in chosen])
-        histogram += np.bincount(places // 1000, minlength=200)
-    expected = 40 * size / 200
-    assert ((histogram - expected) ** 2 / expected).sum() < 199 + 5 * np.sqrt(2 * 199)  # chi-squared, 5 sigma
+@pytest.mark.parametrize("distinct", [True, False])
+def test_a_sample_is_uniform_and_drops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distinct: bool) -> None:
+    # the bound is lowered between the parts, as in a long build
+    monkeypatch.setattr(uniform_sample, "MIN_PENDING", 500)
+    size, count, seeds, bins = 400, 20_000, 40, 40
+    texts = [str(i) for i in range(count)]
+    histogram = np.zeros(bins, int)
+    for seed in range(seeds):
+        sample = UniformSample(size, seed, tmp_path / "keys", distinct=distinct)
+        candidates = [t for i in range(0, count, 1000) for t in sample.candidates(texts[i : i + 1000])]
+        assert len(candidates) < 4000
+        chosen = [int(t) for t, verdict in zip(candidates, sample.verdicts(), strict=True) if verdict == SAMPLED]
+        assert len(chosen) == size and not (tmp_path / "keys").exists()
+        histogram += np.bincount(np.array(chosen) * bins // count, minlength=bins)
+    expected = seeds * size / bins
+    degrees = bins - 1
+    assert ((histogram - expected) ** 2 / expected).sum() < degrees + 5 * np.sqrt(2 * degrees)  # chi-squared, 5 sigma
+
+
+def test_a_frequent_caption_is_no_likelier_in_a_sample(tmp_path: Path) -> None:
+    """Half of the rows are one of ten captions; each text's sample is the same wherever and however often it stands."""
+    frequent = [f"often {i}" for i in range(10)]
+    rare = [f"rare {i}" for i in range(2000)]
+    mixed = [text for i, text in enumerate(rare) for text in (text, frequent[i % 10])]
+    once = build(tmp_path, write(tmp_path / "a.txt", "\n".join([*frequent, *rare])), sample=100)
+    texts = set(once)
+    with build(tmp_path, write(tmp_path / "b.txt", "\n".join(reversed(mixed))), sample=100) as pool:
+        assert set(pool) == texts and len(pool) == 100
+        counts = source_of(pool)
+        assert counts.duplicate == sum(199 for text in frequent if text in texts)
+        assert counts.rows == 4000 == counts.kept + counts.duplicate + counts.not_drawn
+    with build(tmp_path, tmp_path / "b.txt", sample=100, deduplicate=False) as pool:
+        often = sum(text in frequent for text in pool)
+        assert len(pool) == 100 and 25 < often < 75 and source_of(pool).duplicate == 0
+
+
+def test_a_sample_needs_the_memory_of_its_size(tmp_path: Path) -> None:
+    """Keys of what cannot be in it are not kept: 400,000 different captions, a sample of 1,000."""
+    sample = UniformSample(1000, 0, tmp_path / "keys")
+    for start in range(0, 400_000, 20_000):
+        sample.candidates([f"caption {i}" for i in range(start, start + 20_000)])
+        held = len(sample._smallest) + sum(map(len, sample._pending))
+        assert held < 1000 + 1000 // 4 + 65_536 + 20_000
+    assert (tmp_path / "keys").stat().st_size < 8 * 150_000
+    assert (sample.verdicts() == SAMPLED).sum() == 1000
 
 
 def test_an_empty_pool_is_refused_and_leaves_the_old_one(tmp_path: Path) -> None:

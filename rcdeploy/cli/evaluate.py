@@ -65,6 +65,7 @@ def evaluate_command(
 
     Images are sampled as the model records it (else by DDIM), at its native size, and kept in files of several images,
     so the same command resumes after any interruption, and several machines that see one folder may run it at once.
+    Other text-to-image models of diffusers (PixArt, SD-3 ...) are sampled by its pipeline and their own scheduler.
 
     rcdeploy evaluate runs/c_micro --prompts metadata.csv --count 0 --inception inception.safetensors --reference real/
     rcdeploy evaluate packages/quickstart-onnx --prompts examples/teachers/fashion/captions.txt.gz --count 500
@@ -87,6 +88,7 @@ def evaluate_command(
     from ..model_folder import resolve
 
     target = EvaluationTarget.of(resolve(model), checkpoint)
+    target.check_sampler(sampler)
     spec = target.default_spec().replace(
         prompt_files=tuple(prompts) if prompts else target.choose_prompt_files(),
         column=column,

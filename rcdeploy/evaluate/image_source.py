@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
@@ -16,9 +18,11 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.package import Package
 
 from .. import checkpoint
+from ..diffusers_pipeline import load_pipeline, native_image_size, sample
 from ..diffusion_model import LatentDiffusionModel
 from ..model_description import ModelDescription
 from ..model_folder import ModelFolder
+from ..model_index import ModelIndex
 from ..recipe import Recipe
 from ..sampling import runtime_noise, sample_images
 from ..student.spec import student_config
@@ -48,6 +52,8 @@ def open_image_source(target: EvaluationTarget, device: str = "auto") -> ImageSo
     """Loads the model. device: auto, cpu, cuda. Raises RcdeployError for weights that cannot be loaded."""
     if target.checkpoint is not None:
         return _checkpoint(target.model, target.checkpoint, torch_device(device))
+    if target.index is not None:
+        return _other_family(target.model, target.index, torch_device(device))
     assert target.description is not None
     if target.package is not None:
         return _package(target.package, target.description, device)
@@ -71,6 +77,15 @@ def _pipeline(model: ModelFolder, description: ModelDescription, device: torch.d
     pipeline.load("text_encoder", "unet", "vae")
     record = {"kind": model.kind, "path": model.source, "digest": pipeline.revision}
     return ImageSource(model.name, record, description.image_size, sampler(pipeline, description.image_size))
+
+
+def _other_family(model: ModelFolder, index: ModelIndex, device: torch.device) -> ImageSource:
+    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else _dtype(device)
+    pipeline = load_pipeline(index, device, dtype)
+    size = native_image_size(index, pipeline)
+    versions = {"pipeline": index.pipeline, "diffusers": diffusers.__version__}
+    record = {"kind": model.kind, "path": model.source, "digest": index.revision, **versions}
+    return ImageSource(model.name, record, size, partial(sample, index, pipeline, size))
 
 
 def _checkpoint(model: ModelFolder, name: str, device: torch.device) -> ImageSource:

@@ -1,4 +1,7 @@
-"""Defaults of an evaluation from the model's own folder: recipe, prompts, judge, image size. Imports no torch."""
+"""Defaults of an evaluation from the model's own folder: recipe, prompts, judge, image size.
+
+Imports no torch, but for families that diffusers samples: their defaults stand in its code.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,10 @@ from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from ..judge_files import JUDGE_FILES, JUDGE_FOLDER, judge_digest, judge_of
+from ..model_config import is_other_family
 from ..model_description import ModelDescription, describe_model
 from ..model_folder import RUNS, ModelFolder
+from ..model_index import ModelIndex
 from ..recipe import PATHS
 from .spec import EvaluationSpec, known_evaluate_section
 
@@ -28,7 +33,8 @@ class EvaluationTarget:
 
     Attributes:
         model: the resolved folder. checkpoint: of a run: "best", "last" or a step; None for its pipeline.
-        description: configs and image size; None for a checkpoint, whose run may have no pipeline yet.
+        description: configs and image size; None with `index`, and for a checkpoint: its run may have no pipeline yet.
+        index: of a pipeline that is sampled by diffusers, as LatentDiffusionModel does not know its family.
         package: the opened package, for a package.
         recipe: that the model was made with, as far as it is known; of a package without its paths.
         judge: the folder of the judge that belongs to it.
@@ -38,6 +44,7 @@ class EvaluationTarget:
     model: ModelFolder
     checkpoint: str | None = None
     description: ModelDescription | None = None
+    index: ModelIndex | None = None
     package: Package | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
     judge: Path | None = None
@@ -55,6 +62,9 @@ class EvaluationTarget:
                 f"{model.source} is the name of a student: it has no weights, and generates nothing",
                 fix="Give a run, a package, or a diffusers folder.",
             )
+        if model.kind == "pipeline" and is_other_family(model.require_pipeline()):
+            folder = model.require_pipeline()
+            return cls(model, index=ModelIndex.read(folder), judge=judge_of(folder))
         description = describe_model(model) if checkpoint is None else None
         if model.kind == "package":
             return _of_package(model, Package(str(model.path)), description)
@@ -62,7 +72,8 @@ class EvaluationTarget:
             assert model.manifest is not None
             recipe = model.manifest.recipe
             judge = judge_of(Path(recipe["teacher"]["path"]))
-            return cls(model, checkpoint, description, None, recipe, judge, _run_prompts(model.manifest))
+            prompt_files = _run_prompts(model.manifest)
+            return cls(model, checkpoint, description, recipe=recipe, judge=judge, prompt_files=prompt_files)
         return cls(model, checkpoint, description, judge=judge_of(model.require_pipeline()))
 
     @property
@@ -70,12 +81,24 @@ class EvaluationTarget:
         """How the model wants to be sampled; None where its folder does not say so."""
         return self.package.facts.sampling if self.package else self.model.sampling
 
+    def check_sampler(self, sampler: str | None) -> None:
+        """Raises RcdeployError for a sampler of ours with a model that diffusers samples."""
+        if self.index is not None and sampler is not None:
+            raise RcdeployError(
+                f"{self.model.source} is a {self.index.pipeline}, which is sampled by its own scheduler",
+                fix="Leave --sampler out.",
+            )
+
     def default_spec(self) -> EvaluationSpec:
         """The recipe's settings, the model's own sampling and the judge; without prompt files, which
         choose_prompt_files() returns."""
         section = known_evaluate_section(self.recipe)
         spec = EvaluationSpec.of_recipe(section, judge=self.judge, column=self.recipe.get("prompts", {}).get("column"))
         own = vars(self.sampling) if self.sampling else {}
+        if self.index is not None:
+            from ..diffusers_pipeline import default_sampling
+
+            own = default_sampling(self.index)
         return spec.replace(prompt_files=(), **own)
 
     def choose_prompt_files(self) -> tuple[Path, ...]:
@@ -114,7 +137,14 @@ def _of_package(model: ModelFolder, package: Package, description: ModelDescript
     }
     captions = manifest.facts.get("captions")
     files = (package.folder / captions,) if captions in manifest.files else ()
-    return EvaluationTarget(model, None, description, package, recipe, _judge_of_package(package), (files,))
+    return EvaluationTarget(
+        model,
+        description=description,
+        package=package,
+        recipe=recipe,
+        judge=_judge_of_package(package),
+        prompt_files=(files,),
+    )
 
 
 def _judge_of_package(package: Package) -> Path | None:

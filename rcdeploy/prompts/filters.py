@@ -1,4 +1,4 @@
-"""Which captions a pool keeps: filters, deduplication and a uniform sample; what is dropped is counted."""
+"""Which captions a pool keeps: filters and deduplication; what is dropped is counted."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class PoolOptions:
         min_length: characters, after normalisation.
         max_length: characters, after normalisation.
         script: "latin" drops captions with a letter of another script, "any" none.
-        sample: exactly so many of the remaining captions, uniformly; all, if there are fewer.
+        sample: exactly so many of the remaining captions, uniformly; all, if there are fewer. With `deduplicate` of
+            the different captions: a frequent one is no likelier.
         seed: of the sample.
     """
 
@@ -137,49 +138,6 @@ class Deduplicator:
             self._parts[i] = np.insert(known, at[unknown], part[unknown])
             is_new[firsts[cuts[i] : cuts[i + 1]][unknown]] = True
         return list(compress(texts, is_new.tolist()))
-
-
-class UniformSample:
-    """Exactly `size` of a stream of captions (all, if fewer come), each set of that size equally likely.
-
-    Every caption gets a random key; the `size` smallest win. A caption that cannot be among them is dropped at once, so
-    of n captions about size x (1 + ln(n / size)) are candidates, and only their keys stay in memory.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size = size
-        self._rng = np.random.Generator(np.random.Philox(seed))
-        self._bound = 1.0
-        self._keys: list[np.ndarray] = []
-        self._smallest = np.empty(0)
-        self._pending: list[np.ndarray] = []
-
-    def candidates(self, texts: list[str]) -> list[str]:
-        """The texts that may still be in the sample, in order."""
-        keys = self._rng.random(len(texts))
-        near = keys < self._bound
-        self._keys.append(keys[near])
-        self._pending.append(keys[near])
-        if sum(map(len, self._pending)) > self.size // 4 + 65536:  # not every time: it costs a pass over `size` keys
-            self._smallest = np.concatenate([self._smallest, *self._pending])
-            self._pending = []
-            if len(self._smallest) > self.size:
-                self._smallest = np.partition(self._smallest, self.size - 1)[: self.size]
-                self._bound = float(self._smallest[-1])
-        return list(compress(texts, near.tolist()))
-
-    def selected(self) -> np.ndarray:
-        """For every candidate, in order, whether it is in the sample. No candidate may come after this."""
-        keys = np.concatenate([np.empty(0), *self._keys])
-        self._keys = []
-        self._smallest = np.empty(0)  # 8 bytes a candidate and 8 of the sample
-        self._pending = []
-        if len(keys) <= self.size:
-            return np.ones(len(keys), bool)
-        last = np.partition(keys, self.size - 1)[self.size - 1]
-        selected = keys < last
-        selected[np.flatnonzero(keys == last)[: self.size - int(selected.sum())]] = True  # the first of equal keys
-        return selected
 
 
 def select_rows(folder: Path, prompts: str, offsets: str, selected: np.ndarray) -> tuple[int, int]:

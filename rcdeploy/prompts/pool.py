@@ -51,7 +51,7 @@ class SourceCounts:
         length: captions that are too short or too long.
         script: captions with letters of another script.
         filtered: captions that fail the regular expressions.
-        duplicate: captions equal to an earlier one.
+        duplicate: captions equal to an earlier one; with a sample, to an earlier one of the sample.
         not_drawn: captions that are not in the sample.
     """
 

@@ -14,11 +14,14 @@ from rcdeploy_runtime.files import new_folder
 from rcdeploy_runtime.manifest import Manifest
 
 from ..progress import Progress, no_progress
-from .filters import COUNTS, Deduplicator, Filters, PoolOptions, UniformSample, empty_pool_error, select_rows
+from .filters import COUNTS, Deduplicator, Filters, PoolOptions, empty_pool_error, select_rows
 from .pool import OFFSETS, PROMPTS, PromptPool
 from .readers import batches, count_rows, files_of
+from .uniform_sample import DUPLICATE, NOT_SAMPLED, SAMPLED, UniformSample
 
 STAGE = "reading captions"
+KEYS = "keys.bin"
+"""of the sample's candidates, while a pool is built"""
 
 
 def build_pool(
@@ -28,7 +31,8 @@ def build_pool(
 
     Stored is the normalised caption: no white space at its ends, one space for every run of it (as str.split defines
     it). Equal captions are told apart by 64-bit hashes, 8 bytes of memory each; among 20 million captions the chance
-    that even one is taken for another is about 1e-5. (Measured: 320 MB in all at 20 million.)
+    that even one is taken for another is about 1e-5. (Measured: 320 MB in all at 20 million.) Without a sample every
+    caption is remembered so, and the time for each grows with their number; with one, those of the sample are.
 
     A pool at `out` is replaced, once the new one is whole.
 
@@ -47,11 +51,14 @@ def build_pool(
     stream = _CaptionStream({str(source): files_of(Path(source)) for source in sources}, options)
     _check_replaceable(out, stream.all_files)
     with new_folder(out) as folder:
-        count, size = _write(folder, stream.batches(progress))
-        if stream.sample:
-            selected = stream.sample.selected()
-            count, size = select_rows(folder, PROMPTS, OFFSETS, selected)
-            stream.count_selected(selected)
+        sample = None
+        if options.sample is not None:
+            sample = UniformSample(options.sample, options.seed, folder / KEYS, distinct=options.deduplicate)
+        count, size = _write(folder, stream.batches(sample, progress))
+        if sample:
+            verdicts = sample.verdicts()
+            count, size = select_rows(folder, PROMPTS, OFFSETS, verdicts == SAMPLED)
+            stream.count_verdicts(verdicts)
         per_source = stream.per_source()
         dropped = {reason: sum(source[reason] for source in per_source) for reason in COUNTS[2:]}
         if not count:
@@ -71,44 +78,46 @@ def build_pool(
 
 
 class _CaptionStream:
-    """The captions of named sources after filters, deduplication and the first pass of the sample, with counts."""
+    """The captions of named sources after filters, and deduplication or the first pass of a sample, with counts."""
 
     def __init__(self, files: dict[str, list[Path]], options: PoolOptions) -> None:
         """files: those of each source, by the source's name."""
         self._files = files
         self._column = options.column
         self._filters = Filters(options)
-        self._deduplicator = Deduplicator() if options.deduplicate else None
-        self.sample = UniformSample(options.sample, options.seed) if options.sample is not None else None
+        # a sample knows equal captions by their keys
+        self._deduplicator = Deduplicator() if options.deduplicate and options.sample is None else None
         self._counts: dict[str, Counter[str]] = {name: Counter() for name in files}
 
     @property
     def all_files(self) -> list[Path]:
         return [file for files in self._files.values() for file in files]
 
-    def batches(self, progress: Progress) -> Iterator[list[str]]:
+    def batches(self, sample: UniformSample | None, progress: Progress) -> Iterator[list[str]]:
+        """Those that pass; with `sample` its candidates, which count as kept until count_verdicts()."""
         total = count_rows(self.all_files) or 0
         completed = 0
         for name, counts in self._counts.items():
             for rows in batches(self._files[name], self._column):
-                yield self._batch(rows, counts)
+                yield self._batch(rows, sample, counts)
                 completed += len(rows)
                 progress(STAGE, completed, total)
 
-    def _batch(self, rows: list[str], counts: Counter[str]) -> list[str]:
+    def _batch(self, rows: list[str], sample: UniformSample | None, counts: Counter[str]) -> list[str]:
         passed = self._filters(rows, counts)
         new = self._deduplicator(passed) if self._deduplicator else passed
-        candidates = self.sample.candidates(new) if self.sample else new
+        candidates = sample.candidates(new) if sample else new
         counts.update(duplicate=len(passed) - len(new), not_drawn=len(new) - len(candidates), kept=len(candidates))
         return candidates
 
-    def count_selected(self, selected: np.ndarray) -> None:
+    def count_verdicts(self, verdicts: np.ndarray) -> None:
         """Candidates of the sample were counted as kept: those that are not in it are no longer."""
         first = 0
         for counts in self._counts.values():
             candidates = counts["kept"]
-            kept = int(selected[first : first + candidates].sum())
-            counts.update(kept=kept - candidates, not_drawn=candidates - kept)
+            numbers = np.bincount(verdicts[first : first + candidates], minlength=3).tolist()
+            counts.update(kept=numbers[SAMPLED] - candidates)
+            counts.update(duplicate=numbers[DUPLICATE], not_drawn=numbers[NOT_SAMPLED])
             first += candidates
 
     def per_source(self) -> list[dict[str, Any]]:
