@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -268,6 +270,13 @@ def test_a_clip_tokenizer_that_pads_without_end_is_refused(
     change(tmp_path / "model/tokenizer/tokenizer_config.json", model_max_length=length)
     with pytest.raises(RcdeployError, match="model_max_length is"):
         evaluate("model", "--prompts", captions, "--count", 1)
+
+
+@pytest.mark.slow  # a process of its own loads everything anew
+def test_libraries_say_nothing(models: dict[str, Path], captions: Path) -> None:
+    command = [sys.executable, "-m", "rcdeploy", "evaluate", str(models["pixart"]), "--prompts", str(captions)]
+    done = subprocess.run([*command, "--count", "1", "--quiet", *FAST], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def test_a_pixart_of_the_hub_names_an_older_class(models: dict[str, Path], tmp_path: Path, captions: Path) -> None:

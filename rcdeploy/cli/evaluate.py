@@ -89,6 +89,8 @@ def evaluate_command(
 
     target = EvaluationTarget.of(resolve(model), checkpoint)
     target.check_sampler(sampler)
+    if target.index is not None:  # its defaults are asked of diffusers
+        quieten_libraries()
     spec = target.default_spec().replace(
         prompt_files=tuple(prompts) if prompts else target.choose_prompt_files(),
         column=column,
