@@ -71,6 +71,8 @@ def test_the_same_seed_is_the_same_image_in_any_batch(model: TextToImage, sample
     assert record["seeds"] == [10, 11, 12]
     alone, _ = model.generate("a red coat", seed=11, **settings)
     assert np.abs(pixels(alone)[0].astype(int) - pixels(three)[1]).max() <= 1
+    listed, record = model.generate(["a bag", "a red coat"], seed=[5, 11], **settings)
+    assert record["seeds"] == [5, 11] and np.abs(pixels(alone)[0].astype(int) - pixels(listed)[1]).max() <= 1
     other, _ = model.generate("a red coat", seed=12, **settings)
     assert not np.array_equal(pixels(alone), pixels(other))
 

@@ -42,6 +42,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seed": "7"}, "seed is '7'"),
     ({"seed": True}, "seed is True"),
     ({"seed": 2**64}, "seed is 18446744073709551616"),
+    ({"seed": [1, 2]}, "seed has 2 numbers for 1 images"),
+    ({"seed": [2**64]}, r"seed\[0\] is 18446744073709551616"),
     ({"num_inference_steps": 0}, "num_inference_steps is 0"),
     ({"num_inference_steps": -1}, "num_inference_steps is -1"),
     ({"num_inference_steps": 1.5}, "num_inference_steps is 1.5"),

@@ -1,4 +1,4 @@
-"""Generate images from a package, print its digest, or build its TensorRT engines, on a device that has no more."""
+"""Generate images from a package or serve it, print its digest, or build its TensorRT engines: no more is needed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from . import __version__
 from .errors import RcdeployError
+from .server.command import add_serve_arguments, serve
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -47,6 +48,8 @@ def _arguments() -> argparse.ArgumentParser:
     generate.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
     generate.add_argument("--json", action="store_true", help="print the record: seeds, steps, seconds")
     generate.add_argument("-q", "--quiet", action="store_true")
+
+    add_serve_arguments(commands.add_parser("serve", help="an HTTP server with the routes of OpenAI's images API"))
 
     digest = commands.add_parser("digest", help="print the digest that pins a package: sha256:...")
     digest.add_argument("package")
@@ -131,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = _arguments().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        {"generate": generate, "digest": digest, "build-engine": build_engine}[args.command](args)
+        commands = {"generate": generate, "serve": serve, "digest": digest, "build-engine": build_engine}
+        commands[args.command](args)
     except RcdeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

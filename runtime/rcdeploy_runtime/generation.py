@@ -114,7 +114,7 @@ def check_settings(
     *,
     prompt: str | Sequence[str],
     negative_prompt: str,
-    seed: int | None,
+    seed: int | Sequence[int] | None,
     num_inference_steps: int | None,
     guidance_scale: float | None,
     height: int | None,
@@ -140,9 +140,6 @@ def check_settings(
             f"prompt and batch ask for {len(prompts):,} images; 1 to {MAX_IMAGES_PER_CALL:,} are allowed in one call",
             fix="Call generate several times.",
         )
-    if seed is None:
-        seed = int(np.random.SeedSequence().generate_state(1)[0])
-    seed = whole_number("seed", seed, MIN_SEED, MAX_SEED)
     sampling = defaults.override(sampler, num_inference_steps, guidance_scale)
     sampler = sampling.sampler
     if not isinstance(sampler, str) or sampler not in SAMPLERS:
@@ -162,7 +159,7 @@ def check_settings(
     return GenerationSettings(
         prompts=tuple(prompts),
         negative_prompt=_prompt("negative_prompt", negative_prompt),
-        seeds=tuple(seed + k for k in range(len(prompts))),
+        seeds=_seeds(seed, len(prompts)),
         num_inference_steps=whole_number("num_inference_steps", sampling.num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
         guidance_scale=number("guidance_scale", sampling.guidance_scale, 0, MAX_GUIDANCE_SCALE),
         **_checked_size(size, height, width),
@@ -202,6 +199,18 @@ def number(name: str, value: object, low: float, high: float, *, above: bool = F
     if not low <= result <= high or (above and result == low):  # NaN too
         raise RcdeployError(f"{name} is {result:g}; it must be {allowed}")
     return result
+
+
+def _seeds(seed: object, count: int) -> tuple[int, ...]:
+    """One for each of `count` images: those of a list, or numbers that count up from one seed."""
+    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes, bytearray, memoryview)):
+        if len(seed) != count:
+            raise RcdeployError(f"seed has {len(seed):,} numbers for {count:,} images; it must have one for each")
+        return tuple(whole_number(f"seed[{k}]", value, MIN_SEED, MAX_SEED) for k, value in enumerate(seed))
+    if seed is None:
+        seed = int(np.random.SeedSequence().generate_state(1)[0])
+    first = whole_number("seed", seed, MIN_SEED, MAX_SEED)
+    return tuple(first + k for k in range(count))
 
 
 def _prompts(prompt: object) -> list[str]:

@@ -90,7 +90,7 @@ class TextToImage:
         *,
         callback: Callable[[Step], bool | None] | None = None,
         negative_prompt: str = "",
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         height: int | None = None,
@@ -144,7 +144,7 @@ class TextToImage:
         prompt: str | Sequence[str],
         *,
         negative_prompt: str = "",
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         height: int | None = None,
@@ -163,7 +163,8 @@ class TextToImage:
         Args:
             prompt: one text or several; `batch` images of each.
             negative_prompt: takes the place of the null condition.
-            seed: image k has seed + k, so that each can be generated again alone; None takes a random one.
+            seed: image k has seed + k, so that each can be generated again alone; a list has one for each image; None
+                takes a random one.
             num_inference_steps: 1 to what the noise schedule has; None takes the package's own, as for the next two.
             guidance_scale: classifier-free guidance; 1 or below skips the null branch and halves the work. A model that
                 takes the scale as an input never has that branch, and knows no negative prompt.

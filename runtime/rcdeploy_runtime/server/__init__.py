@@ -1,0 +1,1 @@
+"""An HTTP server for one package, with the routes of OpenAI's images API (extra `server`)."""
