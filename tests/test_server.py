@@ -59,6 +59,16 @@ def test_openais_client_draws_what_the_runtime_draws(client: OpenAI, model: Text
         assert image.seed == seed and image.url is None
 
 
+def test_the_guides_examples_work(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/guide/server.md").read_text("utf-8").replace("http://127.0.0.1:8000", server.url)
+    exec("".join(re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)), {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["boot-0.png", "boot-1.png"]
+    address, body = re.search(r"curl (\S+).*?-d '(.*?)'", page, re.S).groups()
+    answer = httpx.post(address, json=json.loads(body), trust_env=False).json()
+    assert httpx.get(answer["data"][0]["url"], trust_env=False).content == (tmp_path / "boot-0.png").read_bytes()
+
+
 def test_the_models_own_settings_can_be_changed(client: OpenAI, model: TextToImage) -> None:
     extra = {"seed": 1, "steps": 3, "sampler": "euler", "guidance_scale": 1.5, "negative_prompt": "a bag"}
     answer = client.images.generate(prompt=BOOT, size="96x64", extra_body=extra)
@@ -208,7 +218,7 @@ def test_a_client_that_goes_away_cancels_its_request(
         waiting = pool.submit(leave, "waiting")
         wait_until(lambda: len(queue) == 1 or waiting.done())
         drawing.result(), waiting.result()
-        wait_until(lambda: sorted(cancelled) == ["drawing", "waiting"])
+        wait_until(lambda: set(cancelled) == {"drawing", "waiting"})
         assert len(queue) == 0
         held.go.set()
         assert running.draw(BOOT).status_code == 200

@@ -27,46 +27,45 @@ CLIENT_GONE = 499
 
 
 async def whole_answer(service: Service, job: Job, body: ImageRequest, request: Request) -> ImagesResponse | Response:
-    while True:
+    with service.awaited(job):
         event = await job.events.get()
-        if isinstance(event, Gone):
-            return Response(status_code=CLIENT_GONE)
-        if isinstance(event, Failed):
-            raise ApiError(500, FAILED, code="generation_failed")
-        if isinstance(event, Finished):
-            data = []
-            for image, seed in zip(event.images, job.seeds, strict=True):
-                encoded = await asyncio.to_thread(_encode, image, body)
-                if body.response_format == "url":
-                    name = service.images.put(encoded, body.output_format or "png")
-                    data.append(ImageData(url=str(request.url_for("stored_image", name=name)), seed=seed))
-                else:
-                    data.append(ImageData(b64_json=base64.b64encode(encoded).decode(), seed=seed))
-            return ImagesResponse(
-                created=int(time.time()), data=data, output_format=body.output_format or "png", size=size_text(job)
-            )
+        while isinstance(event, Progress):
+            event = await job.events.get()
+    if isinstance(event, Gone):
+        return Response(status_code=CLIENT_GONE)
+    if isinstance(event, Failed):
+        raise ApiError(500, FAILED, code="generation_failed")
+    data = []
+    for image, seed in zip(event.images, job.seeds, strict=True):
+        encoded = await asyncio.to_thread(_encode, image, body)
+        if body.response_format == "url":
+            name = service.images.put(encoded, body.output_format or "png")
+            data.append(ImageData(url=str(request.url_for("stored_image", name=name)), seed=seed))
+        else:
+            data.append(ImageData(b64_json=base64.b64encode(encoded).decode(), seed=seed))
+    return ImagesResponse(
+        created=int(time.time()), data=data, output_format=body.output_format or "png", size=size_text(job)
+    )
 
 
-async def event_stream(job: Job, body: ImageRequest, kind: str) -> AsyncIterator[str]:
+async def event_stream(service: Service, job: Job, body: ImageRequest, kind: str) -> AsyncIterator[str]:
     """kind: image_generation or image_edit. Events of several images carry the `index` of theirs."""
     sent = 0
-    while True:
+    with service.awaited(job):
         event = await job.events.get()
-        if isinstance(event, Gone):
-            return
-        if isinstance(event, Failed):
-            yield f"event: error\ndata: {json.dumps(error_body(500, FAILED, 'generation_failed'))}\n\n"
-            return
-        if isinstance(event, Progress) and event.completed in preview_steps(event.total, body.partial_images or 0):
-            for index, image in enumerate(event.previews):
-                facts = {"partial_image_index": sent, **await _image_facts(image, job, body, index)}
-                yield _event(f"{kind}.partial_image", facts)
-            sent += 1
-        if isinstance(event, Finished):
-            for index, image in enumerate(event.images):
-                facts = {**await _image_facts(image, job, body, index), "usage": USAGE}
-                yield _event(f"{kind}.completed", facts)
-            return
+        while isinstance(event, Progress):
+            if event.completed in preview_steps(event.total, body.partial_images or 0):
+                for index, image in enumerate(event.previews):
+                    facts = {"partial_image_index": sent, **await _image_facts(image, job, body, index)}
+                    yield _event(f"{kind}.partial_image", facts)
+                sent += 1
+            event = await job.events.get()
+    if isinstance(event, Failed):
+        yield f"event: error\ndata: {json.dumps(error_body(500, FAILED, 'generation_failed'))}\n\n"
+    if isinstance(event, Finished):
+        for index, image in enumerate(event.images):
+            facts = {**await _image_facts(image, job, body, index), "usage": USAGE}
+            yield _event(f"{kind}.completed", facts)
 
 
 def preview_steps(total: int, count: int) -> set[int]:

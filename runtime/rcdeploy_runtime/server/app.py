@@ -47,7 +47,7 @@ async def _answer(body: ImageRequest, request: Request, kind: str) -> Any:
     service = _service(request)
     job = await service.submit(body, request)
     if body.stream:
-        events = event_stream(job, body, kind)
+        events = event_stream(service, job, body, kind)
         return StreamingResponse(events, media_type="text/event-stream", headers=STREAM_HEADERS)
     return await whole_answer(service, job, body, request)
 

@@ -63,6 +63,8 @@ def serve(args: argparse.Namespace) -> None:
     from .json_log import configure_logging
     from .settings import Limits, ServerSettings, Tokens, listening_socket
 
+    if args.no_auth and args.token_file:
+        raise RcdeployError("--no-auth lets everybody in, and --token-file does not", fix="Leave one of them out.")
     tokens = Tokens() if args.no_auth else Tokens.load(args.token_file)
     limits = Limits(
         body_bytes=args.max_body_bytes,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..limits import MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_TRAIN_TIMESTEPS, MIN_SEED
 from ..samplers import SAMPLERS
 from .settings import MAX_IMAGES
 
 
-def _known_sampler(value: Any) -> Any:
-    if value is not None and value not in SAMPLERS:
+def _known_sampler(value: str) -> str:
+    if value not in SAMPLERS:
         raise ValueError(f"must be one of {', '.join(SAMPLERS)}")
     return value
 
 
-Sampler = Annotated[str, BeforeValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
+Sampler = Annotated[str, AfterValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
 
 
 class ImageRequest(BaseModel):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from fastapi import Request
@@ -59,6 +61,14 @@ class Service:
             pass
         self.queue.cancel(job)
         job.events.put_nowait(Gone())
+
+    @contextmanager
+    def awaited(self, job: Job) -> Iterator[None]:
+        """Cancels the job where it is left before its end, as when the server gives up after its grace."""
+        try:
+            yield
+        finally:
+            self.queue.cancel(job)
 
     async def _job(self, body: ImageRequest) -> Job:
         self._check_limits(body)

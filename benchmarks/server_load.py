@@ -1,0 +1,166 @@
+"""The server under four times the load that it can carry: what it draws, how fast, what it loses or mixes up.
+
+    python benchmarks/server_load.py                      # examples/students/fashion, 20 seconds
+    python benchmarks/server_load.py PACKAGE --seconds 60 --times 4 --threads 4
+
+First it measures how many images a second the server draws for clients who wait for their answers. Then requests come
+in at `--times` that rate, whether or not earlier ones are answered; more than the queue takes get status 429. Each
+request has a prompt and a seed of its own, and its image is compared with the one that the runtime draws alone. The
+client runs on the same machine, and takes its share of the processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import itertools
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from rcdeploy_runtime import TextToImage
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = ("red", "blue", "green", "yellow")
+THINGS = ("boot", "bag", "shirt", "dress")
+PROMPTS = [f"a photo of a {colour} {thing} on a white background" for colour in COLOURS for thing in THINGS]
+DRAW = "/v1/images/generations"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """status: 0 where there was none. image: as base64."""
+
+    case: int
+    status: int
+    seconds: float
+    image: str = ""
+
+
+@contextmanager
+def serving(package: Path, threads: int, queue: int) -> Iterator[str]:
+    """The server as a process of its own; yields its url."""
+    command = [sys.executable, "-m", "rcdeploy_runtime", "serve", str(package), "--port", "0"]
+    command += ["--threads", str(threads), "--queue", str(queue)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    first = process.stderr.readline()
+    if not first.startswith("{"):
+        raise SystemExit(first + process.stderr.read())
+    drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # a full pipe would stop it
+    try:
+        yield f"http://127.0.0.1:{json.loads(first)['port']}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+        drain.wait(10)
+
+
+async def ask(client: httpx.AsyncClient, case: int) -> Answer:
+    begun = time.perf_counter()
+    try:
+        reply = await client.post(DRAW, json={"prompt": PROMPTS[case], "seed": case})
+    except httpx.HTTPError as error:
+        print(f"no answer: {error!r}", file=sys.stderr)
+        return Answer(case, 0, time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    image = reply.json()["data"][0]["b64_json"] if reply.status_code == 200 else ""
+    return Answer(case, reply.status_code, seconds, image)
+
+
+async def capacity(client: httpx.AsyncClient, clients: int, seconds: float) -> float:
+    """Images a second for `clients` who each wait for their answer before they ask again."""
+    cases = itertools.cycle(range(len(PROMPTS)))
+    end = time.perf_counter() + seconds
+
+    async def one_client() -> int:
+        count = 0
+        while time.perf_counter() < end:
+            count += (await ask(client, next(cases))).status == 200
+        return count
+
+    begun = time.perf_counter()
+    count = sum(await asyncio.gather(*(one_client() for _ in range(clients))))
+    return count / (time.perf_counter() - begun)
+
+
+async def overload(client: httpx.AsyncClient, rate: float, seconds: float) -> tuple[list[Answer], float]:
+    """The answers to `rate` requests a second, and the seconds up to the last one."""
+    begun = time.perf_counter()
+    tasks = []
+    for number in range(round(rate * seconds)):
+        await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
+        tasks.append(asyncio.create_task(ask(client, number % len(PROMPTS))))
+    answers = await asyncio.gather(*tasks)
+    return list(answers), time.perf_counter() - begun
+
+
+def mixed_up(answers: list[Answer], expected: list[np.ndarray]) -> int:
+    """Answers whose image is not that of their own prompt and seed, to one grey level."""
+    count = 0
+    for answer in answers:
+        if answer.status == 200:
+            pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer.image)))).astype(int)
+            count += bool(np.abs(pixels - expected[answer.case]).max() > 1)
+    return count
+
+
+def summary(answers: list[Answer], seconds: float, expected: list[np.ndarray]) -> dict[str, Any]:
+    times = sorted(answer.seconds for answer in answers if answer.status == 200)
+    cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    refused = sum(answer.status == 429 for answer in answers)
+    return {
+        "requests": len(answers),
+        "drawn": len(times),
+        "refused (429)": refused,
+        "lost": len(answers) - len(times) - refused,
+        "mixed up": mixed_up(answers, expected),
+        "images a second": round(len(times) / seconds, 1),
+        "p50 s": round(cuts[49], 3) if times else None,
+        "p99 s": round(cuts[98], 3) if times else None,
+    }
+
+
+async def measure(url: str, args: argparse.Namespace) -> tuple[float, list[Answer], float]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
+        while (await client.get("/readyz")).status_code != 200:
+            await asyncio.sleep(0.1)
+        rate = await capacity(client, clients=10, seconds=args.seconds / 4)
+        answers, seconds = await overload(client, args.times * rate, args.seconds)
+    return rate, answers, seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", type=Path, nargs="?", default=ROOT / "examples/students/fashion")
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--times", type=float, default=4, help="of what the server can carry")
+    parser.add_argument("--queue", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    model = TextToImage.load(args.package, threads=args.threads)
+    expected = [np.asarray(model.generate(p, seed=k)[0][0]).astype(int) for k, p in enumerate(PROMPTS)]
+    with serving(args.package, args.threads, args.queue) as url:
+        rate, answers, seconds = asyncio.run(measure(url, args))
+    result = {"capacity, images a second": round(rate, 1), **summary(answers, seconds, expected)}
+    print(json.dumps(result, indent=1))
+    sys.exit(1 if result["lost"] or result["mixed up"] else 0)
+
+
+if __name__ == "__main__":
+    main()
