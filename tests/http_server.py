@@ -59,11 +59,11 @@ class Running:
 
 
 @contextmanager
-def serving(model: Any, /, **settings: Any) -> Iterator[Running]:
-    """settings: of ServerSettings."""
+def serving(model: Any, /, grace_s: int = 30, **settings: Any) -> Iterator[Running]:
+    """grace_s: to finish what was taken, at a stop. settings: of ServerSettings."""
     app = create_app(model, ServerSettings(**{"model": "toy", **settings}))
     listener = listening_socket("127.0.0.1", 0, open_to_all=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=30))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

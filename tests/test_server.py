@@ -242,6 +242,22 @@ def test_a_stop_finishes_what_was_taken(model: TextToImage) -> None:
             httpx.get(f"{running.url}/healthz", trust_env=False)
 
 
+def test_a_stop_does_not_wait_longer_than_its_grace(model: TextToImage) -> None:
+    held = HeldModel(model)
+    with serving(held, grace_s=1) as running, ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(running.draw, BOOT, 0)]
+        wait_until(lambda: held.batches)
+        answers.append(pool.submit(running.draw, BOOT, 1, steps=1))
+        wait_until(lambda: len(running.service.queue) == 1)
+        running.server.should_exit = True
+        wait_until(lambda: len(running.service.queue) == 0)
+        held.go.set()
+        running.thread.join(30)
+        assert not running.thread.is_alive() and len(held.batches) == 1 and held.finished == 0
+        assert [answer.result().status_code for answer in answers] == [503, 503]
+        assert answers[1].result().json()["error"]["code"] == "stopping"
+
+
 def test_a_failed_generation_is_500_without_details(model: TextToImage, caplog: pytest.LogCaptureFixture) -> None:
     class Failing(HeldModel):
         def _held(self, prompts, events):  # type: ignore[no-untyped-def]

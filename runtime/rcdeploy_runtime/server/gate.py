@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -45,6 +46,9 @@ class Gate:
                 await refusal.response()(scope, receive, recorded)
             else:
                 await self._app(scope, self._bounded(receive), recorded)
+        except asyncio.CancelledError:  # the grace of a stop is over
+            if not status:
+                await ApiError(503, "the server has stopped", code="stopping").response()(scope, receive, recorded)
         except Exception:
             LOG.exception("request failed", extra={"request_id": request_id})
             if not status:
