@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Form, Request, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
@@ -24,6 +25,8 @@ IMAGE_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Images, or their events"},
 }
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""fastapi's own would go to whatever endpoint the environment names"""
 router = APIRouter()
 
 
@@ -115,8 +118,14 @@ def create_app(model: TextToImage, settings: ServerSettings) -> FastAPI:
         service.queue.stop()
         service.worker.join()
 
-    # no pages of fastapi's: they load scripts from elsewhere
-    app = FastAPI(title="rcdeploy", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="rcdeploy",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+        telemetry=NO_TELEMETRY,
+    )
     app.state.service = service
     app.include_router(router)
     add_handlers(app)
