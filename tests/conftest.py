@@ -7,7 +7,6 @@ import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,8 +180,7 @@ def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path
     return folder
 
 
-@contextmanager
-def copying_graphs(package: Path) -> Iterator[None]:
+def copy_graphs(package: Path, patch: pytest.MonkeyPatch) -> None:
     """Exports of the small model copy the graphs of its finished package: tracing takes seconds."""
     from rcdeploy_export import package as package_module
 
@@ -191,15 +189,12 @@ def copying_graphs(package: Path) -> Iterator[None]:
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(package / component.name / "model.onnx", file)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(package_module, "export_onnx", copy_graph)
-        yield
+    patch.setattr(package_module, "export_onnx", copy_graph)
 
 
 @pytest.fixture
-def copied_graphs(package: Path) -> Iterator[None]:
-    with copying_graphs(package):
-        yield
+def copied_graphs(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_graphs(package, monkeypatch)  # the test's own patches come after it, and go before it
 
 
 def toml(data: dict[str, Any]) -> str:

@@ -36,8 +36,9 @@ from rcdeploy_export.onnx_graph import export_onnx
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.guidance import EMBEDDING_WIDTH, guidance_embedding
+from rcdeploy_runtime.guidance import guidance_embedding
 from rcdeploy_runtime.manifest import Manifest
+from rcdeploy_runtime.sampling_defaults import EMBEDDING_WIDTH
 
 RANGE = {"guidance_scale": [1.0, 8.0]}
 RecipeOf = Callable[..., Recipe]

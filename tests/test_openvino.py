@@ -9,7 +9,7 @@ import numpy as np
 import openvino
 import openvino_genai
 import pytest
-from conftest import copying_graphs
+from conftest import copy_graphs
 
 from rcdeploy.progress import no_progress
 from rcdeploy_export.export_options import ExportOptions
@@ -26,7 +26,8 @@ PROMPT, SEED, STEPS = "a red shirt", 3, 10
 @pytest.fixture(scope="module")
 def ir(small_model: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openvino") / "tiny"
-    with copying_graphs(package):
+    with pytest.MonkeyPatch.context() as patch:
+        copy_graphs(package, patch)
         export_package(ExportSource.open(small_model), folder, ExportOptions(format="openvino"), no_progress)
     return folder
 

@@ -94,7 +94,7 @@ def test_the_estimate_counts_prompts_that_do_not_exist_yet(
 
 def test_shipped_recipes_need_nothing_prepared(no_wordnet: None) -> None:
     files = [f for f in (ROOT / "recipes").glob("*.toml") if "/stable-diffusion-" in f.read_text()]
-    assert len(files) == 14
+    assert len(files) == 15
     for file in files:
         prompts = load_recipe(file, check_files=False).prompts
         assert (prompts.paired, prompts.pool, prompts.per_noun) == (["wordnet"], ["wordnet"], 128)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import CONTEXT, PAIRED, save_teacher
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from test_samplers import PEERS, SD
+from test_samplers import PEERS, SD, peer_of
 from training_runs import metrics, ran
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -148,7 +148,7 @@ def test_the_package_samples_as_diffusers_does(
     """Whole images of the torch-free runtime, of every sampler, from the noise that it draws."""
     config = {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, **NOISE[noise]}
     monkeypatch.setattr(model, "schedule", NoiseSchedule.from_config(config))
-    peer = PEERS[sampler].from_config(config | ({"skip_prk_steps": True} if sampler == "pndm" else {}))
+    peer = peer_of(sampler, config)
     monkeypatch.setattr(pipeline, "scheduler", peer)
     drawn = noise_generator(7)
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rcdeploy_runtime.errors import RcdeployError
-from rcdeploy_runtime.guidance import EMBEDDING_WIDTH
+from rcdeploy_runtime.sampling_defaults import EMBEDDING_WIDTH
 
 from .rules import (
     Config,

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .noise_schedule import Array
+from .sampling_defaults import EMBEDDING_WIDTH
 
 TIMESTEP_COND = "timestep_cond"
 """the UNet's input, by diffusers' name"""
-EMBEDDING_WIDTH = 256
-"""of rcdeploy's students and LCM's; diffusers' time_cond_proj_dim"""
 
 
 def guidance_embedding(scales: Sequence[float] | Array, width: int = EMBEDDING_WIDTH) -> Array:

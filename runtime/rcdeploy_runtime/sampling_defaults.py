@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EMBEDDING_WIDTH = 256
+"""of a guidance scale, in rcdeploy's students and LCM's that take it; diffusers' time_cond_proj_dim"""
 FEW_STEP_SAMPLERS = ("lcm", "tcd")
 """of models that are distilled for a few steps, and gain nothing from more"""
 MAX_FEW_STEPS = 8
