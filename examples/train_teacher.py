@@ -1,11 +1,12 @@
-"""Train the embedded teacher: a text-to-image latent diffusion model with SD-1.4's topology at toy width.
+"""Train an embedded teacher: a text-to-image latent diffusion model with SD-1.4's or SDXL's topology at toy width.
 
     python examples/train_teacher.py --out examples/teachers/fashion      # about 1.5 hours on two cores
+    python examples/train_teacher.py --family sdxl --out examples/teachers/fashion_xl     # see train_xl.py
 
-Stages, each saved in --work and skipped if it exists there: vae (images <-> latents), judge (the classifier that
-evaluates), unet (UNet and text encoder together, on latents encoded once). Then the fp16 folders in diffusers' layout,
-the reference of the judge's Frechet distance (--reference-only: this alone, for an existing teacher), and the teacher's
-metrics: 1,000 images by DDIM-25, classified by the judge.
+Stages of the first, each saved in --work and skipped if it exists there: vae (images <-> latents), judge (the
+classifier that evaluates), unet (UNet and text encoder together, on latents encoded once). Then the fp16 folders in
+diffusers' layout, the reference of the judge's Frechet distance (--reference-only: this alone, for an existing
+teacher), and the teacher's metrics: 1,000 images by DDIM-25, classified by the judge.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from diffusers.training_utils import EMAModel
 from fashion import ATTRIBUTES, Scene, image_batches, photographs, random_images, scenes, seeded
 from safetensors.torch import load_file, save_file
 from teacher_networks import CONTEXT, build_text_encoder, build_tokenizer, build_unet, build_vae, noise_schedule
+from train_xl import make_xl_teacher
 from training_loop import train
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -35,6 +37,13 @@ from rcdeploy.evaluate.metrics import JUDGE_REFERENCE
 from rcdeploy.plots import grid
 from rcdeploy.sampling import sample_images, starting_noise
 from rcdeploy_runtime.files import write_json
+
+FASHION = Path(__file__).parent / "teachers/fashion"
+DEFAULTS = {
+    "sd": {"work": Path("build/teacher"), "batch": 64, "unet_steps": 6000, "lr": 1e-3},
+    "sdxl": {"work": Path("build/teacher_xl"), "batch": 32, "unet_steps": 500, "lr": 2e-3},
+}
+"""by family"""
 
 
 def train_vae(args: argparse.Namespace) -> AutoencoderKL:
@@ -227,29 +236,34 @@ def make_unet(
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=["sd", "sdxl"], default="sd")
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("build/teacher"))
+    parser.add_argument("--work", type=Path)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--decoder-steps", type=int, default=700)
     parser.add_argument("--judge-steps", type=int, default=4000)
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale of the evaluated images")
-    parser.add_argument("--unet-steps", type=int, default=6000)
-    parser.add_argument("--lr", type=float, default=1e-3, help="of UNet and text encoder")
+    parser.add_argument("--unet-steps", type=int)
+    parser.add_argument("--lr", type=float, help="of UNet and text encoder")
     parser.add_argument("--begin-from", type=Path, help="a teacher whose UNet, text encoder and tokenizer go on")
     parser.add_argument("--bf16", action="store_true", help="VAE and judge: twice as fast on processors with AMX")
     parser.add_argument("--reference-only", action="store_true", help="only judge/reference.safetensors of --out")
-    return parser.parse_args()
+    parser.add_argument("--fashion", type=Path, default=FASHION, help="sdxl: the teacher that draws its pictures")
+    parser.add_argument("--pictures", type=int, default=768, help="sdxl: captions to draw")
+    parser.add_argument("--shallow-steps", type=int, default=1500, help="sdxl: before the UNet is deep")
+    parser.add_argument("--checkpoint-every", type=int, default=200, help="sdxl: steps")
+    args = parser.parse_args()
+    for key, value in DEFAULTS[args.family].items():
+        if getattr(args, key) is None:
+            setattr(args, key, value)
+    return args
 
 
-def main() -> None:
-    args = arguments()
-    if args.reference_only:
-        write_reference(args)
-        return
-    args.work.mkdir(parents=True, exist_ok=True)
+def make_teacher(args: argparse.Namespace) -> None:
+    """--out, of the photographs in --data."""
     vae = make_vae(args)
     judge = make_judge(args)
     captions = [c for s in scenes() for c in s.captions()]
@@ -275,6 +289,18 @@ def main() -> None:
     with gzip.GzipFile(args.out / "captions.txt.gz", "wb", mtime=0) as f:
         f.write("".join(c + "\n" for c in captions).encode())
     measure(args, captions)
+
+
+def main() -> None:
+    args = arguments()
+    if args.reference_only:
+        write_reference(args)
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.family == "sd":
+        make_teacher(args)
+    else:
+        make_xl_teacher(args)
 
 
 if __name__ == "__main__":

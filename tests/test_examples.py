@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
 from rcdeploy import cache_latents
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.distill.loop import distill
+from rcdeploy.judge_files import judge_digest
 from rcdeploy.plots import CAPTION_HEIGHT, GAP, LABEL_WIDTH
+from rcdeploy.progress import no_log, no_progress
 from rcdeploy.prompts.pool import PromptPool
 from rcdeploy.prompts.recipe_pool import paired_sources
 from rcdeploy.real_images import captioned_images
 from rcdeploy.recipe_file import load_recipe
+from rcdeploy.student.spec import fitting_students
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 EMBED = EXAMPLES / "embed"
+FASHION, FASHION_XL = EXAMPLES / "teachers/fashion", EXAMPLES / "teachers/fashion_xl"
 
 
 def call(name: str, *arguments: str, folder: Path = EMBED) -> str:
@@ -124,3 +133,66 @@ def test_table_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(pairs) == 10
     assert all(Image.open(file).size == (64, 64) for file, _ in pairs)
     assert {text for _, text in pairs} <= set(table_data.all_captions(recipe))
+
+
+def test_the_sdxl_teacher_opens_in_diffusers() -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(FASHION_XL, add_watermarker=False, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.config.force_zeros_for_empty_prompt
+    prompt = "a photo of a red boot on a white background"
+    assert pipeline(prompt, num_inference_steps=1, output_type="np").images.shape == (1, 64, 64, 3)
+    for name in ("vae", "text_encoder"):
+        for file in (FASHION / name).iterdir():
+            assert file.read_bytes() == (FASHION_XL / name / file.name).read_bytes(), file
+    assert judge_digest(FASHION_XL / "judge") == judge_digest(FASHION / "judge")
+    size = sum(file.stat().st_size for file in FASHION_XL.rglob("*") if file.is_file())
+    assert size < 12e6
+
+
+def test_koala_students_fit_the_sdxl_teacher(tmp_path: Path) -> None:
+    config = LatentDiffusionModel(str(FASHION_XL)).unet_config
+    assert {"koala-700m", "koala-1b"} <= set(fitting_students(config))
+    small = ("prompts.paired_count=2", "cache.num_inference_steps=2", "train.max_steps=1", "train.global_batch_size=2")
+    recipe = load_recipe(EXAMPLES.parent / "recipes/fashion_xl_koala.toml", [*small, "evaluate.every=0"])
+    distill(recipe, tmp_path / "run", no_progress, no_log)
+    (line,) = (json.loads(text) for text in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert 0 < line["output"] < 1
+    assert 0 < line["feature"] < 1e3
+
+
+@pytest.mark.slow
+def test_the_sdxl_teachers_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import train_xl
+
+    fashion = tmp_path / "fashion"
+    fashion.mkdir()
+    for path in FASHION.iterdir():
+        (fashion / path.name).symlink_to(path)
+    captions = gzip.decompress((FASHION / "captions_train.txt.gz").read_bytes()).splitlines()[:8]
+    (fashion / "captions_train.txt.gz").unlink()
+    (fashion / "captions_train.txt.gz").write_bytes(gzip.compress(b"\n".join(captions)))
+    args = argparse.Namespace(
+        fashion=fashion,
+        work=tmp_path / "work",
+        out=tmp_path / "xl",
+        seed=0,
+        pictures=2,
+        guidance=4.0,
+        batch=2,
+        lr=1e-3,
+        shallow_steps=3,
+        unet_steps=1,
+        checkpoint_every=2,
+    )
+    monkeypatch.setattr(train_xl, "describe", lambda _args: None)  # its pictures take seconds
+    train_xl.make_xl_teacher(args)
+    weights = tmp_path / "xl/unet/diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    for lost in ("work/shallow/checkpoints/step-00000003", "work/unet", "xl"):
+        shutil.rmtree(tmp_path / lost)
+    train_xl.make_xl_teacher(args)
+    assert weights.read_bytes() == whole
+    model = LatentDiffusionModel(str(tmp_path / "xl"))
+    model.load("unet", "text_encoder", "text_encoder_2", "vae")
+    assert model.unet_config["transformer_layers_per_block"] == [1, 2, 7]
