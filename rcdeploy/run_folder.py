@@ -197,15 +197,18 @@ class MetricsFile:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The complete entries of a run's metrics.jsonl, none when it is absent.
+    """The entries of a run's metrics.jsonl up to the first damaged line, none when it is absent.
 
     The last line may be incomplete: after a kill, or while a run is writing it.
     """
     file = folder / METRICS
     entries: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
+    for line in file.read_bytes().splitlines() if file.is_file() else []:
         try:
-            entries.append(json.loads(line))
-        except ValueError:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON, or not UTF-8
             break
+        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+            break
+        entries.append(entry)
     return entries

@@ -24,6 +24,7 @@ from rcdeploy.distill.distillation import DistillationObjective
 from rcdeploy.distill.validation import Validator
 from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe
+from rcdeploy.run_folder import MetricsFile, read_metrics
 from rcdeploy_runtime import files
 from rcdeploy_runtime.manifest import Manifest
 
@@ -124,3 +125,14 @@ def test_sample_images_and_curves_of_a_run(tiny_recipe: RecipeOf) -> None:
     assert (Path("run") / "loss.png").stat().st_size > 0
     latest = Path("run") / "samples" / "latest.png"
     assert latest.read_bytes() == (Path("run") / "samples" / "step-00000002.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\x9f\xf3\x00{", b'{"step": 3', b"[3]", b'{"loss": 1.0}', b'{"step": "3"}', b"[" * 100_000]
+)
+def test_metrics_end_where_they_are_damaged(damage: bytes, tmp_path: Path) -> None:
+    whole = b'{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(whole + damage + b'\n{"step": 4, "loss": 1.0}\n')
+    assert [entry["step"] for entry in read_metrics(tmp_path)] == [1, 2]
+    assert [entry["step"] for entry in MetricsFile(tmp_path, 1).entries] == [1]
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole.splitlines(keepends=True)[0]
