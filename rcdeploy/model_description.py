@@ -67,7 +67,7 @@ class ModelDescription:
     sampling: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @property
-    def takes_scale(self) -> bool:
+    def takes_guidance_scale(self) -> bool:
         """Whether its UNet takes the guidance scale as an input, and so needs one call a step."""
         return bool(self.configs["unet"].get("time_cond_proj_dim"))
 

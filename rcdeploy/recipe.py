@@ -264,7 +264,7 @@ class Recipe(Section):
     @property
     def student_sampling(self) -> SamplingDefaults:
         """How the distilled student is sampled: as [evaluate] says; without guidance where one scale is folded in."""
-        folded = self.distill.guidance_scale is not None and not self.distill.takes_scale
+        folded = self.distill.guidance_scale is not None and not self.distill.takes_guidance_scale
         return SamplingDefaults(
             num_inference_steps=self.evaluate.num_inference_steps,
             guidance_scale=1.0 if folded else self.evaluate.guidance_scale,
@@ -273,7 +273,7 @@ class Recipe(Section):
     @property
     def student_spec(self) -> StudentSpec:
         """The rule that makes the student of the teacher. Raises RcdeployError for an unknown name."""
-        return replace(self.student.spec, guidance_embedding=self.distill.takes_scale)
+        return replace(self.student.spec, guidance_embedding=self.distill.takes_guidance_scale)
 
     def resolved(self) -> dict[str, Any]:
         """Every key with its value, as JSON."""

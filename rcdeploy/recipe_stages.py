@@ -41,7 +41,7 @@ class Distill(Section):
         return self
 
     @property
-    def takes_scale(self) -> bool:
+    def takes_guidance_scale(self) -> bool:
         """Whether the student takes the guidance scale as an input."""
         return isinstance(self.guidance_scale, tuple)
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from training_runs import Killed, at_step, fail, ran, same_bytes
 
 from rcdeploy.bench.costs import component_costs, image_macs
+from rcdeploy.bench.macs import unet_macs
 from rcdeploy.condition import Condition, predict
 from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.step import guided_prediction
@@ -100,6 +101,11 @@ def test_the_student_begins_as_one_without_the_input(method: Any) -> None:
         student_config("c-micro", taking.config)
 
 
+def test_the_embedding_is_counted() -> None:
+    plain, taking = (unet_macs(unet_config(**extra)) for extra in ({}, {"time_cond_proj_dim": EMBEDDING_WIDTH}))
+    assert taking.total - plain.total == EMBEDDING_WIDTH * unet_config()["block_out_channels"][0]
+
+
 def test_a_run_learns_a_range_resumes_to_the_bit_and_is_estimated(tiny_recipe: RecipeOf) -> None:
     recipe = tiny_recipe(distill=RANGE, evaluate={"guidance_scale": 3.0}, few_steps={"max_steps": 2, "solver_steps": 2})
     ran(recipe, "one")
@@ -115,8 +121,8 @@ def test_a_run_learns_a_range_resumes_to_the_bit_and_is_estimated(tiny_recipe: R
     assert Manifest.read(Path("one/few_steps"), "run").facts["sampling"]["guidance_scale"] == 3.0
     description = describe_model(resolve("one"))
     costs = component_costs(description, description.image_size)
-    assert description.takes_scale
-    assert image_macs(costs, 25, 3.0, description.takes_scale) == image_macs(costs, 25, 1.0)
+    assert description.takes_guidance_scale
+    assert image_macs(costs, 25, 3.0, description.takes_guidance_scale) == image_macs(costs, 25, 1.0)
     assert estimate(recipe, "a100-40g")["total"]["seconds"] > 0
 
 

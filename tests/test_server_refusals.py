@@ -17,6 +17,7 @@ from openai import AuthenticationError, OpenAI
 
 from rcdeploy_runtime import RcdeployError, TextToImage
 from rcdeploy_runtime.__main__ import main
+from rcdeploy_runtime.server.gate import Gate
 from rcdeploy_runtime.server.json_log import JsonFormatter
 from rcdeploy_runtime.server.settings import TOKEN_VARIABLE, Limits, Tokens, listening_socket
 
@@ -103,6 +104,9 @@ def test_bodies_are_bounded_with_and_without_a_length(server: Running) -> None:
         assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
     upload = server.client.post("/v1/images/edits", data={"prompt": "a bag"}, files={"image": b"x" * 3_000})
     assert upload.status_code == 413
+    gate = Gate(None, server.service.settings, server.service.metrics)  # type: ignore[arg-type]
+    refusal = gate._refusal({"path": DRAW, "headers": [(b"content-length", b"9" * 5_000)]})
+    assert refusal is not None and refusal.status_code == 413  # Python reads no number of 5,000 digits
 
 
 def test_tokens(model: TextToImage) -> None:

@@ -49,14 +49,14 @@ def image_macs(
     components: Mapping[str, Mapping[str, Any]],
     unet_calls: int,
     guidance_scale: float,
-    takes_scale: bool = False,
+    takes_guidance_scale: bool = False,
 ) -> dict[str, int]:
     """{macs_thop, macs} of one image: so many UNet calls of each guidance branch, a prompt a branch, one decoding."""
-    rows = branches(guidance_scale, takes_scale)
+    rows = branches(guidance_scale, takes_guidance_scale)
     calls = {"text_encoder": rows, "unet": rows * unet_calls, "vae_decoder": 1}
     return {key: sum(n * components[name][key] for name, n in calls.items()) for key in ("macs_thop", "macs")}
 
 
-def branches(guidance_scale: float, takes_scale: bool = False) -> int:
+def branches(guidance_scale: float, takes_guidance_scale: bool = False) -> int:
     """Batch size of the UNet for one image: guidance adds the null condition, but where the UNet takes the scale."""
-    return 2 if guidance_scale > 1 and not takes_scale else 1
+    return 2 if guidance_scale > 1 and not takes_guidance_scale else 1

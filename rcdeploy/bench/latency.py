@@ -161,9 +161,9 @@ def _costs(model: ModelDescription, settings: Settings, size: tuple[int, int]) -
         "kind": model.kind,
         "source": model.source,
         "sampling": dict(vars(sampling)),
-        "unet_batch_size": branches(sampling.guidance_scale, model.takes_scale),
+        "unet_batch_size": branches(sampling.guidance_scale, model.takes_guidance_scale),
         "components": components,
-        "image": image_macs(components, sampling.unet_calls, sampling.guidance_scale, model.takes_scale),
+        "image": image_macs(components, sampling.unet_calls, sampling.guidance_scale, model.takes_guidance_scale),
         "backends": {},
     }
 
@@ -270,7 +270,7 @@ def _task(
         "configs": {} if model.folder else model.configs,
         "text_length": model.text_length,
         "latent_size": latent_size,
-        "unet_batch_size": branches(sampling.guidance_scale, model.takes_scale),
+        "unet_batch_size": branches(sampling.guidance_scale, model.takes_guidance_scale),
         "sampling": dict(vars(sampling)),
         "threads": threads,
         "device": settings.device,

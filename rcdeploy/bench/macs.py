@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.guidance import TIMESTEP_COND
 
 from ..condition import added_shapes
 from ..student.build import build_on_meta
@@ -184,7 +185,7 @@ def _latent_size(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] 
 
 
 def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: int) -> dict[str, Any]:
-    """Arguments of the UNet's forward on the meta device, with SDXL's pooled text and sizes where it takes them."""
+    """Arguments of the UNet's forward on the meta device: SDXL's pooled text and sizes, and guidance, too."""
     config = unet.config
     text_width = config.encoder_hid_dim or config.cross_attention_dim
     if isinstance(text_width, list | tuple):
@@ -194,8 +195,11 @@ def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: in
         "timestep": torch.empty(1, device="meta"),
         "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
     }
+    added = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
+    if TIMESTEP_COND in added:
+        inputs["timestep_cond"] = added.pop(TIMESTEP_COND)
     if config.addition_embed_type == "text_time":
-        inputs["added_cond_kwargs"] = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
+        inputs["added_cond_kwargs"] = added
     elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
         raise RcdeployError(
             f"MACs of a UNet with addition_embed_type {config.addition_embed_type!r} and encoder_hid_dim_type "

@@ -176,7 +176,9 @@ def _samples(recipe: Recipe, paired_count: int) -> Stage:
     if not evaluations:
         return Stage("pictures", "none", dict.fromkeys(("teacher", "student", "decode", "text"), 0), 0, shared=False)
     sampling = recipe.student_sampling
-    unet_samples_per_image = sampling.unet_calls * branches(sampling.guidance_scale, recipe.distill.takes_scale)
+    unet_samples_per_image = sampling.unet_calls * branches(
+        sampling.guidance_scale, recipe.distill.takes_guidance_scale
+    )
     teacher_samples_per_grid = grid_size(recipe) * section.num_inference_steps * branches(section.guidance_scale)
     unet_samples_per_grid = grid_size(recipe) * unet_samples_per_image
     grid_images = grid_size(recipe) * (evaluations + 1)

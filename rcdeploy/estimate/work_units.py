@@ -115,7 +115,9 @@ def make_units(networks: Networks, recipe: Recipe, sizes: Sizes) -> dict[str, Un
     cache_batch_size = recipe.cache.batch_size
     teacher_batch_size = cache_batch_size * branches(recipe.cache.guidance_scale)
     grid_images = grid_size(recipe)
-    student_batch_size = grid_images * branches(recipe.student_sampling.guidance_scale, recipe.distill.takes_scale)
+    student_batch_size = grid_images * branches(
+        recipe.student_sampling.guidance_scale, recipe.distill.takes_guidance_scale
+    )
     vae = networks.vae
     device = networks.device
     _, height, width = sizes.latent

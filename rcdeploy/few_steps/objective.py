@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 VALIDATION_BATCH_SIZE = 32
 
 
-class FewStepsObjective:
+class FewStepsObjective(ABC):
     """The distance between where the student arrives in one call and where it should; the methods differ in the latter.
 
     leaps: of the few-step student. solver: the distilled student; None for the teacher under guidance.
@@ -60,9 +61,9 @@ class FewStepsObjective:
         noise = _noise(batch, rngs)
         return torch.where((batch.timesteps == self.leaps.starts[0]).view(-1, 1, 1, 1), noise, batch.noisy_latents)
 
+    @abstractmethod
     def _target(self, latents: Tensor, starts: Tensor, condition: Condition, scales: GuidanceScales | None) -> Tensor:
         """Where the leap of each row should end, without a gradient. condition: the teacher's."""
-        raise NotImplementedError
 
     def _distance(self, arrived: Tensor, target: Tensor) -> Tensor:
         """Squared or pseudo-Huber distance per element."""

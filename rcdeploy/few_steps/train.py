@@ -61,7 +61,7 @@ class FewStepsStage(Stage):
         assert recipe.few_steps is not None
         return SamplingDefaults(
             num_inference_steps=recipe.few_steps.num_inference_steps,
-            guidance_scale=recipe.evaluate.guidance_scale if recipe.distill.takes_scale else 1.0,
+            guidance_scale=recipe.evaluate.guidance_scale if recipe.distill.takes_guidance_scale else 1.0,
         )
 
     def schedule(self, teacher: LatentDiffusionModel) -> DDIMScheduler:

@@ -41,7 +41,9 @@ def cost_bars(
     networks = {name: components for name, components in costs.items() if name != "package"}
     unets = {name: components["unet"] for name, components in networks.items()}
     images = {
-        name: image_macs(c, samplings[name].unet_calls, samplings[name].guidance_scale, models[name].takes_scale)
+        name: image_macs(
+            c, samplings[name].unet_calls, samplings[name].guidance_scale, models[name].takes_guidance_scale
+        )
         for name, c in networks.items()
     }
     weights = {n: sum(c["bytes"] for c in costs[n].values()) for n, model in models.items() if model.weight_bytes}

@@ -19,6 +19,9 @@ LOG = logging.getLogger("rcdeploy_runtime.server")
 OPEN_PATHS = ("/healthz", "/readyz", "/images/")
 """served without a token: an image's name is a secret itself"""
 
+MAX_DIGITS = 19
+"""of a content-length: Python refuses to read numbers of thousands"""
+
 
 class Gate:
     """An ASGI middleware."""
@@ -73,7 +76,7 @@ class Gate:
                 401, "no valid bearer token", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
             )
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._settings.limits.body_bytes:
+        if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > self._settings.limits.body_bytes):
             return self._too_large()
         return None
 
