@@ -195,17 +195,17 @@ def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: in
         "timestep": torch.empty(1, device="meta"),
         "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
     }
-    added = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
-    if TIMESTEP_COND in added:
-        inputs["timestep_cond"] = added.pop(TIMESTEP_COND)
     if config.addition_embed_type == "text_time":
-        inputs["added_cond_kwargs"] = added
+        added = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
+        inputs["added_cond_kwargs"] = {k: v for k, v in added.items() if k != TIMESTEP_COND}
     elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
         raise RcdeployError(
             f"MACs of a UNet with addition_embed_type {config.addition_embed_type!r} and encoder_hid_dim_type "
             f"{config.encoder_hid_dim_type!r} cannot be counted",
             fix="Text-conditioned UNets can: SD-1.x, SD-2.x, SDXL and their kin.",
         )
+    if config.time_cond_proj_dim:
+        inputs[TIMESTEP_COND] = torch.empty(1, config.time_cond_proj_dim, device="meta")
     if config.num_class_embeds is not None and config.class_embed_type is None:
         inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
     return inputs
