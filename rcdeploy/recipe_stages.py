@@ -161,7 +161,9 @@ class Export(Section):
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8-matmul", "int8-weights"] = Field(
         "fp32", description="precision of UNet and text encoder, as `rcdeploy export --precision`"
     )
-    vae_precision: Literal["fp32", "fp16"] = Field("fp32", description="precision of the VAE")
+    vae_precision: Literal["fp32", "fp16", "bf16"] | None = Field(
+        None, description="precision of the VAE; by default bf16 beside a UNet in bf16, else fp32"
+    )
     opset: int | None = Field(None, description="ONNX opset; by default that of the format")
     static: bool = Field(False, description="fixed shapes, for accelerators that need them")
     size: str | None = Field(

@@ -173,6 +173,15 @@ def test_a_network_that_disagrees_leaves_no_package(
     assert listing(tmp_path) == before
 
 
+def test_the_vae_is_in_bf16_beside_a_unet_in_bf16() -> None:
+    def of_vae(format: str, precision: str, vae: str | None = None) -> str:
+        return ExportOptions(format, precision, vae).precision_of("vae_decoder")
+
+    assert of_vae("openvino", "bf16") == of_vae("openvino", "fp32", "bf16") == "bf16"
+    assert of_vae("openvino", "fp16") == of_vae("onnx", "fp16") == of_vae("openvino", "bf16", "fp32") == "fp32"
+    assert ExportOptions("openvino", "bf16").as_facts()["vae_precision"] == "bf16"
+
+
 def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
     for arguments, message in (
         (["export"], "there is no finished run"),
@@ -181,6 +190,8 @@ def test_bad_input_is_refused(tmp_path: Path, package: Path) -> None:
         (["export", str(package), "--format", "tflite"], "none of onnx, openvino, trt"),
         (["export", str(package), "--precision", "int4"], "none of fp32"),
         (["export", str(package), "--precision", "bf16"], "no bf16 convolutions"),
+        (["export", str(package), "--vae-precision", "bf16"], "no bf16 convolutions"),
+        (["export", str(package), "--format", "openvino", "--vae-precision", "int8"], "none of fp32, fp16, bf16"),
         (["export", str(package), "--format", "trt", "--precision", "mixed"], "take int8"),
         (["export", str(package), "--precision", "int8-weights"], "for ONNX take int8-matmul"),
         (["export", str(package), "--opset", "99"], "allowed for --format onnx --precision fp32 are 18 to 23"),

@@ -60,7 +60,8 @@ class ExportOptions:
     Args:
         format: onnx, openvino or trt (ONNX that TensorRT reads).
         precision: of UNet and text encoder, one of PRECISIONS[format].
-        vae_precision: fp32 or fp16; fp16 decoders of some models overflow into black images.
+        vae_precision: fp32, fp16 or (OpenVINO) bf16; fp16 decoders of some models overflow into black images, bf16 has
+            the range of fp32. None takes bf16 beside a UNet in bf16, else fp32.
         opset: of the ONNX graphs; None takes the format's default.
         static: fixes every shape at one image of the model's native size, or of `image_size`; two rows in the
             UNet for guidance, one where the model is sampled without.
@@ -77,7 +78,7 @@ class ExportOptions:
 
     format: str = "onnx"
     precision: str = "fp32"
-    vae_precision: str = "fp32"
+    vae_precision: str | None = None
     opset: int | None = None
     static: bool = False
     image_size: tuple[int, int] | None = None
@@ -92,7 +93,10 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         _check_choice("--format", self.format, tuple(PRECISIONS))
-        _check_choice("--vae-precision", self.vae_precision, ("fp32", "fp16"))
+        half = ("fp16", "bf16") if self.format == "openvino" else ("fp16",)
+        if self.vae_precision is not None:
+            reason = REASONS.get((self.format, self.vae_precision))
+            _check_choice(f"--vae-precision for {self.format}", self.vae_precision, ("fp32", *half), reason)
         reason = REASONS.get((self.format, self.precision))
         _check_choice(f"--precision for {self.format}", self.precision, PRECISIONS[self.format], reason)
         largest = MAX_OPSET_CONVERTED if self.quantised or self.format == "openvino" else MAX_OPSET
@@ -113,11 +117,12 @@ class ExportOptions:
     def as_facts(self) -> dict[str, Any]:
         """What the package's contents depend on, beside the files that it is made from; as JSON."""
         names = (
-            *("format", "precision", "vae_precision", "opset", "static", "image_size", "external_data"),
+            *("format", "precision", "opset", "static", "external_data"),
             *("encoder", "judge"),
         )
         facts = {name: getattr(self, name) for name in names}
-        return {**facts, "image_size": list(self.image_size) if self.image_size else None}
+        image_size = list(self.image_size) if self.image_size else None
+        return {**facts, "vae_precision": self.precision_of("vae"), "image_size": image_size}
 
     @property
     def quantised(self) -> bool:
@@ -132,7 +137,7 @@ class ExportOptions:
 
     def precision_of(self, component: str) -> str:
         if component.startswith("vae"):
-            return self.vae_precision
+            return self.vae_precision or ("bf16" if self.precision == "bf16" else "fp32")
         # the text encoder runs once per image: TensorRT's int8 and the two partial int8 precisions leave it in fp32
         whole_in_int8 = self.precision == "int8" and self.format != "trt"
         if component.startswith("text_encoder") and self.quantised and not whole_in_int8:

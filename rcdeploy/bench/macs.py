@@ -72,8 +72,8 @@ def unet_macs(
     unet = unet_or_config
     if isinstance(unet, Mapping) or unet.device.type != "meta":
         unet = build_on_meta(unet if isinstance(unet, Mapping) else unet.config)
-    height, width = _latent_size(unet, latent_size)
-    return module_macs(unet, **_inputs(unet, height, width, text_length))
+    height, width = latent_size_of(unet, latent_size)
+    return module_macs(unet, **unet_inputs(unet, height, width, text_length, "meta"))
 
 
 def text_encoder_macs(text_encoder: nn.ModuleList, text_length: int = 77) -> Macs:
@@ -173,7 +173,7 @@ def _count_into(counts: dict[str, int]) -> Any:
     return hook
 
 
-def _latent_size(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
+def latent_size_of(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] | None) -> tuple[int, int]:
     """(height, width) in latent pixels. Any size is possible: diffusers rounds halves up and crops on the way back."""
     size = unet.config.sample_size if latent_size is None else latent_size
     if size is None:
@@ -184,19 +184,23 @@ def _latent_size(unet: UNet2DConditionModel, latent_size: int | tuple[int, int] 
     return height, width
 
 
-def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: int) -> dict[str, Any]:
-    """Arguments of the UNet's forward on the meta device: SDXL's pooled text and sizes, and guidance, too."""
+def unet_inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: int, device: str) -> dict[str, Any]:
+    """Arguments of the UNet's forward with a batch of one: SDXL's pooled text and sizes, and guidance, too.
+
+    Numbers are zeros: they change neither MACs nor, in dense arithmetic, time. Raises RcdeployError for a UNet that
+    needs an added condition that is not known here.
+    """
     config = unet.config
     text_width = config.encoder_hid_dim or config.cross_attention_dim
     if isinstance(text_width, list | tuple):
         text_width = text_width[0]
     inputs: dict[str, Any] = {
-        "sample": torch.empty(1, config.in_channels, height, width, device="meta"),
-        "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, text_length, text_width, device="meta"),
+        "sample": torch.zeros(1, config.in_channels, height, width, device=device),
+        "timestep": torch.zeros(1, device=device),
+        "encoder_hidden_states": torch.zeros(1, text_length, text_width, device=device),
     }
     if config.addition_embed_type == "text_time":
-        added = {k: torch.empty(*v, device="meta") for k, v in added_shapes(config, 1).items()}
+        added = {k: torch.zeros(*v, device=device) for k, v in added_shapes(config, 1).items()}
         inputs["added_cond_kwargs"] = {k: v for k, v in added.items() if k != TIMESTEP_COND}
     elif config.addition_embed_type not in (None, "text") or config.encoder_hid_dim_type not in (None, "text_proj"):
         raise RcdeployError(
@@ -205,7 +209,7 @@ def _inputs(unet: UNet2DConditionModel, height: int, width: int, text_length: in
             fix="Text-conditioned UNets can: SD-1.x, SD-2.x, SDXL and their kin.",
         )
     if config.time_cond_proj_dim:
-        inputs[TIMESTEP_COND] = torch.empty(1, config.time_cond_proj_dim, device="meta")
+        inputs[TIMESTEP_COND] = torch.zeros(1, config.time_cond_proj_dim, device=device)
     if config.num_class_embeds is not None and config.class_embed_type is None:
-        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device="meta")
+        inputs["class_labels"] = torch.zeros(1, dtype=torch.long, device=device)
     return inputs

@@ -31,7 +31,11 @@ def export_command(
         help="Of UNet and text encoder: fp32; fp16; bf16 (openvino); int8; int8-matmul (onnx: matrix products alone); "
         "int8-weights (openvino: weights alone).",
     ),
-    vae_precision: str = typer.Option("fp32", help="Of the VAE: fp32, or fp16 (black images with some models)."),
+    vae_precision: str | None = typer.Option(
+        None,
+        help="Of the VAE: fp32; fp16 (black images with some models); bf16 (openvino); by default bf16 beside "
+        "a UNet in bf16, else fp32.",
+    ),
     opset: int | None = typer.Option(None, help="ONNX opset; by default 23, and 20 for openvino, trt and int8."),
     static: bool = typer.Option(False, "--static", help="Fixed shapes, for accelerators that need them."),
     size: str | None = typer.Option(None, metavar="HxW", help="The fixed size in pixels; the model's own by default."),
