@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; say
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
 
 test: $(VENV)/installed-dev  ## everything but what is marked slow, in two processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
 	$(BIN)/python -m pytest -q -m slow -s

@@ -47,7 +47,7 @@ def search_each(search: Callable[[str], T], texts: Sequence[str], expressions: S
     """
     results: list[T] = []
     try:
-        with _watchdog(results):
+        with _watchdog(results, len(texts)):
             for text in texts:
                 results.append(search(text))
     except _TooSlow:
@@ -82,9 +82,10 @@ class _TooSlow(Exception):
 
 
 @contextmanager
-def _watchdog(results: Sized) -> Iterator[None]:
-    """Raises _TooSlow in the block when `results` did not grow for MAX_SECONDS_PER_CAPTION, up to twice as long.
+def _watchdog(results: Sized, count: int) -> Iterator[None]:
+    """Raises _TooSlow in the block when `results`, fewer than `count`, did not grow for MAX_SECONDS_PER_CAPTION.
 
+    It may take twice as long.
     Python's re holds the interpreter while it searches, but it does look for signals. The timer counts this process's
     own processor time, so that a busy machine or a pause changes nothing.
     """
@@ -95,7 +96,7 @@ def _watchdog(results: Sized) -> Iterator[None]:
 
     def tick(_signal: int, _frame: object) -> None:
         nonlocal last
-        if len(results) == last:
+        if len(results) == last < count:
             raise _TooSlow
         last = len(results)
 
@@ -105,4 +106,5 @@ def _watchdog(results: Sized) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, signal.SIG_IGN)  # drops one on its way, which by default would end the process
         signal.signal(signal.SIGVTALRM, previous)
