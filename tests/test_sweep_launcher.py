@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rcdeploy.sweep.launcher import Interrupted, Launcher
+from rcdeploy.sweep.launcher import Launcher
 from rcdeploy.sweep.plan import load_plan
 from rcdeploy.sweep.trial import Trial
 from rcdeploy.sweep.trial_process import EXIT_BUSY, FAILURE, environment, failure_of, recorded_failure
@@ -91,30 +90,31 @@ def test_a_busy_trial_is_tried_again(trials: list[Trial], tmp_path: Path, monkey
 
 
 def test_stopping_terminates_every_trial_once(trials: list[Trial], tmp_path: Path) -> None:
-    code = (
-        "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(sys.argv[1] + '.saved').touch(), sys.exit(130)))\n"
-        "pathlib.Path(sys.argv[1] + '.began').touch()\n"
-        "time.sleep(60)\n"
+    """In a process of its own: a SIGTERM that this one did not catch would end pytest."""
+    child = (
+        "import pathlib, signal, sys, time; "
+        "save = lambda *_: (open(sys.argv[1] + '.saved', 'a').write('x'), sys.exit(130)); "
+        "signal.signal(signal.SIGTERM, save); "
+        "pathlib.Path(sys.argv[1] + '.began').touch(); "
+        "time.sleep(60)"
     )
-
-    sent: list[int] = []
-
-    def interrupt() -> None:  # once: a second signal could come when the launcher's handler is gone, and end pytest
-        if not sent and len(list(tmp_path.glob("*.began"))) == 2:
-            sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    previous = signal.getsignal(signal.SIGTERM)
-    launcher = Launcher(
-        trials[:3], lambda t: [*python(code), str(tmp_path / t.key)], lambda _: False, jobs=2, on_poll=interrupt
+    parent = (
+        "import signal, sys\n"
+        "from pathlib import Path\n"
+        "from rcdeploy.sweep.launcher import Interrupted, Launcher\n"
+        "from rcdeploy.sweep.plan import load_plan\n"
+        "trials = load_plan(Path('table.toml')).trials[:3]\n"
+        f"launcher = Launcher(trials, lambda t: [sys.executable, '-c', {child!r}, t.key], lambda _: False, jobs=2)\n"
+        "before = signal.getsignal(signal.SIGTERM)\n"
+        "try:\n    launcher.run()\n"
+        "except Interrupted:\n    print('interrupted', signal.getsignal(signal.SIGTERM) is before)\n"
     )
-    started = time.monotonic()
-    with pytest.raises(Interrupted):
-        launcher.run()
-    assert time.monotonic() - started < 30
-    assert len(list(tmp_path.glob("*.saved"))) == 2
-    assert signal.getsignal(signal.SIGTERM) is previous
+    with subprocess.Popen(python(parent), stdout=subprocess.PIPE, text=True) as sweep:
+        assert wait_for(lambda: len(list(tmp_path.glob("*.began"))) == 2 or sweep.poll() is not None)
+        sweep.send_signal(signal.SIGTERM)
+        output, _ = sweep.communicate(timeout=30)
+    assert (sweep.returncode, output) == (0, "interrupted True\n")
+    assert [file.read_text() for file in tmp_path.glob("*.saved")] == ["x", "x"]
 
 
 @pytest.mark.parametrize("is_stubborn", [False, True])
