@@ -136,9 +136,23 @@ def test_only_listed_web_pages_may_ask(model: TextToImage) -> None:
         assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
         asked = {"origin": page, "access-control-request-method": "POST"}
         assert running.client.options(DRAW, headers=asked).status_code == 200
-        for origin in ("https://evil.example", "null", running.url):
+        for origin in ("https://evil.example", "null", "http://[::1", "http://127.0.0.1:1"):
             refused = running.client.post(DRAW, json={"prompt": "x"}, headers={"origin": origin})
             assert refused.status_code == 403 and "access-control-allow-origin" not in refused.headers
+
+
+def test_the_servers_own_page_may_ask_unless_its_name_was_bent_to_lead_here(model: TextToImage) -> None:
+    def status(running: Running, name: str, **headers: str) -> int:
+        address = f"{name}:{running.url.rpartition(':')[2]}"
+        headers |= {"host": address, "origin": f"http://{address}"}
+        return running.client.get("/v1/page", headers=headers).status_code
+
+    with serving(model) as running:
+        assert [status(running, name) for name in ("127.0.0.1", "localhost", "[::1]")] == [200] * 3
+        assert status(running, "rebound.example") == 403
+    with serving(model, tokens=Tokens([TOKEN])) as running:
+        assert status(running, "studio.example", authorization=f"Bearer {TOKEN}") == 200
+        assert status(running, "studio.example") == 401
 
 
 def test_the_log_has_no_prompts_unless_it_is_asked_to(model: TextToImage, caplog: pytest.LogCaptureFixture) -> None:

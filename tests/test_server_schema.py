@@ -35,7 +35,7 @@ def api() -> Iterator[Any]:
 
 def test_every_answer_is_one_that_the_description_has(api: Any) -> None:
     operations = [result.ok() for result in api.get_all_operations()]
-    assert len(operations) == 8
+    assert len(operations) == 9
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             if mode is GenerationMode.POSITIVE or operation.method == "post":

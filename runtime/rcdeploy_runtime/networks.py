@@ -68,7 +68,7 @@ class Networks:
 
         noise: samples the posterior with it, [n, c, h, w]. Nothing is drawn where the VAE has no posterior.
         """
-        if f"vae_encoder/{NETWORK_FILES[self.package.format][0]}" not in self.package.manifest.files:
+        if not self.package.has_encoder:
             raise RcdeployError(
                 f"{self.package.path} was packed without the VAE's encoder, which img2img needs",
                 fix="Export it anew without --no-encoder ([export] encoder = true).",

@@ -239,6 +239,11 @@ class Package:
         _, height, width = self.latents.shape
         return height * self.facts.pixels_per_latent, width * self.facts.pixels_per_latent
 
+    @property
+    def has_encoder(self) -> bool:
+        """Whether it can change images (img2img, inpainting), and not only draw from prompts."""
+        return f"vae_encoder/{NETWORK_FILES[self.format][0]}" in self.manifest.files
+
     def file(self, relative: str) -> Path:
         """The path of a file that the manifest lists: the one door through which files of a package are opened.
 

@@ -37,7 +37,7 @@ async def whole_answer(service: Service, job: Job, body: ImageRequest, request: 
         raise ApiError(500, FAILED, code="generation_failed")
     data = []
     for image, seed in zip(event.images, job.seeds, strict=True):
-        encoded = await asyncio.to_thread(_encode, image, body)
+        encoded = await asyncio.to_thread(_encode, image, body, _parameters(job, seed, service))
         if body.response_format == "url":
             name = service.images.put(encoded, body.output_format or "png")
             data.append(ImageData(url=str(request.url_for("stored_image", name=name)), seed=seed))
@@ -56,7 +56,7 @@ async def event_stream(service: Service, job: Job, body: ImageRequest, kind: str
         while isinstance(event, Progress):
             if event.completed in preview_steps(event.total, body.partial_images or 0):
                 for index, image in enumerate(event.previews):
-                    facts = {"partial_image_index": sent, **await _image_facts(image, job, body, index)}
+                    facts = {"partial_image_index": sent, **await _image_facts(image, job, body, index, "")}
                     yield _event(f"{kind}.partial_image", facts)
                 sent += 1
             event = await job.events.get()
@@ -64,7 +64,8 @@ async def event_stream(service: Service, job: Job, body: ImageRequest, kind: str
         yield f"event: error\ndata: {json.dumps(error_body(500, FAILED, 'generation_failed'))}\n\n"
     if isinstance(event, Finished):
         for index, image in enumerate(event.images):
-            facts = {**await _image_facts(image, job, body, index), "usage": USAGE}
+            parameters = _parameters(job, job.seeds[index], service)
+            facts = {**await _image_facts(image, job, body, index, parameters), "usage": USAGE}
             yield _event(f"{kind}.completed", facts)
 
 
@@ -73,8 +74,8 @@ def preview_steps(total: int, count: int) -> set[int]:
     return {round(k * total / (count + 1)) for k in range(1, count + 1)} - {0, total}
 
 
-async def _image_facts(image: Image.Image, job: Job, body: ImageRequest, index: int) -> dict[str, Any]:
-    encoded = await asyncio.to_thread(_encode, _enlarged(image, job), body)
+async def _image_facts(image: Image.Image, job: Job, body: ImageRequest, index: int, parameters: str) -> dict[str, Any]:
+    encoded = await asyncio.to_thread(_encode, _enlarged(image, job), body, parameters)
     return {
         "b64_json": base64.b64encode(encoded).decode(),
         "background": "opaque",
@@ -93,9 +94,28 @@ def _enlarged(image: Image.Image, job: Job) -> Image.Image:
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _encode(image: Image.Image, body: ImageRequest) -> bytes:
+def _encode(image: Image.Image, body: ImageRequest, parameters: str) -> bytes:
     quality = 100 if body.output_compression is None else body.output_compression
-    return encode_image(image, body.output_format or "png", quality)
+    return encode_image(image, body.output_format or "png", quality, parameters)
+
+
+def _parameters(job: Job, seed: int, service: Service) -> str:
+    """How the image was made, in the form that web UIs of Stable Diffusion write into a png and read from it."""
+    shape = job.shape
+    lines = [job.prompt]
+    if shape.negative_prompt:
+        lines.append(f"Negative prompt: {shape.negative_prompt}")
+    facts = {
+        "Steps": shape.num_inference_steps,
+        "Sampler": shape.sampler,
+        "CFG scale": f"{shape.guidance_scale:g}",
+        "Seed": seed,
+        "Size": size_text(job),
+        "Model": service.settings.model,
+    }
+    if job.image is not None:
+        facts["Denoising strength"] = f"{job.strength:g}"
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
 
 
 def _event(kind: str, facts: dict[str, Any]) -> str:

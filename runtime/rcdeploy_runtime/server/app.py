@@ -16,6 +16,7 @@ from ..text_to_image import TextToImage
 from .answers import event_stream, whole_answer
 from .api_errors import RESPONSES, ApiError, add_handlers
 from .gate import Gate
+from .page import router as page_router
 from .schema import EditRequest, GenerationRequest, ImageRequest, ImagesResponse, Model, ModelList
 from .service import Service
 from .settings import ServerSettings
@@ -128,6 +129,7 @@ def create_app(model: TextToImage, settings: ServerSettings) -> FastAPI:
     )
     app.state.service = service
     app.include_router(router)
+    app.include_router(page_router)
     add_handlers(app)
     app.add_middleware(Gate, settings=settings, metrics=service.metrics)
     if settings.cors_origins:

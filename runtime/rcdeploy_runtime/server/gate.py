@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import secrets
 import time
+from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers, MutableHeaders
@@ -16,8 +18,8 @@ from .metrics import Metrics
 from .settings import ServerSettings
 
 LOG = logging.getLogger("rcdeploy_runtime.server")
-OPEN_PATHS = ("/healthz", "/readyz", "/images/")
-"""served without a token: an image's name is a secret itself"""
+OPEN_PATHS = ("/healthz", "/readyz", "/images/", "/page/")
+"""served without a token, as / is: an image's name is a secret itself, and the page asks for the token"""
 
 MAX_DIGITS = 19
 """of a content-length: Python refuses to read numbers of thousands"""
@@ -67,11 +69,10 @@ class Gate:
     def _refusal(self, scope: Scope) -> ApiError | None:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
-        if origin is not None and origin not in self._settings.cors_origins:
+        if origin is not None and origin not in self._settings.cors_origins and not self._is_own(origin, headers):
             return ApiError(403, "web pages of this origin may not ask this server", code="origin_not_allowed")
-        if not scope["path"].startswith(OPEN_PATHS) and not self._settings.tokens.accept(
-            headers.get("authorization", "")
-        ):
+        is_open = scope["path"] == "/" or scope["path"].startswith(OPEN_PATHS)
+        if not is_open and not self._settings.tokens.accept(headers.get("authorization", "")):
             return ApiError(
                 401, "no valid bearer token", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
             )
@@ -79,6 +80,18 @@ class Gate:
         if length.isdecimal() and (len(length) > MAX_DIGITS or int(length) > self._settings.limits.body_bytes):
             return self._too_large()
         return None
+
+    def _is_own(self, origin: str, headers: Headers) -> bool:
+        """Whether the page that asks is this server's own.
+
+        A name that somebody else's page has, and that leads here since (DNS rebinding), would pass as one; so without
+        tokens the address must be a number or localhost.
+        """
+        try:
+            host, name = urlsplit(origin).netloc, urlsplit(origin).hostname or ""
+        except ValueError:
+            return False
+        return host == headers.get("host") and (bool(self._settings.tokens) or name == "localhost" or _is_number(name))
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"at most {self._settings.limits.body_bytes:,} bytes are taken", code="body_too_large")
@@ -96,3 +109,11 @@ class Gate:
             return message
 
         return bounded
+
+
+def _is_number(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -6,9 +6,11 @@ import io
 import secrets
 import time
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from .api_errors import ApiError
 
@@ -16,10 +18,14 @@ UPLOADS = ("PNG", "JPEG", "WEBP")
 MAX_STORED_BYTES = 256 * 2**20
 
 
-def encode_image(image: Image.Image, output_format: str, quality: int = 100) -> bytes:
-    """output_format: png, jpeg or webp. quality: of jpeg and webp, 0 to 100."""
+def encode_image(image: Image.Image, output_format: str, quality: int = 100, parameters: str = "") -> bytes:
+    """output_format: png, jpeg or webp. quality: of jpeg and webp, 0 to 100. parameters: a png's text of that name."""
     buffer = io.BytesIO()
-    settings = {} if output_format == "png" else {"quality": quality}
+    settings: dict[str, Any] = {"quality": quality}
+    if output_format == "png":
+        settings = {"pnginfo": PngInfo()}
+        if parameters:
+            settings["pnginfo"].add_itxt("parameters", parameters)
     image.save(buffer, output_format, **settings)
     return buffer.getvalue()
 

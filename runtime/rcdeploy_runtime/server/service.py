@@ -12,7 +12,6 @@ from fastapi import Request
 from PIL import Image
 
 from ..errors import RcdeployError
-from ..package import NETWORK_FILES
 from ..text_to_image import TextToImage
 from .api_errors import ApiError
 from .image_data import ImageStore, decode_image, transparent_mask
@@ -132,8 +131,7 @@ class Service:
 
     async def _images(self, body: EditRequest) -> tuple[Image.Image, Image.Image | None]:
         """Image and mask of an edit; the image's own transparency is its mask where it has no other."""
-        package = self.model.package
-        if f"vae_encoder/{NETWORK_FILES[package.format][0]}" not in package.manifest.files:
+        if not self.model.package.has_encoder:
             raise ApiError(400, "this model has no encoder: it draws from prompts only", code="unsupported")
         uploads = [upload for upload in [body.image, *body.images] if upload is not None]
         if len(uploads) != 1:
