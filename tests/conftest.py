@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from tokenizers import pre_tokenizers  # noqa: E402
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
 
@@ -159,13 +160,30 @@ def other_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two stages of one layer: an export takes time for every node of the graph."""
-    return save_teacher(
-        tmp_path_factory.mktemp("model") / "small",
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-    )
+
+    def make(folder: Path) -> None:
+        save_teacher(
+            folder,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+        )
+
+    return made_once(tmp_path_factory, "small", make)
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that one of pytest's processes makes and the others read: an export takes half a minute."""
+    root = factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shared" / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    finished = folder.with_suffix(".finished")
+    with FileLock(folder.with_suffix(".lock")):
+        if not finished.exists():
+            make(folder)
+            finished.touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -175,9 +193,10 @@ def package(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path
     from rcdeploy_export.package import export_package
     from rcdeploy_export.source import ExportSource
 
-    folder = tmp_path_factory.mktemp("packages") / "tiny"
-    export_package(ExportSource.open(small_model), folder, ExportOptions(), no_progress)
-    return folder
+    def make(folder: Path) -> None:
+        export_package(ExportSource.open(small_model), folder, ExportOptions(), no_progress)
+
+    return made_once(tmp_path_factory, "tiny", make)
 
 
 def copy_graphs(package: Path, patch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,8 +23,7 @@ class Plan:
     """The work of a recipe.
 
     student: config of its UNet. dtype: the teacher's, and of mixed precision. parameters: of each network; "trained" is
-    the student with its projectors. costs: of a call of each unit of work but "update". batch_sizes: of a call of each.
-    text_cache: bytes. notes: what is assumed.
+    the student with its projectors. units: of work, on the meta device. text_cache: bytes. notes: what is assumed.
     """
 
     recipe: Recipe
@@ -33,16 +33,36 @@ class Plan:
     num_processes: int
     dtype: torch.dtype
     parameters: dict[str, int]
-    costs: dict[str, Cost]
-    batch_sizes: dict[str, int]
+    units: dict[str, Unit]
     stages: list[Stage]
     text_cache: int
     notes: list[str]
 
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """Of a call of each unit of work but "update"; counting takes seconds."""
+        half = self.dtype if self.dtype != torch.float32 else None
+        costs = {
+            name: cost_of(unit.run, autocast=half if unit.autocast else None)
+            for name, unit in self.units.items()
+            if name != "update"
+        }
+        if accumulation_steps(self.recipe.train, self.num_processes) > 1:
+            # later micro-batches find the gradients of earlier ones in memory
+            first = costs["step"]
+            later = cost_of(self.units["step"].run, autocast=half)
+            costs["step"] = replace(first, peak_bytes=max(first.peak_bytes, first.final_bytes + later.peak_bytes))
+        return costs
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Of a call of each unit of work."""
+        return {name: unit.batch_size for name, unit in self.units.items()}
+
     @property
     def needed_units(self) -> list[str]:
         """The units of work that the stages consist of."""
-        return [name for name in (*self.costs, "update") if any(stage.samples.get(name) for stage in self.stages)]
+        return [name for name in self.units if any(stage.samples.get(name) for stage in self.stages)]
 
     def calls(self, stage: Stage) -> dict[str, float]:
         """Calls of each unit of work in a stage."""
@@ -58,8 +78,6 @@ def make_plan(recipe: Recipe, num_processes: int, dtype: torch.dtype) -> Plan:
     prompts = count_prompts(recipe)
     sizes = Sizes(shapes.latent(recipe.cache.resolution), shapes.tokens, micro_batch_size)
     networks = build_networks(shapes.configs, student, recipe, "meta", dtype)
-    units = make_units(networks, recipe, sizes)
-    half = dtype if dtype != torch.float32 else None
     counts = {name: parameters(getattr(networks, name)) for name in ("teacher", "text_encoder", "vae")}
     if recipe.decoder:
         counts["decoder"] = parameters(tiny_decoder(shapes.configs["vae"], recipe.decoder, torch.device("meta")))
@@ -71,24 +89,9 @@ def make_plan(recipe: Recipe, num_processes: int, dtype: torch.dtype) -> Plan:
         sizes=sizes,
         num_processes=num_processes,
         dtype=dtype,
-        costs=_costs(units, half, accumulates=accumulation > 1),
         parameters=counts,
-        batch_sizes={name: unit.batch_size for name, unit in units.items()},
-        stages=make_stages(recipe, shapes, prompts, in_half=half is not None, parameters=counts),
-        text_cache=text_cache_bytes(recipe, shapes, prompts, half is not None),
+        units=make_units(networks, recipe, sizes),
+        stages=make_stages(recipe, shapes, prompts, in_half=dtype != torch.float32, parameters=counts),
+        text_cache=text_cache_bytes(recipe, shapes, prompts, dtype != torch.float32),
         notes=[*shapes.notes, *prompts.notes, *student_notes],
     )
-
-
-def _costs(units: dict[str, Unit], half: torch.dtype | None, *, accumulates: bool) -> dict[str, Cost]:
-    """half: the dtype of mixed precision. accumulates: whether a step consists of several micro-batches."""
-    costs = {
-        name: cost_of(unit.run, autocast=half if unit.autocast else None)
-        for name, unit in units.items()
-        if name != "update"
-    }
-    if accumulates:  # later micro-batches find the gradients of earlier ones in memory
-        first = costs["step"]
-        later = cost_of(units["step"].run, autocast=half)
-        costs["step"] = replace(first, peak_bytes=max(first.peak_bytes, first.final_bytes + later.peak_bytes))
-    return costs
