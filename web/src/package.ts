@@ -22,6 +22,8 @@ export interface LoadProgress {
   total: number;
   /** of these, bytes that did not come from the cache */
   downloaded: number;
+  /** the file is there, and its network is being made */
+  preparing: boolean;
 }
 
 export interface OpenOptions {
@@ -85,7 +87,7 @@ export class Package {
         "Export it for a smaller size (rcdeploy export --size), or draw with the Python runtime.",
       );
     }
-    this.progress = { file: MANIFEST, loaded: 0, total: this.checkSize(), downloaded: 0 };
+    this.progress = { file: MANIFEST, loaded: 0, total: this.checkSize(), downloaded: 0, preparing: false };
   }
 
   /** @throws RcdeployError: the package is damaged (the file is named), newer, foreign, too big, or of another digest. */
@@ -116,7 +118,7 @@ export class Package {
     const expected = this.files.get(name);
     if (!expected) throw new RcdeployError(`${source.name}: ${name} is not in its manifest`, "Export it anew.");
     const report = (count: number) => {
-      Object.assign(progress, { file: name, loaded: progress.loaded + count });
+      Object.assign(progress, { file: name, loaded: progress.loaded + count, preparing: false });
       onProgress?.({ ...progress });
     };
     signal?.throwIfAborted();
@@ -146,6 +148,12 @@ export class Package {
     }
     await cache?.put(expected.sha256, bytes).catch(() => undefined); // no room: it is downloaded again next time
     return bytes;
+  }
+
+  /** Reports that the network of a file, which is there, is being made. */
+  reportPreparing(name: string): void {
+    Object.assign(this.progress, { file: name, preparing: true });
+    this.options.onProgress?.({ ...this.progress });
   }
 
   /** The object in a JSON file that the manifest lists. */

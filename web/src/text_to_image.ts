@@ -267,6 +267,7 @@ async function loadNetwork(engine: Engine, from: Package, component: Component):
     }
     externalData.push({ path, data: await from.file(`${component}/${path}`) });
   }
+  from.reportPreparing(name);
   return engine.load(component, model, externalData);
 }
 

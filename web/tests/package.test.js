@@ -122,7 +122,7 @@ test("progress is in bytes, and a second load comes from the cache", async () =>
     const reports = [];
     const model = await TextToImage.load(tiny(), { cache, onProgress: (progress) => reports.push(progress) });
     await model.release();
-    for (const [i, { loaded }] of reports.entries()) assert.ok(!i || loaded > reports[i - 1].loaded);
+    for (const [i, { loaded }] of reports.entries()) assert.ok(!i || loaded > reports[i - 1].loaded || reports[i].preparing);
     return reports.at(-1);
   };
   const first = await load();
