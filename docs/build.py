@@ -4,7 +4,7 @@
 
 Links in docs/ point at files of the repository, so that they work in any checkout. Those that leave docs/ (results,
 recipes, examples) are taken along below `repository/`: Markdown as a page, pictures as they are, other text as a page
-with its code.
+with its code. The page that `make web` builds is copied to demo/.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+DEMO = ROOT / "web/build/demo"
+DEMO_LINK = '<p><a href="../demo/index.html">Draw in this tab</a>: 19 MB, once.</p>'
+"""in place of a comment in guide/browser.md, where `make web` has built the page"""
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s]+)(\))")
 AS_THEY_ARE = {".png", ".svg", ".jpg", ".css"}
 LANGUAGES = {".py": "python", ".toml": "toml", ".json": "json", ".cff": "yaml"}
@@ -122,11 +125,21 @@ def site_errors(site: Path) -> Iterator[str]:
                 yield f"{name} links to {url}, which has no such anchor"
 
 
+def link_demo(pages: Path) -> None:
+    """Links the page that draws in a tab from the guide's page about it."""
+    page = pages / "guide/browser.md"
+    page.write_text(page.read_text(encoding="utf-8").replace("<!-- demo -->", DEMO_LINK), encoding="utf-8")
+
+
 def main() -> None:
     gather(ROOT / "build/docs")
+    if DEMO.is_dir():
+        link_demo(ROOT / "build/docs")
     shutil.rmtree(ROOT / "build/site", ignore_errors=True)
     zensical = Path(sys.executable).with_name("zensical")
     subprocess.run([str(zensical), "build", "--strict", "--clean"], cwd=ROOT, check=True)
+    if DEMO.is_dir():
+        shutil.copytree(DEMO, ROOT / "build/site/demo")
     if errors := sorted(set(site_errors(ROOT / "build/site"))):
         sys.exit("\n".join(errors))
     print("build/site/index.html: every link leads somewhere, nothing is loaded from the network")

@@ -57,6 +57,7 @@ TREE = {
     "rcdeploy": "The workstation: recipes, students, distillation, evaluation (torch)",
     "export/rcdeploy_export": "Export to packages",
     "runtime/rcdeploy_runtime": "The runtime: packages, samplers, sessions (no torch; its own distribution)",
+    "web/src": "The runtime of browsers (TypeScript; its own package)",
     "recipes": "Recipes and sweep files",
     "examples": "The embedded teacher, and studies with it",
     "campaign": "Faults and hostile inputs, many and seeded (not in the wheel)",
@@ -263,13 +264,13 @@ def tree_page() -> str:
 
 
 def described_files(root: Path) -> list[Path]:
-    """Python, TOML and Markdown files below `root`, a folder's own files first.
+    """Python, TypeScript, TOML and Markdown files below `root`, a folder's own files first.
 
     Empty files, the tests' fixtures and these pages are left out.
     """
     files = [
         f
-        for pattern in ("*.py", "*.toml", "*.md")
+        for pattern in ("*.py", "*.ts", "*.toml", "*.md")
         for f in root.rglob(pattern)
         if not {"__pycache__", "fixtures"} & {*f.parts}
     ]
@@ -282,6 +283,8 @@ def description(file: Path) -> str:
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".py":
         lines = (ast.get_docstring(ast.parse(text)) or "").splitlines()
+    elif file.suffix == ".ts":
+        lines = [row.strip("/* ") for row in text.splitlines()[:2] if row.strip("/* ")]
     elif file.suffix == ".md":
         lines = [row.lstrip("# ") for row in text.splitlines() if row.startswith("# ")]
     else:

@@ -127,6 +127,14 @@ def test_gathered_pages_link_only_to_gathered_files(tmp_path):
             assert not path or (page.parent / path).is_file(), f"{page.relative_to(tmp_path)}: {path}"
 
 
+def test_the_page_that_draws_in_a_tab_is_linked_where_it_was_built(tmp_path):
+    build.gather(tmp_path)
+    page = tmp_path / "guide/browser.md"
+    assert build.DEMO_LINK not in page.read_text("utf-8")
+    build.link_demo(tmp_path)
+    assert build.DEMO_LINK in page.read_text("utf-8")
+
+
 def test_a_broken_link_and_a_foreign_script_are_found(tmp_path):
     (tmp_path / "index.html").write_text(
         '<h1 id="top">x</h1><a href="#top">a</a><a href="#low">b</a><a href="gone.html">c</a>'

@@ -13,11 +13,11 @@ const TEXTS = { sampler: "sampler", generator: "generator", negative: "negativeP
 let model = null;
 let running = null;
 
-/** the address of the package: beside the page, or ?package=ADDRESS */
-const address = new URL(new URLSearchParams(location.search).get("package") ?? "package/", location.href);
-void load(address);
+/** the package: beside the page, or ?package=ADDRESS, or the files of a folder that was chosen */
+let source = new URL(new URLSearchParams(location.search).get("package") ?? "package/", location.href);
+void load();
 
-async function load(source) {
+async function load() {
   model?.close();
   model = null;
   const started = performance.now();
@@ -26,7 +26,8 @@ async function load(source) {
       const doing = `${preparing ? "Preparing" : "Loading"} ${file.split("/")[0].replace("_", " ")}`;
       show(loaded / total, `${doing}: ${megabytes(loaded)} of ${megabytes(total)} are here`);
     };
-    const made = await TextToImageWorker.load(source, { backend: "wasm", signal, onProgress });
+    const backend = element("backend").value;
+    const made = await TextToImageWorker.load(source, { backend, signal, onProgress });
     return { made, seconds: (performance.now() - started) / 1000 };
   });
   if (!loaded) return;
@@ -65,7 +66,7 @@ function showExamples(captions) {
 
 async function draw() {
   if (running || !form.reportValidity()) return;
-  if (!model) return void load(address); // it was cancelled, or failed
+  if (!model) return void load(); // it was cancelled, or failed
   const prompt = element("prompt").value;
   const options = {};
   for (const [id, name] of Object.entries(NUMBERS)) options[name] = element(id).valueAsNumber;
@@ -133,7 +134,7 @@ async function run(doing, work) {
 }
 
 function update() {
-  element("draw").disabled = running !== null;
+  for (const id of ["draw", "backend", "folder"]) element(id).disabled = running !== null;
   element("draw").textContent = model ? "Draw" : "Load";
   element("cancel").disabled = running === null;
   canvas.ariaBusy = String(running !== null);
@@ -173,5 +174,9 @@ element("own").hidden = !("webkitdirectory" in element("folder"));
 element("folder").onchange = ({ target }) => {
   // the first part of each path is the folder's own name
   const files = [...target.files].map((file) => [file.webkitRelativePath.split("/").slice(1).join("/"), file]);
-  if (files.length) void load(new Map(files));
+  if (!files.length) return;
+  source = new Map(files);
+  void load();
 };
+element("engine").hidden = !navigator.gpu;
+element("backend").onchange = load;

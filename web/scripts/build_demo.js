@@ -29,7 +29,8 @@ await build({
 });
 for (const name of ["index.html", "style.css", "licences"]) cpSync(path.join(root, "demo", name), path.join(target, name), { recursive: true });
 cpSync(from, path.join(target, "package"), { recursive: true });
-const wasm = "ort-wasm-simd-threaded.wasm";
-cpSync(path.join(modules, "onnxruntime-web/dist", wasm), path.join(target, wasm));
+for (const name of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.asyncify.wasm"]) { // the second for WebGPU
+  cpSync(path.join(modules, "onnxruntime-web/dist", name), path.join(target, name));
+}
 cpSync(path.join(root, "../LICENSE"), path.join(target, "licences/rcdeploy.txt"));
 cpSync(path.join(modules, "@huggingface/tokenizers/LICENSE"), path.join(target, "licences/tokenizers.txt"));

@@ -1,3 +1,5 @@
+/** What the package rcdeploy-web exports. */
+
 export { RcdeployError } from "./errors.js";
 export { browserCache, type FileCache, type FileSource, type Source } from "./files.js";
 export { GENERATORS, noiseGenerator, type GeneratorName, type NoiseGenerator } from "./noise.js";

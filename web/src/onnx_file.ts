@@ -1,7 +1,8 @@
 /**
- * External files and operators of an ONNX file, without its weights: the protobuf is walked by hand. ModelProto.graph (7)
- * and functions (25), their nodes (1) with operator (4) and attributes (5), initializers (5) and sub-graphs;
- * TensorProto.external_data (13) of key (1) and value (2).
+ * External files and operators of an ONNX file, found without its weights.
+ *
+ * The protobuf is walked by hand: ModelProto.graph (7) and functions (25), their nodes (1) with operator (4) and
+ * attributes (5), initializers (5) and sub-graphs; TensorProto.external_data (13) of key (1) and value (2).
  */
 
 import { RcdeployError } from "./errors.js";

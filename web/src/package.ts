@@ -175,6 +175,11 @@ export class Package {
     return lines.map((line) => line.trim()).filter(Boolean);
   }
 
+  /** Whether a network computes in fp16. */
+  get usesHalf(): boolean {
+    return isObject(this.facts.precision) && Object.values(this.facts.precision).includes("fp16");
+  }
+
   private checkFormat(): void {
     const { format, sdxl } = this.facts;
     if (format !== "onnx") {

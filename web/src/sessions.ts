@@ -14,7 +14,7 @@ export const BACKENDS = ["auto", "wasm", "webgpu"] as const;
 export type Backend = (typeof BACKENDS)[number];
 
 export interface EngineOptions {
-  /** auto takes WebGPU where the browser has an adapter that computes in fp16, and wasm otherwise */
+  /** auto takes WebGPU where the browser has an adapter that can compute what the package needs, and wasm otherwise */
   backend?: Backend;
   /** of wasm; more than one needs a page that is cross-origin isolated. By default 4 at most there, and 1 elsewhere. */
   threads?: number;
@@ -31,12 +31,14 @@ export class Engine {
     readonly backend: "wasm" | "webgpu",
   ) {}
 
-  /** @throws RcdeployError when the backend is not there. */
-  static async start({ backend = "auto", threads, wasmPaths }: EngineOptions = {}): Promise<Engine> {
-    const chosen = backend === "auto" ? ((await hasWebGpu()) ? "webgpu" : "wasm") : backend;
-    if (chosen === "webgpu" && !(await gpuAdapter())) {
-      throw new RcdeployError("this browser has no WebGPU adapter", 'Use backend: "wasm".');
-    }
+  /**
+   * @param fp16 whether networks will compute in it, which not every GPU can.
+   * @throws RcdeployError when the backend is not there.
+   */
+  static async start({ backend = "auto", threads, wasmPaths }: EngineOptions, fp16: boolean): Promise<Engine> {
+    const missing = backend === "wasm" ? null : await missingForWebGpu(fp16);
+    if (backend === "webgpu" && missing) throw new RcdeployError(missing, 'Use backend: "wasm".');
+    const chosen = backend === "wasm" || missing ? "wasm" : "webgpu";
     let ort: Ort;
     try {
       ort = await (chosen === "webgpu" ? import("onnxruntime-web/webgpu") : import("onnxruntime-web/wasm"));
@@ -44,7 +46,7 @@ export class Engine {
       throw new RcdeployError(`ONNX Runtime Web cannot be loaded: ${(error as Error).message}`);
     }
     const isolated = (globalThis as { crossOriginIsolated?: boolean }).crossOriginIsolated ?? false;
-    ort.env.wasm.numThreads = threads ?? (isolated ? Math.min(4, navigator.hardwareConcurrency || 1) : 1);
+    ort.env.wasm.numThreads = threads ?? (isolated ? Math.min(4, navigator.hardwareConcurrency) : 1);
     ort.env.logLevel = "error";
     if (wasmPaths) ort.env.wasm.wasmPaths = wasmPaths;
     return new Engine(ort, chosen);
@@ -69,13 +71,13 @@ export class Engine {
   }
 }
 
-async function gpuAdapter(): Promise<{ features: ReadonlySet<string> } | null> {
-  const { gpu } = globalThis.navigator as { gpu?: { requestAdapter(): Promise<{ features: ReadonlySet<string> } | null> } };
-  return (await gpu?.requestAdapter().catch(() => null)) ?? null;
-}
-
-async function hasWebGpu(): Promise<boolean> {
-  return typeof navigator !== "undefined" && ((await gpuAdapter())?.features.has("shader-f16") ?? false);
+/** Why WebGPU cannot be used; null when it can. */
+async function missingForWebGpu(fp16: boolean): Promise<string | null> {
+  type Gpu = { requestAdapter(): Promise<{ features: ReadonlySet<string> } | null> };
+  const adapter = await (globalThis.navigator as { gpu?: Gpu } | undefined)?.gpu?.requestAdapter().catch(() => null);
+  if (!adapter) return "this browser has no WebGPU adapter";
+  if (fp16 && !adapter.features.has("shader-f16")) return "this GPU does not compute in fp16, as the package's networks do";
+  return null;
 }
 
 /** A loaded network. */

@@ -107,7 +107,7 @@ export class TextToImage {
     const opened = await Package.open(source, options);
     const schedule = new NoiseSchedule(await opened.json("scheduler/scheduler_config.json"));
     const tokenizer = new PromptTokenizer(await opened.tokenizer(), await opened.json("tokenizer/tokenizer_config.json"));
-    const engine = await Engine.start(options);
+    const engine = await Engine.start(options, opened.usesHalf);
     const loaded: Partial<Record<Component, Network>> = {};
     try {
       for (const component of ["text_encoder", "unet", "vae_decoder"] as const) {

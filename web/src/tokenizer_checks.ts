@@ -1,7 +1,8 @@
 /**
- * Checks of a tokenizer.json from a stranger, the Python runtime's: text that its normalizer would insert, and regular
- * expressions that could search without an end. What never has to give back what it has matched is all that CLIP, GPT-2
- * and BERT use: alternatives of literal characters and classes, of which only the last one may be repeated.
+ * Checks of a tokenizer.json from a stranger: text that it would insert, and patterns that could search without an end.
+ *
+ * They are the Python runtime's. What never has to give back what it has matched is all that CLIP, GPT-2 and BERT use:
+ * alternatives of literal characters and classes, of which only the last one may be repeated.
  */
 
 import { isObject, type JsonObject } from "./checks.js";

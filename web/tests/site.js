@@ -5,6 +5,7 @@ import { createServer } from "node:http";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import puppeteer from "puppeteer-core";
+import { TINY } from "./fixtures.js";
 
 const DEMO = fileURLToPath(new URL("../build/demo/", import.meta.url));
 const TYPES = { ".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".wasm": "application/wasm" };
@@ -14,12 +15,12 @@ export const chromium = process.env.CHROMIUM ?? PLACES.find((place) => existsSyn
 /** Why there is nothing to test, or false. */
 export const skip = chromium ? !existsSync(`${DEMO}index.html`) && "the demo is not built" : "no Chromium is installed";
 
-/** Serves the demo below /some/place/, without any header that a static host would not send. */
+/** Serves the demo below /some/place/ with the tiny package, and without any header that a static host would not send. */
 export async function serve() {
   const server = createServer((request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
     const name = decodeURIComponent(pathname).replace(/^\/some\/place\//, "") || "index.html";
-    const file = path.join(DEMO, name);
+    const file = name.startsWith("tiny/") ? path.join(TINY, "..", name) : path.join(DEMO, name);
     if (!statSync(file, { throwIfNoEntry: false })?.isFile()) {
       response.writeHead(404).end();
       return;
@@ -39,7 +40,7 @@ export async function serve() {
 }
 
 export function launch(args = []) {
-  return puppeteer.launch({ executablePath: chromium, args: ["--no-sandbox", "--disable-gpu", ...args] });
+  return puppeteer.launch({ executablePath: chromium, args: ["--no-sandbox", ...args] });
 }
 
 /** Waits until the page has an enabled button to draw with, and nothing is running. */
