@@ -61,7 +61,7 @@ def test_the_limits_and_the_schema_are_those_of_python():
     assert len(shared) > 8
     for name in shared:
         assert eval(constants[name]) == getattr(limits, name), name
-    assert f"SCHEMA_VERSION = {manifest.SCHEMA_VERSION};" in (WEB / "src/package.ts").read_text(encoding="utf-8")
+    assert f"SCHEMA_VERSION = {manifest.SCHEMA_VERSION};" in (WEB / "src/manifest.ts").read_text(encoding="utf-8")
 
 
 def test_dependencies_are_pinned_and_the_lockfile_names_no_registry():

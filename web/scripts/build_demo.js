@@ -27,9 +27,11 @@ await build({
   external: ["node:*", "fs", "module", "path", "url", "worker_threads"], // of ONNX Runtime, in Node only
   logLevel: "warning",
 });
-for (const name of ["index.html", "style.css", "licences"]) cpSync(path.join(root, "demo", name), path.join(target, name), { recursive: true });
+for (const name of ["index.html", "style.css", "licences"])
+  cpSync(path.join(root, "demo", name), path.join(target, name), { recursive: true });
 cpSync(from, path.join(target, "package"), { recursive: true });
-for (const name of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.asyncify.wasm"]) { // the second for WebGPU
+for (const name of ["ort-wasm-simd-threaded.wasm", "ort-wasm-simd-threaded.asyncify.wasm"]) {
+  // the second for WebGPU
   cpSync(path.join(modules, "onnxruntime-web/dist", name), path.join(target, name));
 }
 cpSync(path.join(root, "../LICENSE"), path.join(target, "licences/rcdeploy.txt"));

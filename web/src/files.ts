@@ -38,7 +38,7 @@ class UrlSource implements FileSource {
     url.pathname += file.split("/").map(encodeURIComponent).join("/");
     let response: Response;
     try {
-      response = await fetch(url, { signal });
+      response = await fetch(url, { signal, cache: "no-cache" }); // a stale file would not have the manifest's digest
     } catch (error) {
       signal?.throwIfAborted();
       throw new RcdeployError(
@@ -60,7 +60,8 @@ class BlobSource implements FileSource {
 
   async open(file: string): Promise<ReadableStream<Uint8Array>> {
     const blob = this.files.get(file);
-    if (!blob) throw new RcdeployError(`${this.name} has no ${file}`, "Choose the folder of a package, with all its files.");
+    if (!blob)
+      throw new RcdeployError(`${this.name} has no ${file}`, "Choose the folder of a package, with all its files.");
     return blob.stream();
   }
 }
@@ -73,7 +74,10 @@ export interface ReadOptions {
 
 /** All bytes of a file. @throws RcdeployError when it has more than maxBytes; reading stops there. */
 export async function readFile(
-  source: FileSource, file: string, maxBytes: number, { signal, onBytes }: ReadOptions = {},
+  source: FileSource,
+  file: string,
+  maxBytes: number,
+  { signal, onBytes }: ReadOptions = {},
 ): Promise<Uint8Array<ArrayBuffer>> {
   signal?.throwIfAborted();
   const reader = (await source.open(file, signal)).getReader();

@@ -20,5 +20,5 @@ export const DEFAULT_MAX_BYTES = 2 ** 30;
 export const MAX_WASM_BYTES = 2 ** 31;
 /** Of one file: browsers refuse an ArrayBuffer of 2 GiB, and a protobuf cannot be larger. */
 export const MAX_FILE_BYTES = 2 ** 31 - 1;
-/** Of a picture: a decoder of Stable Diffusion's size takes some 2 GiB for these, of the 4 that WebAssembly has. */
+/** Of a picture: an estimated 2 GiB for the decoder of Stable Diffusion, of the 4 that WebAssembly has. */
 export const MAX_PIXELS = 768 * 768;

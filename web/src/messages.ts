@@ -1,9 +1,11 @@
 /** What the page and its worker say to each other. Each request has a number, which its answers carry. */
 
 import type { Source } from "./files.js";
-import type { LoadProgress, OpenOptions, SamplingDefaults } from "./package.js";
+import type { GenerateOptions, PictureRecord, Step } from "./generation.js";
+import type { Picture } from "./images.js";
+import type { SamplingDefaults } from "./manifest.js";
+import type { LoadProgress, OpenOptions } from "./package.js";
 import type { EngineOptions } from "./sessions.js";
-import type { GenerateOptions, Picture, PictureRecord, Step } from "./text_to_image.js";
 
 /** What a page knows of a package that its worker has loaded. */
 export interface PackageDescription {

@@ -31,7 +31,12 @@ export class NoiseSchedule {
     const take = (key: string, otherwise: unknown) => config[key] ?? otherwise;
     const bounded = (key: string, otherwise: number, high: number) =>
       number(`${where}: ${key}`, take(key, otherwise), 0, high);
-    const steps = wholeNumber(`${where}: num_train_timesteps`, take("num_train_timesteps", 1000), 1, MAX_TRAIN_TIMESTEPS);
+    const steps = wholeNumber(
+      `${where}: num_train_timesteps`,
+      take("num_train_timesteps", 1000),
+      1,
+      MAX_TRAIN_TIMESTEPS,
+    );
     this.predictionType = oneOf(`${where}: prediction_type`, take("prediction_type", "epsilon"), PREDICTION_TYPES);
     this.timestepSpacing = oneOf(`${where}: timestep_spacing`, take("timestep_spacing", null), [...SPACINGS, null]);
     this.setAlphaToOne = oneOf(`${where}: set_alpha_to_one`, take("set_alpha_to_one", null), [true, false, null]);
@@ -39,7 +44,10 @@ export class NoiseSchedule {
     this.clipSample = oneOf(`${where}: clip_sample`, take("clip_sample", false), [true, false]);
     this.clipSampleRange = bounded("clip_sample_range", 1, MAX_SCALE);
     this.originalInferenceSteps = wholeNumber(
-      `${where}: original_inference_steps`, take("original_inference_steps", 50), 1, MAX_TRAIN_TIMESTEPS,
+      `${where}: original_inference_steps`,
+      take("original_inference_steps", 50),
+      1,
+      MAX_TRAIN_TIMESTEPS,
     );
     this.timestepScaling = bounded("timestep_scaling", 10, MAX_SCALE);
     if (take("thresholding", false) !== false) {
@@ -98,7 +106,9 @@ export function spacedTimesteps(spacing: Spacing, n: number, trainTimesteps: num
     const step = trainTimesteps - trainTimesteps / n - trainTimesteps;
     return Array.from({ length: n }, (_, i) => roundHalfEven(trainTimesteps + i * step) - 1);
   }
-  return linspace(0, trainTimesteps - 1, n).map(roundHalfEven).reverse();
+  return linspace(0, trainTimesteps - 1, n)
+    .map(roundHalfEven)
+    .reverse();
 }
 
 /** numpy.linspace, as float64. */

@@ -31,7 +31,10 @@ export function externalFiles(bytes: Uint8Array, file: string): string[] {
   try {
     walk(bytes, "model", found, 0);
   } catch (error) {
-    throw new RcdeployError(`${file} is no ONNX model: ${(error as Error).message}`, "Copy it again, or export it anew.");
+    throw new RcdeployError(
+      `${file} is no ONNX model: ${(error as Error).message}`,
+      "Copy it again, or export it anew.",
+    );
   }
   const refused = CONTROL_FLOW.filter((operator) => found.operators.has(operator));
   if (refused.length) {
@@ -44,7 +47,10 @@ export function externalFiles(bytes: Uint8Array, file: string): string[] {
 }
 
 function walk(
-  bytes: Uint8Array, message: string, found: { operators: Set<string>; locations: Set<string> }, depth: number,
+  bytes: Uint8Array,
+  message: string,
+  found: { operators: Set<string>; locations: Set<string> },
+  depth: number,
 ): void {
   if (depth > MAX_DEPTH) throw new Error("nested too deeply");
   const entry = { key: "", value: "" };

@@ -1,15 +1,29 @@
 /** A package is data: opened, checked, and nothing of it is read that its manifest does not list. */
 
-import { isObject, number, object, parsedJson, shortened, text, wholeNumber, type JsonObject } from "./checks.js";
+import { isObject, number, object, parsedJson, shortened, wholeNumber, type JsonObject } from "./checks.js";
 import { RcdeployError } from "./errors.js";
 import { browserCache, fileSource, readFile, sha256, type FileCache, type FileSource, type Source } from "./files.js";
 import {
-  DEFAULT_MAX_BYTES, MAX_FILE_BYTES, MAX_GUIDANCE_SCALE, MAX_JSON_BYTES, MAX_LATENT_SIDE, MAX_PIXELS,
-  MAX_PIXELS_PER_LATENT, MAX_SCALING_FACTOR, MAX_TOKENIZER_BYTES, MAX_TRAIN_TIMESTEPS, MAX_WASM_BYTES,
+  DEFAULT_MAX_BYTES,
+  MAX_FILE_BYTES,
+  MAX_JSON_BYTES,
+  MAX_LATENT_SIDE,
+  MAX_PIXELS,
+  MAX_PIXELS_PER_LATENT,
+  MAX_SCALING_FACTOR,
+  MAX_TOKENIZER_BYTES,
+  MAX_WASM_BYTES,
 } from "./limits.js";
+import {
+  checkKind,
+  latentShape,
+  listedFiles,
+  MANIFEST,
+  samplingDefaults,
+  type ListedFile,
+  type SamplingDefaults,
+} from "./manifest.js";
 
-const MANIFEST = "manifest.json";
-const SCHEMA_VERSION = 1;
 export const COMPONENTS = ["text_encoder", "unet", "vae_decoder"] as const;
 export type Component = (typeof COMPONENTS)[number];
 const SHARED_FILES = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"];
@@ -37,13 +51,6 @@ export interface OpenOptions {
   digest?: string;
 }
 
-/** How a package wants to be sampled. Those that record nothing have the paper's: 25 steps of DDIM, guidance 7.5. */
-export interface SamplingDefaults {
-  sampler: string;
-  numInferenceSteps: number;
-  guidanceScale: number;
-}
-
 export class Package {
   readonly facts: JsonObject;
   readonly sampling: SamplingDefaults;
@@ -56,7 +63,9 @@ export class Package {
   readonly width: number;
   /** of the embedding of the guidance scale that its UNet takes; null where it takes none */
   readonly guidanceWidth: number | null;
-  private readonly files: Map<string, { sha256: string; size: number }>;
+  private readonly files: Map<string, ListedFile>;
+  /** the files that drawing needs, whose progress is reported */
+  private readonly needed: string[];
   private readonly progress: LoadProgress;
 
   private constructor(
@@ -73,13 +82,21 @@ export class Package {
     const latents = object(`${MANIFEST}: latents`, manifest.latents);
     this.latentShape = latentShape(latents.shape);
     this.scalingFactor = number("latents.scaling_factor", latents.scaling_factor, Number.MIN_VALUE, MAX_SCALING_FACTOR);
-    this.pixelsPerLatent = wholeNumber("facts.pixels_per_latent", this.facts.pixels_per_latent, 1, MAX_PIXELS_PER_LATENT);
+    this.pixelsPerLatent = wholeNumber(
+      "facts.pixels_per_latent",
+      this.facts.pixels_per_latent,
+      1,
+      MAX_PIXELS_PER_LATENT,
+    );
     this.guidanceWidth =
       this.facts.guidance_embedding == null
         ? null
         : wholeNumber("facts.guidance_embedding", this.facts.guidance_embedding, 4, MAX_LATENT_SIDE);
     this.sampling = samplingDefaults(this.facts.sampling);
-    [this.height, this.width] = [this.latentShape[1] * this.pixelsPerLatent, this.latentShape[2] * this.pixelsPerLatent];
+    [this.height, this.width] = [
+      this.latentShape[1] * this.pixelsPerLatent,
+      this.latentShape[2] * this.pixelsPerLatent,
+    ];
     if (this.height * this.width > MAX_PIXELS) {
       throw new RcdeployError(
         `${source.name} draws pictures of ${this.width} x ${this.height} pixels; ` +
@@ -87,6 +104,7 @@ export class Package {
         "Export it for a smaller size (rcdeploy export --size), or draw with the Python runtime.",
       );
     }
+    this.needed = this.neededFiles();
     this.progress = { file: MANIFEST, loaded: 0, total: this.checkSize(), downloaded: 0, preparing: false };
   }
 
@@ -117,23 +135,20 @@ export class Package {
     const { cache, onProgress, signal } = this.options;
     const expected = this.files.get(name);
     if (!expected) throw new RcdeployError(`${source.name}: ${name} is not in its manifest`, "Export it anew.");
-    const report = (count: number) => {
-      Object.assign(progress, { file: name, loaded: progress.loaded + count, preparing: false });
+    const report = (count: number, downloaded: number) => {
+      if (!this.needed.includes(name)) return;
+      Object.assign(progress, { file: name, preparing: false });
+      progress.loaded += count;
+      progress.downloaded += downloaded;
       onProgress?.({ ...progress });
     };
     signal?.throwIfAborted();
     const known = await cache?.get(expected.sha256).catch(() => undefined);
     if (known?.length === expected.size && (await sha256(known)) === expected.sha256) {
-      report(known.length);
+      report(known.length, 0);
       return known;
     }
-    const bytes = await readFile(source, name, expected.size, {
-      signal,
-      onBytes: (count) => {
-        progress.downloaded += count;
-        report(count);
-      },
-    });
+    const bytes = await readFile(source, name, expected.size, { signal, onBytes: (count) => report(count, count) });
     if (bytes.length !== expected.size) {
       throw new RcdeployError(
         `${source.name}: ${name} has ${bytes.length} bytes, its manifest says ${expected.size}`,
@@ -184,7 +199,8 @@ export class Package {
     const { format, sdxl } = this.facts;
     if (format !== "onnx") {
       throw new RcdeployError(
-        `${this.source.name} has the format ${shortened(format)}; browsers run onnx`, "rcdeploy export RUN --format onnx",
+        `${this.source.name} has the format ${shortened(format)}; browsers run onnx`,
+        "rcdeploy export RUN --format onnx",
       );
     }
     if (sdxl != null) {
@@ -195,22 +211,25 @@ export class Package {
     }
   }
 
-  /** Bytes of all files that are opened. Throws when a file is missing, or when they are more than a browser takes. */
-  private checkSize(): number {
+  private neededFiles(): string[] {
     const networks = COMPONENTS.map((component) => `${component}/model.onnx`);
     for (const name of [...SHARED_FILES, ...networks]) {
       if (!this.files.has(name)) {
         throw new RcdeployError(`${this.source.name}: its manifest lists no ${name}`, "Export it anew.");
       }
     }
-    const needed = [...SHARED_FILES, ...networks, ...COMPONENTS.flatMap((component) => this.externalFiles(component))];
-    const sizes = needed.map((name) => this.files.get(name)!.size);
-    const total = sizes.reduce((sum, size) => sum + size, 0);
-    const large = needed.find((_, i) => sizes[i] > MAX_FILE_BYTES);
+    return [...SHARED_FILES, ...networks, ...COMPONENTS.flatMap((component) => this.externalFiles(component))];
+  }
+
+  /** Bytes of all files that are opened. Throws when they are more than a browser takes. */
+  private checkSize(): number {
+    const size = (name: string) => this.files.get(name)!.size;
+    const total = this.needed.reduce((sum, name) => sum + size(name), 0);
+    const large = this.needed.find((name) => size(name) > MAX_FILE_BYTES);
     const inWords = (bytes: number) => `${(bytes / 2 ** 30).toFixed(2)} GiB`;
     if (large) {
       throw new RcdeployError(
-        `${this.source.name}: ${large} has ${inWords(this.files.get(large)!.size)}; browsers hold less than 2 GiB in one file`,
+        `${this.source.name}: ${large} has ${inWords(size(large))}; browsers hold less than 2 GiB in one file`,
         "Export it in fp16, or with external data.",
       );
     }
@@ -229,54 +248,4 @@ export class Package {
     }
     return total;
   }
-}
-
-function checkKind(manifest: JsonObject, source: string): void {
-  const { kind, schema_version: version } = manifest;
-  if (typeof kind !== "string") throw new RcdeployError(`${source}: ${MANIFEST} is no manifest of rcdeploy`);
-  if (!Number.isInteger(version) || (version as number) < 1 || (version as number) > SCHEMA_VERSION) {
-    throw new RcdeployError(
-      `${source} has schema version ${shortened(version)}; this runtime reads up to ${SCHEMA_VERSION}`, "Upgrade rcdeploy-web.",
-    );
-  }
-  if (kind !== "package") {
-    throw new RcdeployError(`${source} is a ${shortened(kind)}, not a package`, "Make one with: rcdeploy export RUN");
-  }
-}
-
-function listedFiles(files: JsonObject): Map<string, { sha256: string; size: number }> {
-  const listed = new Map<string, { sha256: string; size: number }>();
-  for (const [name, entry] of Object.entries(files)) {
-    if (!isInside(name)) throw new RcdeployError(`${MANIFEST}: ${shortened(name)} is no path inside the package`);
-    const { sha256: digest, size } = isObject(entry) ? entry : {};
-    if (!/^[0-9a-f]{64}$/.test(text(`files.${name}.sha256`, digest))) {
-      throw new RcdeployError(`${MANIFEST}: files.${name}.sha256 is no digest`);
-    }
-    listed.set(name, {
-      sha256: digest as string,
-      size: wholeNumber(`files.${name}.size`, size, 0, Number.MAX_SAFE_INTEGER),
-    });
-  }
-  return listed;
-}
-
-/** Whether a name is a plain relative path: nothing that leads elsewhere in a file system or a URL. */
-export function isInside(name: string): boolean {
-  return name.split("/").every((part) => /^[\w.+=, -]+$/.test(part) && !/^\.+$/.test(part));
-}
-
-function latentShape(shape: unknown): [number, number, number] {
-  if (!Array.isArray(shape) || shape.length !== 3) {
-    throw new RcdeployError(`latents.shape is ${shortened(shape)}; it must be channels, height and width`);
-  }
-  return shape.map((side, i) => wholeNumber(`latents.shape[${i}]`, side, 1, MAX_LATENT_SIDE)) as [number, number, number];
-}
-
-function samplingDefaults(sampling: unknown): SamplingDefaults {
-  const { sampler = "ddim", num_inference_steps = 25, guidance_scale = 7.5 } = isObject(sampling) ? sampling : {};
-  return {
-    sampler: text("facts.sampling.sampler", sampler),
-    numInferenceSteps: wholeNumber("facts.sampling.num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
-    guidanceScale: number("facts.sampling.guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE),
-  };
 }

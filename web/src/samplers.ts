@@ -19,7 +19,11 @@ export interface Sampler {
  * @throws RcdeployError for steps that the schedule lacks, and for an eta that the sampler does not take.
  */
 export function makeSampler(
-  name: SamplerName, schedule: NoiseSchedule, numInferenceSteps: number, noise: () => Float32Array, eta = 0,
+  name: SamplerName,
+  schedule: NoiseSchedule,
+  numInferenceSteps: number,
+  noise: () => Float32Array,
+  eta = 0,
 ): Sampler {
   if (name === "ddim") return new Ddim(schedule, numInferenceSteps, noise, eta);
   if (name === "tcd") return new Tcd(schedule, numInferenceSteps, noise, eta);

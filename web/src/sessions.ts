@@ -57,7 +57,9 @@ export class Engine {
    * @param externalData its external weights, by the paths that the model has for them.
    */
   async load(
-    name: string, model: Uint8Array<ArrayBuffer>, externalData: { path: string; data: Uint8Array<ArrayBuffer> }[],
+    name: string,
+    model: Uint8Array<ArrayBuffer>,
+    externalData: { path: string; data: Uint8Array<ArrayBuffer> }[],
   ): Promise<Network> {
     try {
       const options = { executionProviders: [this.backend], logSeverityLevel: 3 as const, externalData };
@@ -76,7 +78,8 @@ async function missingForWebGpu(fp16: boolean): Promise<string | null> {
   type Gpu = { requestAdapter(): Promise<{ features: ReadonlySet<string> } | null> };
   const adapter = await (globalThis.navigator as { gpu?: Gpu } | undefined)?.gpu?.requestAdapter().catch(() => null);
   if (!adapter) return "this browser has no WebGPU adapter";
-  if (fp16 && !adapter.features.has("shader-f16")) return "this GPU does not compute in fp16, as the package's networks do";
+  if (fp16 && !adapter.features.has("shader-f16"))
+    return "this GPU does not compute in fp16, as the package's networks do";
   return null;
 }
 
@@ -106,14 +109,19 @@ export class Network {
    * @throws RcdeployError when the network fails, or gives another shape, or NaN or infinity.
    */
   async run(
-    rows: readonly Record<string, Tensor>[], shared: Record<string, Tensor>, dims: readonly (number | null)[],
+    rows: readonly Record<string, Tensor>[],
+    shared: Record<string, Tensor>,
+    dims: readonly (number | null)[],
   ): Promise<Float32Array[]> {
     const outputs: Float32Array[] = [];
     const count = this.batchSize ?? rows.length;
     for (let start = 0; start < rows.length; start += count) {
       const part = Array.from({ length: count }, (_, i) => rows[Math.min(start + i, rows.length - 1)]); // the last, padded
       const output = await this.runOnce({ ...stacked(part), ...shared });
-      if (output.dims.length !== dims.length + 1 || [count, ...dims].some((n, i) => n !== null && n !== output.dims[i])) {
+      if (
+        output.dims.length !== dims.length + 1 ||
+        [count, ...dims].some((n, i) => n !== null && n !== output.dims[i])
+      ) {
         throw new RcdeployError(
           `the ${this.name} gave an array of shape [${output.dims}] where [${count},${dims}] was expected`,
           "Its network is not what the package's manifest says: export it anew.",
@@ -127,7 +135,8 @@ export class Network {
         );
       }
       const size = data.length / count;
-      for (let i = 0; i < count && outputs.length < rows.length; i++) outputs.push(data.slice(i * size, (i + 1) * size));
+      for (let i = 0; i < count && outputs.length < rows.length; i++)
+        outputs.push(data.slice(i * size, (i + 1) * size));
     }
     return outputs;
   }
@@ -155,7 +164,12 @@ export class Network {
       const bits = Uint16Array.from(data, toHalf);
       return new Tensor("float16", asHalves(bits) as Uint16Array, dims);
     }
-    if (type === "int64") return new Tensor("int64", BigInt64Array.from(data as number[], (value) => BigInt(value)), dims);
+    if (type === "int64")
+      return new Tensor(
+        "int64",
+        BigInt64Array.from(data as number[], (value) => BigInt(value)),
+        dims,
+      );
     if (type === "int32") return new Tensor("int32", Int32Array.from(data), dims);
     return new Tensor("float32", Float32Array.from(data), dims);
   }

@@ -25,10 +25,15 @@ const TOKEN = new RegExp(`(?<last>${LAST})|(?<optional>${ATOM}\\?)|(?<atom>${ATO
 /** @throws RcdeployError for a tokenizer that would make much text of little, or search without an end. */
 export function checkTokenizer(data: JsonObject): void {
   const normalizers = [...objects(data.normalizer)];
-  const inserted = normalizers.flatMap((part) => [part.content, part.prepend]).filter((text) => typeof text === "string");
+  const inserted = normalizers
+    .flatMap((part) => [part.content, part.prepend])
+    .filter((text) => typeof text === "string");
   const tooLong = inserted.some((text) => text.length > MAX_INSERTED_CHARACTERS);
   if (inserted.length > MAX_INSERTIONS || tooLong || normalizers.some((part) => part.type === "Precompiled")) {
-    throw new RcdeployError("tokenizer.json: its normalizer inserts more text than any that is known", "Export it anew.");
+    throw new RcdeployError(
+      "tokenizer.json: its normalizer inserts more text than any that is known",
+      "Export it anew.",
+    );
   }
   const { model: _model, added_tokens: _added, ...parts } = data;
   const patterns = [...objects(parts)].map((part) => part.Regex).filter((pattern) => typeof pattern === "string");

@@ -1,6 +1,7 @@
 /** The worker's side of TextToImageWorker: loads one package and draws, on a thread of its own. */
 
 import { RcdeployError } from "./errors.js";
+import type { Step } from "./generation.js";
 import type { Answer, Request } from "./messages.js";
 import { TextToImage } from "./text_to_image.js";
 
@@ -44,9 +45,12 @@ async function load({ id, source, options }: Extract<Request, { kind: "load" }>,
   post({ id, kind: "loaded", description: { digest, width, height, sampling, backend: model.backend, captions } });
 }
 
-async function draw({ id, prompt, options }: Extract<Request, { kind: "generate" }>, signal: AbortSignal): Promise<void> {
+async function draw(
+  { id, prompt, options }: Extract<Request, { kind: "generate" }>,
+  signal: AbortSignal,
+): Promise<void> {
   if (!model) throw new RcdeployError("no package is loaded");
-  const onStep = (step: import("./text_to_image.js").Step) => post({ id, kind: "step", step });
+  const onStep = (step: Step) => post({ id, kind: "step", step });
   const { image, record } = await model.generate(prompt, { ...options, signal, onStep });
   post({ id, kind: "drawn", image, record });
 }

@@ -2,9 +2,10 @@
 
 import { RcdeployError } from "./errors.js";
 import type { Source } from "./files.js";
+import type { GenerateOptions, PictureRecord, Step } from "./generation.js";
+import type { Picture } from "./images.js";
 import type { Answer, PackageDescription, PostedLoadOptions, Request } from "./messages.js";
 import type { LoadProgress } from "./package.js";
-import type { GenerateOptions, Picture, PictureRecord, Step } from "./text_to_image.js";
 
 export type { PackageDescription } from "./messages.js";
 
@@ -28,7 +29,7 @@ interface Waiting {
 export class TextToImageWorker {
   private readonly waiting = new Map<number, Waiting>();
   private lastId = 0;
-  private closed: RcdeployError | null = null;
+  private closed: Error | null = null;
   private loaded: PackageDescription | null = null;
 
   private constructor(private readonly worker: Worker) {
@@ -39,7 +40,10 @@ export class TextToImageWorker {
   }
 
   /** As TextToImage.load; `source` must be a URL or a Map of files, which can be handed to a worker. */
-  static async load(source: Exclude<Source, { open: unknown }>, options: WorkerLoadOptions = {}): Promise<TextToImageWorker> {
+  static async load(
+    source: Exclude<Source, { open: unknown }>,
+    options: WorkerLoadOptions = {},
+  ): Promise<TextToImageWorker> {
     const { signal, onProgress, worker, ...others } = options;
     signal?.throwIfAborted();
     const client = new TextToImageWorker(
@@ -48,12 +52,17 @@ export class TextToImageWorker {
     // an address is relative to the page, not to the worker's script
     const posted = source instanceof Map ? source : new URL(source as string | URL, location.href).href;
     const onAnswer = (answer: Answer) => answer.kind === "progress" && onProgress?.(answer.progress);
+    // a worker that makes a network hears nothing: it is ended, not asked
+    const cancel = () => client.fail(new DOMException("loading was cancelled", "AbortError"));
+    signal?.addEventListener("abort", cancel);
     try {
-      const answer = await client.request({ kind: "load", source: posted, options: others }, onAnswer, signal);
+      const answer = await client.request({ kind: "load", source: posted, options: others }, onAnswer);
       if (answer.kind === "loaded") client.loaded = answer.description;
     } catch (error) {
       client.close();
       throw error;
+    } finally {
+      signal?.removeEventListener("abort", cancel);
     }
     return client;
   }
@@ -78,7 +87,9 @@ export class TextToImageWorker {
   }
 
   private request(
-    request: WithoutId<Exclude<Request, { kind: "cancel" }>>, onAnswer: (answer: Answer) => void, signal?: AbortSignal,
+    request: WithoutId<Exclude<Request, { kind: "cancel" }>>,
+    onAnswer: (answer: Answer) => void,
+    signal?: AbortSignal,
   ): Promise<Answer> {
     signal?.throwIfAborted();
     if (this.closed) throw this.closed;
@@ -101,7 +112,7 @@ export class TextToImageWorker {
     else waiting.reject(Object.assign(new Error(answer.message), { name: answer.name }));
   }
 
-  private fail(error: RcdeployError): void {
+  private fail(error: Error): void {
     this.closed ??= error;
     for (const { reject } of this.waiting.values()) reject(error);
     this.waiting.clear();

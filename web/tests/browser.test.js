@@ -76,7 +76,10 @@ test("the demo in Chromium", { skip }, async (t) => {
     for (const value of ["light", "dark"]) {
       await page.emulateMediaFeatures([{ name: "prefers-color-scheme", value }]);
       const { violations } = await page.evaluate(() => globalThis.axe.run());
-      assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), []);
+      assert.deepEqual(
+        violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]),
+        [],
+      );
     }
   });
 
@@ -97,9 +100,9 @@ test("the demo in Chromium", { skip }, async (t) => {
     assert.match(await status(page), /Ready/);
   });
 
-  await t.test("loading is cancelled, and begun again", async () => {
+  await t.test("loading is cancelled while a network is being made, and begun again", async () => {
     await page.reload({ waitUntil: "domcontentloaded" });
-    await page.waitForFunction(() => document.getElementById("draw").textContent === "Load");
+    await page.waitForFunction(() => document.getElementById("status").textContent.startsWith("Preparing unet"));
     await page.keyboard.press("Escape");
     await page.waitForFunction(() => document.getElementById("status").textContent === "Cancelled.");
     await page.click("#draw");
@@ -111,4 +114,49 @@ test("the demo in Chromium", { skip }, async (t) => {
     await page.waitForSelector("#error:not([hidden])");
     assert.match(await page.$eval("#error", (shown) => shown.textContent), /gone\/manifest.json was answered with 404/);
   });
+});
+
+test("in a page that is cross-origin isolated, by several threads", { skip }, async (t) => {
+  const site = await serve({
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-embedder-policy": "require-corp",
+  });
+  const browser = await launch();
+  t.after(async () => {
+    await browser.close();
+    site.close();
+  });
+  const page = await browser.newPage();
+  await page.goto(`${site.url}?package=tiny/`);
+  await ready(page);
+  assert.ok(await page.evaluate(() => globalThis.crossOriginIsolated));
+  await page.click("#draw");
+  await page.waitForSelector("#pictures img");
+  const { prompt, seed } = fixtures.tinyPictures[0];
+  assert.deepEqual([await page.$eval("#prompt", (field) => field.value), seed], [prompt, 7]);
+  assert.ok(greyLevels(await pixels(page), pictures()[fixtures.pictures.length]) <= 1);
+});
+
+test("by WebGPU, on a software adapter", { skip }, async (t) => {
+  const site = await serve();
+  const browser = await launch(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]);
+  t.after(async () => {
+    await browser.close();
+    site.close();
+  });
+  const page = await browser.newPage();
+  await page.goto(`${site.url}?package=tiny/`);
+  await ready(page);
+  if (!(await page.evaluate(() => navigator.gpu?.requestAdapter().then(Boolean)))) {
+    t.skip("this Chromium has no software adapter");
+    return;
+  }
+  await page.$eval("details", (details) => (details.open = true));
+  await page.select("#backend", "webgpu");
+  await page.waitForFunction(() => document.getElementById("draw").textContent === "Load");
+  await ready(page);
+  await page.click("#draw");
+  await page.waitForSelector("#pictures img", { timeout: 120_000 });
+  assert.equal(JSON.parse(await page.$eval("#record", (shown) => shown.textContent)).device, "webgpu");
+  assert.ok(greyLevels(await pixels(page), pictures()[fixtures.pictures.length]) <= 1);
 });

@@ -12,7 +12,9 @@ export const fixtures = JSON.parse(readFileSync(new URL("fixtures.json", import.
 
 /** The SHA-256 of an array's bytes. */
 export function digest(array) {
-  return createHash("sha256").update(new Uint8Array(array.buffer, array.byteOffset, array.byteLength)).digest("hex");
+  return createHash("sha256")
+    .update(new Uint8Array(array.buffer, array.byteOffset, array.byteLength))
+    .digest("hex");
 }
 
 /** The pictures of fixtures.pictures, then those of fixtures.tinyPictures, [height * width * 3] each. */
@@ -29,7 +31,7 @@ export function pictures() {
 function decodePng(bytes) {
   const parts = [];
   let header;
-  for (let at = 8; at < bytes.length; ) {
+  for (let at = 8; at < bytes.length;) {
     const length = bytes.readUInt32BE(at);
     const type = bytes.toString("latin1", at + 4, at + 8);
     const content = bytes.subarray(at + 8, at + 8 + length);

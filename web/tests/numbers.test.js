@@ -28,7 +28,9 @@ test("many numbers of philox: strips, wedges and tail", () => {
 
 for (const { spacing, trainTimesteps, stepsOffset, sha256 } of fixtures.timesteps) {
   test(`timesteps of every number of steps: ${spacing}, ${trainTimesteps}`, () => {
-    const all = Array.from({ length: trainTimesteps }, (_, i) => spacedTimesteps(spacing, i + 1, trainTimesteps, stepsOffset));
+    const all = Array.from({ length: trainTimesteps }, (_, i) =>
+      spacedTimesteps(spacing, i + 1, trainTimesteps, stepsOffset),
+    );
     assert.equal(digest(Int32Array.from(all.flat())), sha256);
   });
 }
@@ -69,7 +71,8 @@ test("the embedding of a guidance scale", () => {
 test("half precision rounds to nearest, ties to even", () => {
   for (const { value, bits } of fixtures.halves) {
     assert.equal(toHalf(value), bits, `${value}`);
-    if (Number.isFinite(value) && Math.abs(value) < 65520) assert.ok(Math.abs(fromHalf(bits) - value) <= Math.abs(value) / 2048 + 2 ** -25);
+    if (Number.isFinite(value) && Math.abs(value) < 65520)
+      assert.ok(Math.abs(fromHalf(bits) - value) <= Math.abs(value) / 2048 + 2 ** -25);
   }
   for (let bits = 0; bits < 2 ** 16; bits++) {
     const value = fromHalf(bits);

@@ -9,7 +9,7 @@ import { test } from "node:test";
 import { Package, TextToImage } from "../dist/index.js";
 import { folder } from "../dist/node.js";
 import { externalFiles } from "../dist/onnx_file.js";
-import { isInside } from "../dist/package.js";
+import { isInside } from "../dist/manifest.js";
 import { checkTokenizer, patternProblem } from "../dist/tokenizer_checks.js";
 import { STUDENT, TINY } from "./fixtures.js";
 
@@ -37,22 +37,56 @@ test("a manifest that is damaged or of something else is refused", async () => {
   const open = (manifest) => Package.open(tiny({ manifest }));
   await refused(Package.open(tiny({ files: { "manifest.json": "{" } })), /manifest.json is not JSON/);
   await refused(Package.open(tiny({ files: { "manifest.json": null } })), /has no manifest.json/);
-  await refused(Package.open(tiny({ files: { "manifest.json": Buffer.alloc(9 * 2 ** 20) } })), /more than 8,388,608 bytes/);
-  await refused(open((data) => void (data.kind = "run")), /is a "run", not a package/);
-  await refused(open((data) => void (data.schema_version = 2)), /schema version 2.*up to 1/s);
-  await refused(open((data) => void (data.facts.format = "openvino")), /"openvino"; browsers run onnx/);
-  await refused(open((data) => void (data.facts.sdxl = {})), /two text encoders/);
-  await refused(open((data) => void delete data.files[UNET]), /lists no unet\/model.onnx/);
-  await refused(open((data) => void (data.files["../x"] = data.files[UNET])), /no path inside the package/);
-  await refused(open((data) => void (data.files[UNET].size = -1)), /size is -1/);
-  await refused(open((data) => void (data.files[UNET].sha256 = "abc")), /is no digest/);
-  await refused(open((data) => void (data.latents.shape = [4, 8])), /latents.shape is \[4,8\]/);
-  await refused(open((data) => void (data.facts.sampling.num_inference_steps = 0)), /num_inference_steps is 0/);
+  await refused(
+    Package.open(tiny({ files: { "manifest.json": Buffer.alloc(9 * 2 ** 20) } })),
+    /more than 8,388,608 bytes/,
+  );
+  await refused(
+    open((data) => void (data.kind = "run")),
+    /is a "run", not a package/,
+  );
+  await refused(
+    open((data) => void (data.schema_version = 2)),
+    /schema version 2.*up to 1/s,
+  );
+  await refused(
+    open((data) => void (data.facts.format = "openvino")),
+    /"openvino"; browsers run onnx/,
+  );
+  await refused(
+    open((data) => void (data.facts.sdxl = {})),
+    /two text encoders/,
+  );
+  await refused(
+    open((data) => void delete data.files[UNET]),
+    /lists no unet\/model.onnx/,
+  );
+  await refused(
+    open((data) => void (data.files["../x"] = data.files[UNET])),
+    /no path inside the package/,
+  );
+  await refused(
+    open((data) => void (data.files[UNET].size = -1)),
+    /size is -1/,
+  );
+  await refused(
+    open((data) => void (data.files[UNET].sha256 = "abc")),
+    /is no digest/,
+  );
+  await refused(
+    open((data) => void (data.latents.shape = [4, 8])),
+    /latents.shape is \[4,8\]/,
+  );
+  await refused(
+    open((data) => void (data.facts.sampling.num_inference_steps = 0)),
+    /num_inference_steps is 0/,
+  );
   await refused(Package.open("http://", {}), /no URL/);
 });
 
 test("a package that is too big for a browser is refused by the limit that it exceeds", async () => {
-  const sized = (size, options) => Package.open(tiny({ manifest: (data) => void (data.files[UNET].size = size) }), options);
+  const sized = (size, options) =>
+    Package.open(tiny({ manifest: (data) => void (data.files[UNET].size = size) }), options);
   await refused(sized(3 * 2 ** 30), /unet\/model.onnx has 3.00 GiB; browsers hold less than 2 GiB in one file/);
   await refused(sized(2 ** 31 - 1), /needs 2.00 GiB; WebAssembly has 4 GiB/);
   await refused(sized(2 ** 30), /maxBytes allows 1,073,741,824/);
@@ -79,7 +113,10 @@ test("a file that is cut, changed, missing or not listed is refused, by its name
 test("a digest names the very package", async () => {
   const { digest } = await Package.open(tiny());
   assert.equal((await Package.open(tiny(), { digest })).digest, digest);
-  await refused(Package.open(tiny(), { digest: `sha256:${"0".repeat(64)}` }), /not the expected package: its digest is sha256:/);
+  await refused(
+    Package.open(tiny(), { digest: `sha256:${"0".repeat(64)}` }),
+    /not the expected package: its digest is sha256:/,
+  );
   await refused(Package.open(tiny(), { digest: "abc" }), /64 hex digits/);
 });
 
@@ -100,7 +137,10 @@ test("external weights must be listed, and control flow is refused", async () =>
   assert.throws(() => externalFiles(loop, "unet"), /operators Loop; networks with control flow are refused/);
   assert.throws(() => externalFiles(loop.subarray(0, 4), "unet"), /unet is no ONNX model/);
   assert.throws(() => externalFiles(Buffer.alloc(20, 0xff), "unet"), /unet is no ONNX model/);
-  const damaged = tiny({ manifest: (data) => void (data.files[UNET] = listed(loop.fill("x", 6))), files: { [UNET]: loop } });
+  const damaged = tiny({
+    manifest: (data) => void (data.files[UNET] = listed(loop.fill("x", 6))),
+    files: { [UNET]: loop },
+  });
   await refused(TextToImage.load(damaged), /ONNX Runtime Web cannot load the unet/);
 });
 
@@ -112,17 +152,24 @@ test("a tokenizer that could search without an end is refused", async () => {
     assert.ok(patternProblem(pattern), pattern);
   }
   assert.throws(() => checkTokenizer({ normalizer: { type: "Prepend", prepend: "x".repeat(5) } }), /inserts more text/);
-  assert.throws(() => checkTokenizer({ pre_tokenizer: { pattern: { Regex: "(a+)+" } } }), /the pattern \(a\+\)\+ is refused/);
+  assert.throws(
+    () => checkTokenizer({ pre_tokenizer: { pattern: { Regex: "(a+)+" } } }),
+    /the pattern \(a\+\)\+ is refused/,
+  );
 });
 
 test("progress is in bytes, and a second load comes from the cache", async () => {
   const known = new Map();
-  const cache = { get: async (digest) => known.get(digest), put: async (digest, bytes) => void known.set(digest, bytes) };
+  const cache = {
+    get: async (digest) => known.get(digest),
+    put: async (digest, bytes) => void known.set(digest, bytes),
+  };
   const load = async () => {
     const reports = [];
     const model = await TextToImage.load(tiny(), { cache, onProgress: (progress) => reports.push(progress) });
     await model.release();
-    for (const [i, { loaded }] of reports.entries()) assert.ok(!i || loaded > reports[i - 1].loaded || reports[i].preparing);
+    for (const [i, { loaded }] of reports.entries())
+      assert.ok(!i || loaded > reports[i - 1].loaded || reports[i].preparing);
     return reports.at(-1);
   };
   const first = await load();

@@ -45,14 +45,29 @@ test("another seed gives another picture, and a record says how it was made", as
   const { seconds, ...record } = first.record;
   assert.ok(seconds.all > 0 && seconds.all >= seconds.unet);
   assert.deepEqual(record, {
-    prompts: [BOOT], negative_prompt: "", seeds: [7], generator: "philox", sampler: "ddim", eta: 0,
-    num_inference_steps: 2, guidance_scale: 1, height: 64, width: 64, device: "wasm", package: model.package.digest,
+    prompts: [BOOT],
+    negative_prompt: "",
+    seeds: [7],
+    generator: "philox",
+    sampler: "ddim",
+    eta: 0,
+    num_inference_steps: 2,
+    guidance_scale: 1,
+    height: 64,
+    width: 64,
+    device: "wasm",
+    package: model.package.digest,
     warnings: [],
   });
   assert.deepEqual(second.record.seeds, ["9223372036854775808"]);
   const { record: third } = await model.generate("boot ".repeat(40));
   assert.match(third.warnings[0], /10 tokens more than the 32 that fit/);
   assert.ok(Number.isInteger(third.seeds[0]));
+});
+
+test("two calls at once give what they give alone", async () => {
+  const drawn = await Promise.all([7, 8].map((seed) => model.generate(BOOT, { seed })));
+  for (const [k, { image }] of drawn.entries()) assert.ok(greyLevels(image.data, expected[k]) <= 1);
 });
 
 test("steps are reported, and a signal cancels between them", async () => {
@@ -63,7 +78,10 @@ test("steps are reported, and a signal cancels between them", async () => {
     if (step.completed === 2) controller.abort();
   };
   await assert.rejects(model.generate(BOOT, { steps: 4, onStep, signal: controller.signal }), { name: "AbortError" });
-  assert.deepEqual(steps, [{ completed: 1, total: 4, timestep: 999 }, { completed: 2, total: 4, timestep: 749 }]);
+  assert.deepEqual(steps, [
+    { completed: 1, total: 4, timestep: 999 },
+    { completed: 2, total: 4, timestep: 749 },
+  ]);
 });
 
 test("arguments that are wrong are refused by name", async () => {

@@ -15,8 +15,11 @@ export const chromium = process.env.CHROMIUM ?? PLACES.find((place) => existsSyn
 /** Why there is nothing to test, or false. */
 export const skip = chromium ? !existsSync(`${DEMO}index.html`) && "the demo is not built" : "no Chromium is installed";
 
-/** Serves the demo below /some/place/ with the tiny package, and without any header that a static host would not send. */
-export async function serve() {
+/**
+ * Serves the demo below /some/place/ with the tiny package, and with no header that a static host would not send.
+ * @param headers further ones.
+ */
+export async function serve(headers = {}) {
   const server = createServer((request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
     const name = decodeURIComponent(pathname).replace(/^\/some\/place\//, "") || "index.html";
@@ -26,7 +29,7 @@ export async function serve() {
       return;
     }
     site.bytes += statSync(file).size;
-    response.writeHead(200, { "content-type": TYPES[path.extname(file)] ?? "application/octet-stream" });
+    response.writeHead(200, { "content-type": TYPES[path.extname(file)] ?? "application/octet-stream", ...headers });
     createReadStream(file).pipe(response);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
@@ -54,5 +57,7 @@ export function ready(page) {
 
 /** RGBA of the page's canvas. */
 export function pixels(page) {
-  return page.$eval("#canvas", (canvas) => [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]);
+  return page.$eval("#canvas", (canvas) => [
+    ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data,
+  ]);
 }

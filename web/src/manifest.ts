@@ -1,0 +1,79 @@
+/** manifest.json, from a stranger: what kind of folder it is of, its files, and how the model wants to be sampled. */
+
+import { isObject, number, shortened, text, wholeNumber, type JsonObject } from "./checks.js";
+import { RcdeployError } from "./errors.js";
+import { MAX_GUIDANCE_SCALE, MAX_LATENT_SIDE, MAX_TRAIN_TIMESTEPS } from "./limits.js";
+
+export const MANIFEST = "manifest.json";
+const SCHEMA_VERSION = 1;
+
+export interface ListedFile {
+  sha256: string;
+  /** in bytes */
+  size: number;
+}
+
+/** How a package wants to be sampled. Those that record nothing have the paper's: 25 steps of DDIM, guidance 7.5. */
+export interface SamplingDefaults {
+  sampler: string;
+  numInferenceSteps: number;
+  guidanceScale: number;
+}
+
+/** @throws RcdeployError for what is no package, or a newer one. */
+export function checkKind(manifest: JsonObject, source: string): void {
+  const { kind, schema_version: version } = manifest;
+  if (typeof kind !== "string") throw new RcdeployError(`${source}: ${MANIFEST} is no manifest of rcdeploy`);
+  if (!Number.isInteger(version) || (version as number) < 1 || (version as number) > SCHEMA_VERSION) {
+    throw new RcdeployError(
+      `${source} has schema version ${shortened(version)}; this runtime reads up to ${SCHEMA_VERSION}`,
+      "Upgrade rcdeploy-web.",
+    );
+  }
+  if (kind !== "package") {
+    throw new RcdeployError(`${source} is a ${shortened(kind)}, not a package`, "Make one with: rcdeploy export RUN");
+  }
+}
+
+/** The files that a manifest lists, by their names. */
+export function listedFiles(files: JsonObject): Map<string, ListedFile> {
+  const listed = new Map<string, ListedFile>();
+  for (const [name, entry] of Object.entries(files)) {
+    if (!isInside(name)) throw new RcdeployError(`${MANIFEST}: ${shortened(name)} is no path inside the package`);
+    const { sha256: digest, size } = isObject(entry) ? entry : {};
+    if (!/^[0-9a-f]{64}$/.test(text(`files.${name}.sha256`, digest))) {
+      throw new RcdeployError(`${MANIFEST}: files.${name}.sha256 is no digest`);
+    }
+    listed.set(name, {
+      sha256: digest as string,
+      size: wholeNumber(`files.${name}.size`, size, 0, Number.MAX_SAFE_INTEGER),
+    });
+  }
+  return listed;
+}
+
+/** Whether a name is a plain relative path: nothing that leads elsewhere in a file system or a URL. */
+export function isInside(name: string): boolean {
+  return name.split("/").every((part) => /^[\w.+=, -]+$/.test(part) && !/^\.+$/.test(part));
+}
+
+/** [channels, height, width] */
+export function latentShape(shape: unknown): [number, number, number] {
+  if (!Array.isArray(shape) || shape.length !== 3) {
+    throw new RcdeployError(`latents.shape is ${shortened(shape)}; it must be channels, height and width`);
+  }
+  return shape.map((side, i) => wholeNumber(`latents.shape[${i}]`, side, 1, MAX_LATENT_SIDE)) as [
+    number,
+    number,
+    number,
+  ];
+}
+
+export function samplingDefaults(sampling: unknown): SamplingDefaults {
+  const { sampler = "ddim", num_inference_steps = 25, guidance_scale = 7.5 } = isObject(sampling) ? sampling : {};
+  return {
+    sampler: text("facts.sampling.sampler", sampler),
+    numInferenceSteps: wholeNumber("facts.sampling.num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
+    guidanceScale: number("facts.sampling.guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE),
+  };
+}
