@@ -100,6 +100,9 @@ function checkedPrompt(name: string, prompt: unknown): string {
       `${name} has ${(prompt as string).length} characters; at most ${MAX_PROMPT_CHARACTERS} are allowed`,
     );
   }
+  if (/\p{Surrogate}/u.test(prompt as string)) {
+    throw new RcdeployError(`${name} is no text that can be encoded: half of a pair of surrogates stands alone`);
+  }
   return prompt as string;
 }
 

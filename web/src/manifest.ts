@@ -1,6 +1,6 @@
 /** manifest.json, from a stranger: what kind of folder it is of, its files, and how the model wants to be sampled. */
 
-import { isObject, number, shortened, text, wholeNumber, type JsonObject } from "./checks.js";
+import { isObject, number, object, oneOf, shortened, text, wholeNumber, type JsonObject } from "./checks.js";
 import { RcdeployError } from "./errors.js";
 import { MAX_GUIDANCE_SCALE, MAX_LATENT_SIDE, MAX_TRAIN_TIMESTEPS } from "./limits.js";
 
@@ -18,6 +18,14 @@ export interface SamplingDefaults {
   sampler: string;
   numInferenceSteps: number;
   guidanceScale: number;
+}
+
+/** How a package with two text encoders reads a prompt. */
+export interface SdxlFacts {
+  /** names of the outputs of both that make up the prompt's embeddings */
+  hiddenStates: readonly [string, string];
+  /** the null condition is zeros */
+  zerosForEmptyPrompt: boolean;
 }
 
 /** @throws RcdeployError for what is no package, or a newer one. */
@@ -76,4 +84,15 @@ export function samplingDefaults(sampling: unknown): SamplingDefaults {
     numInferenceSteps: wholeNumber("facts.sampling.num_inference_steps", num_inference_steps, 1, MAX_TRAIN_TIMESTEPS),
     guidanceScale: number("facts.sampling.guidance_scale", guidance_scale, 0, MAX_GUIDANCE_SCALE),
   };
+}
+
+/** null for a package with one text encoder. */
+export function sdxlFacts(sdxl: unknown): SdxlFacts | null {
+  if (sdxl == null) return null;
+  const { hidden_states: names, zeros_for_empty_prompt: zeros } = object("facts.sdxl", sdxl);
+  if (!Array.isArray(names) || names.length !== 2) {
+    throw new RcdeployError(`facts.sdxl.hidden_states is ${shortened(names)}; it must be two names`);
+  }
+  const hiddenStates = names.map((name) => text("facts.sdxl.hidden_states", name)) as [string, string];
+  return { hiddenStates, zerosForEmptyPrompt: oneOf("facts.sdxl.zeros_for_empty_prompt", zeros, [true, false]) };
 }

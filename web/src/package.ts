@@ -20,13 +20,15 @@ import {
   listedFiles,
   MANIFEST,
   samplingDefaults,
+  sdxlFacts,
   type ListedFile,
   type SamplingDefaults,
+  type SdxlFacts,
 } from "./manifest.js";
+import { PromptTokenizer } from "./tokenizer.js";
 
-export const COMPONENTS = ["text_encoder", "unet", "vae_decoder"] as const;
-export type Component = (typeof COMPONENTS)[number];
-const SHARED_FILES = ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json"];
+export type Component = "text_encoder" | "text_encoder_2" | "unet" | "vae_decoder";
+const SCHEDULER = "scheduler/scheduler_config.json";
 
 export interface LoadProgress {
   /** the file that is being read */
@@ -54,6 +56,7 @@ export interface OpenOptions {
 export class Package {
   readonly facts: JsonObject;
   readonly sampling: SamplingDefaults;
+  readonly sdxl: SdxlFacts | null;
   /** [channels, height, width] of its own size */
   readonly latentShape: readonly [number, number, number];
   readonly scalingFactor: number;
@@ -92,6 +95,7 @@ export class Package {
       this.facts.guidance_embedding == null
         ? null
         : wholeNumber("facts.guidance_embedding", this.facts.guidance_embedding, 4, MAX_LATENT_SIDE);
+    this.sdxl = sdxlFacts(this.facts.sdxl);
     this.sampling = samplingDefaults(this.facts.sampling);
     [this.height, this.width] = [
       this.latentShape[1] * this.pixelsPerLatent,
@@ -178,8 +182,26 @@ export class Package {
     return parsedJson(`${this.source.name}: ${name}`, await this.file(name));
   }
 
-  tokenizer(): Promise<JsonObject> {
-    return this.json("tokenizer/tokenizer.json", MAX_TOKENIZER_BYTES);
+  /** The tokenizers, of as many text encoders. */
+  readTokenizers(): Promise<PromptTokenizer[]> {
+    const read = async (name: string) => {
+      const data = await this.json(`${name}/tokenizer.json`, MAX_TOKENIZER_BYTES);
+      return new PromptTokenizer(data, await this.json(`${name}/tokenizer_config.json`));
+    };
+    return Promise.all(this.tokenizers.map(read));
+  }
+
+  /** The noise schedule's configuration. */
+  scheduler(): Promise<JsonObject> {
+    return this.json(SCHEDULER);
+  }
+
+  get components(): Component[] {
+    return ["text_encoder", ...(this.sdxl ? ["text_encoder_2" as const] : []), "unet", "vae_decoder"];
+  }
+
+  private get tokenizers(): string[] {
+    return this.sdxl ? ["tokenizer", "tokenizer_2"] : ["tokenizer"];
   }
 
   /** The captions that the model is used with, one a line; none where the package carries none as text. */
@@ -196,29 +218,24 @@ export class Package {
   }
 
   private checkFormat(): void {
-    const { format, sdxl } = this.facts;
-    if (format !== "onnx") {
+    if (this.facts.format !== "onnx") {
       throw new RcdeployError(
-        `${this.source.name} has the format ${shortened(format)}; browsers run onnx`,
+        `${this.source.name} has the format ${shortened(this.facts.format)}; browsers run onnx`,
         "rcdeploy export RUN --format onnx",
-      );
-    }
-    if (sdxl != null) {
-      throw new RcdeployError(
-        `${this.source.name} has two text encoders (SDXL), which this runtime does not know yet`,
-        "Draw with the Python runtime.",
       );
     }
   }
 
   private neededFiles(): string[] {
-    const networks = COMPONENTS.map((component) => `${component}/model.onnx`);
-    for (const name of [...SHARED_FILES, ...networks]) {
+    const tokenizers = this.tokenizers.flatMap((name) => [`${name}/tokenizer.json`, `${name}/tokenizer_config.json`]);
+    const networks = this.components.map((component) => `${component}/model.onnx`);
+    for (const name of [...tokenizers, SCHEDULER, ...networks]) {
       if (!this.files.has(name)) {
         throw new RcdeployError(`${this.source.name}: its manifest lists no ${name}`, "Export it anew.");
       }
     }
-    return [...SHARED_FILES, ...networks, ...COMPONENTS.flatMap((component) => this.externalFiles(component))];
+    const external = this.components.flatMap((component) => this.externalFiles(component));
+    return [...tokenizers, SCHEDULER, ...networks, ...external];
   }
 
   /** Bytes of all files that are opened. Throws when they are more than a browser takes. */

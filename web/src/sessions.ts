@@ -10,6 +10,12 @@ export interface Tensor {
   dims: readonly number[];
 }
 
+/** Of a network; the first where it has no name. dims: of a row, null for any. */
+export interface Output {
+  name?: string;
+  dims: readonly (number | null)[];
+}
+
 export const BACKENDS = ["auto", "wasm", "webgpu"] as const;
 export type Backend = (typeof BACKENDS)[number];
 
@@ -104,57 +110,63 @@ export class Network {
    * Runs rows of a batch, in parts where the network was exported for a fixed number of them.
    * @param rows arrays by input name, of each row, without the dimension of the batch.
    * @param shared arrays that have none.
-   * @param dims of a row of the first output; null for any.
-   * @returns the first output of each row, flat.
+   * @returns for each of `outputs` its rows, flat.
    * @throws RcdeployError when the network fails, or gives another shape, or NaN or infinity.
    */
   async run(
     rows: readonly Record<string, Tensor>[],
     shared: Record<string, Tensor>,
-    dims: readonly (number | null)[],
-  ): Promise<Float32Array[]> {
-    const outputs: Float32Array[] = [];
+    ...outputs: Output[]
+  ): Promise<Float32Array[][]> {
+    const results = outputs.map((): Float32Array[] => []);
     const count = this.batchSize ?? rows.length;
     for (let start = 0; start < rows.length; start += count) {
       const part = Array.from({ length: count }, (_, i) => rows[Math.min(start + i, rows.length - 1)]); // the last, padded
-      const output = await this.runOnce({ ...stacked(part), ...shared });
-      if (
-        output.dims.length !== dims.length + 1 ||
-        [count, ...dims].some((n, i) => n !== null && n !== output.dims[i])
-      ) {
-        throw new RcdeployError(
-          `the ${this.name} gave an array of shape [${output.dims}] where [${count},${dims}] was expected`,
-          "Its network is not what the package's manifest says: export it anew.",
-        );
+      const names = outputs.map(({ name }) => name ?? this.session.outputNames[0]);
+      const tensors = await this.runOnce({ ...stacked(part), ...shared }, names);
+      for (const [k, tensor] of tensors.entries()) {
+        const data = this.checked(tensor, [count, ...outputs[k].dims]);
+        const size = data.length / count;
+        for (let i = 0; i < count && results[k].length < rows.length; i++) {
+          results[k].push(data.slice(i * size, (i + 1) * size));
+        }
       }
-      const data = toFloats(output);
-      if (!data.every(Number.isFinite)) {
-        throw new RcdeployError(
-          `the ${this.name} gave NaN or infinity instead of an image`,
-          "In fp16 a network may overflow: export it in fp32. In fp32 its weights are damaged.",
-        );
-      }
-      const size = data.length / count;
-      for (let i = 0; i < count && outputs.length < rows.length; i++)
-        outputs.push(data.slice(i * size, (i + 1) * size));
     }
-    return outputs;
+    return results;
   }
 
   release(): Promise<void> {
     return this.session.release();
   }
 
-  private async runOnce(inputs: Record<string, Tensor>): Promise<OrtTensor> {
+  private async runOnce(inputs: Record<string, Tensor>, names: string[]): Promise<OrtTensor[]> {
     try {
       const feeds = Object.entries(inputs).map(([name, tensor]) => [name, this.toOrt(name, tensor)]);
-      return (await this.session.run(Object.fromEntries(feeds)))[this.session.outputNames[0]];
+      const outputs = await this.session.run(Object.fromEntries(feeds), names);
+      return names.map((name) => outputs[name]);
     } catch (error) {
       throw new RcdeployError(
         `ONNX Runtime Web cannot run the ${this.name}: ${(error as Error).message}`,
         "If memory ran out, use a smaller package or close other tabs. Otherwise export the package anew.",
       );
     }
+  }
+
+  private checked(tensor: OrtTensor, dims: readonly (number | null)[]): Float32Array {
+    if (tensor.dims.length !== dims.length || dims.some((n, i) => n !== null && n !== tensor.dims[i])) {
+      throw new RcdeployError(
+        `the ${this.name} gave an array of shape [${tensor.dims}] where [${dims}] was expected`,
+        "Its network is not what the package's manifest says: export it anew.",
+      );
+    }
+    const data = toFloats(tensor);
+    if (!data.every(Number.isFinite)) {
+      throw new RcdeployError(
+        `the ${this.name} gave NaN or infinity instead of an image`,
+        "In fp16 a network may overflow: export it in fp32. In fp32 its weights are damaged.",
+      );
+    }
+    return data;
   }
 
   private toOrt(name: string, { data, dims }: Tensor): OrtTensor {

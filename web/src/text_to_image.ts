@@ -15,19 +15,20 @@ import { toPicture, type Picture } from "./images.js";
 import { noiseGenerator } from "./noise.js";
 import { NoiseSchedule } from "./noise_schedule.js";
 import { externalFiles } from "./onnx_file.js";
-import { COMPONENTS, Package, type Component, type OpenOptions } from "./package.js";
+import { Package, type Component, type OpenOptions } from "./package.js";
 import { makeSampler, type Sampler } from "./samplers.js";
 import { BACKENDS, Engine, type EngineOptions, type Network } from "./sessions.js";
-import { PromptTokenizer } from "./tokenizer.js";
-
-const MAX_REMEMBERED_PROMPTS = 64;
+import { POOLED, TextEncoding, type Condition } from "./text_encoding.js";
+import type { PromptTokenizer } from "./tokenizer.js";
 
 export type LoadOptions = OpenOptions & EngineOptions;
 
 /** A loaded package. */
 export class TextToImage {
   readonly package: Package;
-  private readonly remembered = new Map<string, Float32Array>();
+  private readonly text: TextEncoding;
+  private readonly unet: Network;
+  private readonly vaeDecoder: Network;
   /** settles when nothing is drawn any more */
   private idle: Promise<unknown> = Promise.resolve();
 
@@ -36,10 +37,18 @@ export class TextToImage {
     /** wasm or webgpu */
     readonly backend: string,
     private readonly schedule: NoiseSchedule,
-    private readonly tokenizer: PromptTokenizer,
-    private readonly networks: Record<Component, Network>,
+    tokenizers: PromptTokenizer[],
+    private readonly networks: ReadonlyMap<Component, Network>,
   ) {
     this.package = opened;
+    const encoders = opened.components.filter((component) => component.startsWith("text_encoder"));
+    this.text = new TextEncoding(
+      tokenizers,
+      encoders.map((name) => networks.get(name)!),
+      opened.sdxl,
+    );
+    this.unet = networks.get("unet")!;
+    this.vaeDecoder = networks.get("vae_decoder")!;
   }
 
   /**
@@ -50,23 +59,20 @@ export class TextToImage {
   static async load(source: Source, options: LoadOptions = {}): Promise<TextToImage> {
     oneOf("backend", options.backend ?? "auto", BACKENDS);
     const opened = await Package.open(source, options);
-    const schedule = new NoiseSchedule(await opened.json("scheduler/scheduler_config.json"));
-    const tokenizer = new PromptTokenizer(
-      await opened.tokenizer(),
-      await opened.json("tokenizer/tokenizer_config.json"),
-    );
+    const schedule = new NoiseSchedule(await opened.scheduler());
+    const tokenizers = await opened.readTokenizers();
     const engine = await Engine.start(options, opened.usesHalf);
-    const loaded: Partial<Record<Component, Network>> = {};
+    const networks = new Map<Component, Network>();
     try {
-      for (const component of COMPONENTS) {
-        loaded[component] = await loadNetwork(engine, opened, component);
+      for (const component of opened.components) {
+        networks.set(component, await loadNetwork(engine, opened, component));
         options.signal?.throwIfAborted();
       }
     } catch (error) {
-      await Promise.all(Object.values(loaded).map((network) => network.release()));
+      await Promise.all([...networks.values()].map((network) => network.release()));
       throw error;
     }
-    return new TextToImage(opened, engine.backend, schedule, tokenizer, loaded as Record<Component, Network>);
+    return new TextToImage(opened, engine.backend, schedule, tokenizers, networks);
   }
 
   /**
@@ -93,9 +99,9 @@ export class TextToImage {
   ): Promise<{ image: Picture; record: PictureRecord }> {
     const warnings: string[] = [];
     const started = performance.now();
-    const condition = await this.condition(settings, warnings);
+    const conditions = await this.conditions(settings, warnings);
     const encoded = performance.now();
-    const latents = await this.denoise(settings, sampler, noise, condition, options);
+    const latents = await this.denoise(settings, sampler, noise, conditions, options);
     const denoised = performance.now();
     const image = await this.decode(latents);
     const decoded = performance.now();
@@ -115,45 +121,32 @@ export class TextToImage {
   /** Frees the networks; nothing can be drawn afterwards. */
   async release(): Promise<void> {
     await this.idle;
-    await Promise.all(Object.values(this.networks).map((network) => network.release()));
+    await Promise.all([...this.networks.values()].map((network) => network.release()));
   }
 
-  /** Embeddings of the UNet's rows: the null condition's, where it is needed, and the prompt's. */
-  private async condition(settings: Settings, warnings: string[]): Promise<Float32Array[]> {
-    const conditional = await this.embed(settings.prompt, warnings);
+  /** The conditions of the UNet's rows: the null condition, where it is needed, and the prompt's. */
+  private async conditions(settings: Settings, warnings: string[]): Promise<Condition[]> {
+    const condition = await this.text.condition(settings.prompt, warnings);
     const takesScale = this.package.guidanceWidth !== null;
     if (settings.negativePrompt && takesScale) {
       warnings.push("this model takes the guidance scale as an input: its negative prompt is left out");
     }
-    if (settings.guidanceScale <= 1 || takesScale) return [conditional];
-    return [await this.embed(settings.negativePrompt, warnings), conditional];
-  }
-
-  /** A prompt's embeddings, flat [context * width]. Known prompts are remembered. */
-  private async embed(prompt: string, warnings: string[]): Promise<Float32Array> {
-    const { ids, cut } = this.tokenizer.encode(prompt);
-    if (cut) warnings.push(`the prompt has ${cut} tokens more than the ${ids.length} that fit; they were cut`);
-    const known = this.remembered.get(prompt);
-    if (known) return known;
-    const row = { input_ids: { data: ids, dims: [ids.length] } };
-    const [embeds] = await this.networks.text_encoder.run([row], {}, [ids.length, null]);
-    if (this.remembered.size >= MAX_REMEMBERED_PROMPTS) this.remembered.delete(this.remembered.keys().next().value!);
-    this.remembered.set(prompt, embeds);
-    return embeds;
+    if (settings.guidanceScale <= 1 || takesScale) return [condition];
+    return [await this.text.nullCondition(settings.negativePrompt, warnings), condition];
   }
 
   private async denoise(
     settings: Settings,
     sampler: Sampler,
     noise: Float32Array,
-    condition: Float32Array[],
+    conditions: Condition[],
     { signal, onStep }: GenerateOptions,
   ): Promise<Float32Array> {
     let x = noise;
     for (const [i, t] of sampler.timesteps.entries()) {
       await turn(); // so that whoever cancels is heard, on a thread that only computes
       signal?.throwIfAborted();
-      x = sampler.step(await this.predict(x, t, condition, settings.guidanceScale), i, x);
+      x = sampler.step(await this.predict(x, t, conditions, settings.guidanceScale), i, x);
       onStep?.({ completed: i + 1, total: sampler.timesteps.length, timestep: t });
     }
     await turn();
@@ -161,18 +154,22 @@ export class TextToImage {
     return x;
   }
 
-  /** The UNet's output for x, guided where the condition has two rows. */
-  private async predict(x: Float32Array, t: number, condition: Float32Array[], scale: number): Promise<Float32Array> {
-    const { guidanceWidth, latentShape } = this.package;
-    const context = this.tokenizer.context;
-    const rows = condition.map((embeds) => ({
+  /** The UNet's output for x, guided where there are two conditions. */
+  private async predict(x: Float32Array, t: number, conditions: Condition[], scale: number): Promise<Float32Array> {
+    const { guidanceWidth, height, latentShape, width } = this.package;
+    const { context } = this.text;
+    const rows = conditions.map(({ embeds, pooled }) => ({
       sample: { data: x, dims: latentShape },
       encoder_hidden_states: { data: embeds, dims: [context, embeds.length / context] },
       ...(guidanceWidth && {
         timestep_cond: { data: guidanceEmbedding(Math.max(scale, 1), guidanceWidth), dims: [guidanceWidth] },
       }),
+      ...(pooled && {
+        [POOLED]: { data: pooled, dims: [pooled.length] },
+        time_ids: { data: [height, width, 0, 0, height, width], dims: [6] }, // neither cropped nor resized
+      }),
     }));
-    const output = await this.networks.unet.run(rows, { timestep: { data: [t], dims: [] } }, latentShape);
+    const [output] = await this.unet.run(rows, { timestep: { data: [t], dims: [] } }, { dims: latentShape });
     if (output.length === 1) return output[0];
     const [none, conditional] = output;
     const scale32 = Math.fround(scale);
@@ -183,7 +180,7 @@ export class TextToImage {
     const { height, width, latentShape, scalingFactor } = this.package;
     const factor = Math.fround(scalingFactor);
     const sample = { latent_sample: { data: latents.map((value) => value / factor), dims: latentShape } };
-    const [pixels] = await this.networks.vae_decoder.run([sample], {}, [3, height, width]);
+    const [[pixels]] = await this.vaeDecoder.run([sample], {}, { dims: [3, height, width] });
     return toPicture(pixels, width, height);
   }
 }

@@ -4,7 +4,7 @@ import { Tokenizer } from "@huggingface/tokenizers";
 import { isObject, wholeNumber, type JsonObject } from "./checks.js";
 import { RcdeployError } from "./errors.js";
 import { MAX_CONTEXT } from "./limits.js";
-import { checkTokenizer } from "./tokenizer_checks.js";
+import { checkTokenizer, objects } from "./tokenizer_checks.js";
 
 const DEFAULT_PAD_TOKEN = "<|endoftext|>";
 
@@ -20,6 +20,7 @@ export class PromptTokenizer {
   readonly context: number;
   private readonly tokenizer: Tokenizer;
   private readonly padId: number;
+  private readonly lowercases: boolean;
   /** special tokens at the end, which stay when a prompt is cut */
   private readonly ending: number[];
 
@@ -34,6 +35,7 @@ export class PromptTokenizer {
     } catch (error) {
       throw new RcdeployError(`tokenizer.json cannot be used: ${(error as Error).message}`, "Export the package anew.");
     }
+    this.lowercases = [...objects(data.normalizer)].some(({ type }) => type === "Lowercase");
     const padding = config.pad_token || config.eos_token || DEFAULT_PAD_TOKEN;
     const pad = String(isObject(padding) ? padding.content : padding);
     const padId = this.tokenizer.token_to_id(pad);
@@ -42,7 +44,8 @@ export class PromptTokenizer {
   }
 
   encode(prompt: string): Tokens {
-    const { ids } = this.tokenizer.encode(prompt);
+    // JavaScript lowercases a sigma by its place in the word, the Python runtime's library each letter alone
+    const { ids } = this.tokenizer.encode(this.lowercases ? prompt.replaceAll("\u03a3", "\u03c3") : prompt);
     const cut = Math.max(0, ids.length - this.context);
     if (cut) ids.splice(this.context - this.ending.length, Infinity, ...this.ending);
     while (ids.length < this.context) ids.push(this.padId);

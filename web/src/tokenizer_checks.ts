@@ -74,7 +74,7 @@ export function patternProblem(pattern: string): string | null {
 }
 
 /** All objects in a part of a tokenizer, at any depth. */
-function* objects(part: unknown): Generator<JsonObject> {
+export function* objects(part: unknown): Generator<JsonObject> {
   if (isObject(part)) yield part;
   if (isObject(part) || Array.isArray(part)) for (const value of Object.values(part)) yield* objects(value);
 }

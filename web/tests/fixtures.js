@@ -8,6 +8,8 @@ import { inflateSync } from "node:zlib";
 export const STUDENT = fileURLToPath(new URL("../../examples/students/fashion/", import.meta.url));
 /** A package of a few kilobytes. */
 export const TINY = fileURLToPath(new URL("tiny/", import.meta.url));
+/** One of SDXL's shape. */
+export const TINY_SDXL = fileURLToPath(new URL("tiny_sdxl/", import.meta.url));
 export const fixtures = JSON.parse(readFileSync(new URL("fixtures.json", import.meta.url), "utf8"));
 
 /** The SHA-256 of an array's bytes. */
@@ -17,10 +19,10 @@ export function digest(array) {
     .digest("hex");
 }
 
-/** The pictures of fixtures.pictures, then those of fixtures.tinyPictures, [height * width * 3] each. */
+/** The pictures of fixtures.pictures, tinyPictures and tinySdxlPictures, [height * width * 3] each. */
 export function pictures() {
   const { width, height, data } = decodePng(readFileSync(new URL("pictures.png", import.meta.url)));
-  const count = fixtures.pictures.length + fixtures.tinyPictures.length;
+  const count = fixtures.pictures.length + fixtures.tinyPictures.length + fixtures.tinySdxlPictures.length;
   const row = (3 * width) / count;
   return Array.from({ length: count }, (_, k) =>
     Uint8Array.from({ length: height * row }, (_, i) => data[Math.floor(i / row) * 3 * width + k * row + (i % row)]),

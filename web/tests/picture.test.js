@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { folder } from "../dist/node.js";
 import { TextToImage } from "../dist/index.js";
-import { fixtures, greyLevels, pictures, STUDENT, TINY } from "./fixtures.js";
+import { fixtures, greyLevels, pictures, STUDENT, TINY, TINY_SDXL } from "./fixtures.js";
 
 const BOOT = "a photo of a red boot on a white background";
 let model;
@@ -35,6 +35,16 @@ test("fp32, v prediction, a fixed batch, external weights, a UNet that takes the
   }
   const { record } = await tiny.generate(BOOT, { negativePrompt: "red" });
   assert.match(record.warnings[0], /its negative prompt is left out/);
+  await tiny.release();
+});
+
+test("two text encoders, pooled text, image sizes, zeros as the null condition (SDXL)", async () => {
+  const tiny = await TextToImage.load(folder(TINY_SDXL));
+  const first = fixtures.pictures.length + fixtures.tinyPictures.length;
+  for (const [k, { prompt, ...settings }] of fixtures.tinySdxlPictures.entries()) {
+    const { image } = await tiny.generate(prompt, settings);
+    assert.ok(greyLevels(image.data, expected[first + k]) <= 1);
+  }
   await tiny.release();
 });
 
@@ -99,5 +109,6 @@ test("arguments that are wrong are refused by name", async () => {
     await assert.rejects(model.generate("a boot", options), { name: "RcdeployError", message });
   }
   await assert.rejects(model.generate(["a boot"]), /prompt is \["a boot"\]/);
+  await assert.rejects(model.generate("a \ud83d boot"), /surrogates stands alone/);
   await assert.rejects(model.generate("a".repeat(10_001)), /at most 10000/);
 });
