@@ -3,8 +3,12 @@
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { test } from "node:test";
+import { fileURLToPath } from "node:url";
 import { fixtures, greyLevels, pictures, STUDENT } from "./fixtures.js";
+import { build } from "esbuild";
 import { launch, pixels, ready, serve, skip } from "./site.js";
+
+const LIBRARY = fileURLToPath(new URL("../dist/index.js", import.meta.url));
 
 const status = (page) => page.$eval("#status", (shown) => shown.textContent);
 const type = async (page, id, text) => {
@@ -113,6 +117,50 @@ test("the demo in Chromium", { skip }, async (t) => {
     await page.goto(`${site.url}?package=gone`);
     await page.waitForSelector("#error:not([hidden])");
     assert.match(await page.$eval("#error", (shown) => shown.textContent), /gone\/manifest.json was answered with 404/);
+  });
+});
+
+test("the library in a page of one's own, in Chromium", { skip }, async (t) => {
+  const { outputFiles } = await build({ entryPoints: [LIBRARY], bundle: true, format: "esm", write: false });
+  const site = await serve({}, { "library.js": outputFiles[0].text });
+  const browser = await launch();
+  t.after(async () => {
+    await browser.close();
+    site.close();
+  });
+  const page = await browser.newPage();
+  await page.goto(`${site.url}style.css`); // a page without any script
+  await page.evaluate(async (url) => {
+    const { TextToImageWorker } = await import(`${url}library.js`);
+    globalThis.model = await TextToImageWorker.load(`${url}package/`, { backend: "wasm", cache: false });
+  }, site.url);
+
+  await t.test("draws every picture that Python draws, to one grey level", async () => {
+    const drawn = await page.evaluate(
+      (all) =>
+        Promise.all(all.map(async ({ prompt, ...options }) => [...(await model.generate(prompt, options)).image.data])),
+      fixtures.pictures,
+    );
+    for (const [k, data] of drawn.entries()) assert.ok(greyLevels(data, pictures()[k]) <= 1, `picture ${k}`);
+  });
+
+  await t.test("says what is wrong with its type, is cancelled, and is closed", async () => {
+    const failures = await page.evaluate(async () => {
+      const failed = (promise) => promise.then(String, ({ name, message, fix }) => [name, message.split("\n")[0], fix]);
+      const controller = new AbortController();
+      const onStep = () => controller.abort();
+      const wrong = await failed(model.generate("a boot", { steps: 0 }));
+      const cancelled = await failed(model.generate("a boot", { steps: 50, onStep, signal: controller.signal }));
+      const waiting = failed(model.generate("a boot"));
+      model.close();
+      return [wrong, cancelled, await waiting, await failed(model.generate("a boot"))];
+    });
+    assert.deepEqual(
+      failures.map(([name]) => name),
+      ["RcdeployError", "AbortError", "RcdeployError", "RcdeployError"],
+    );
+    assert.match(failures[0][1], /steps is 0; it must be a whole number/);
+    assert.equal(failures[3][1], "the worker was closed");
   });
 });
 

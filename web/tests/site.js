@@ -18,12 +18,17 @@ export const skip = chromium ? !existsSync(`${DEMO}index.html`) && "the demo is 
 /**
  * Serves the demo below /some/place/ with the tiny package, and with no header that a static host would not send.
  * @param headers further ones.
+ * @param scripts further ones, text by name.
  */
-export async function serve(headers = {}) {
+export async function serve(headers = {}, scripts = {}) {
   const server = createServer((request, response) => {
     const { pathname } = new URL(request.url, "http://localhost");
     const name = decodeURIComponent(pathname).replace(/^\/some\/place\//, "") || "index.html";
     const file = name.startsWith("tiny/") ? path.join(TINY, "..", name) : path.join(DEMO, name);
+    if (name in scripts) {
+      response.writeHead(200, { "content-type": TYPES[".js"] }).end(scripts[name]);
+      return;
+    }
     if (!statSync(file, { throwIfNoEntry: false })?.isFile()) {
       response.writeHead(404).end();
       return;
