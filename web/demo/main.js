@@ -42,6 +42,7 @@ function describe({ width, height, sampling, captions }) {
   element("steps").value = sampling.numInferenceSteps;
   element("guidance").value = sampling.guidanceScale;
   element("sampler").value = sampling.sampler;
+  if (!element("sampler").value) element("sampler").value = "ddim"; // the package's own is not known here
   element("examples").hidden = !captions.length;
   showExamples(captions);
   element("others").onclick = () => showExamples(captions);

@@ -4,7 +4,7 @@
  *     node scripts/build_demo.js [PACKAGE]      by default examples/students/fashion
  */
 
-import { cpSync, mkdirSync, rmSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
@@ -14,6 +14,10 @@ const target = path.join(root, "build/demo");
 const from = process.argv[2] ?? path.join(root, "../examples/students/fashion");
 const modules = path.join(root, "node_modules");
 
+if (!existsSync(path.join(from, "manifest.json"))) {
+  console.error(`${from} is no package: it has no manifest.json. Make one with: rcdeploy export RUN --format onnx`);
+  process.exit(2);
+}
 rmSync(target, { recursive: true, force: true });
 mkdirSync(target, { recursive: true });
 await build({

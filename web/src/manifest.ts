@@ -60,9 +60,9 @@ export function listedFiles(files: JsonObject): Map<string, ListedFile> {
   return listed;
 }
 
-/** Whether a name is a plain relative path: nothing that leads elsewhere in a file system or a URL. */
+/** Whether a name is a relative path that stays below its folder, in any file system; in URLs it is escaped. */
 export function isInside(name: string): boolean {
-  return name.split("/").every((part) => /^[\w.+=, -]+$/.test(part) && !/^\.+$/.test(part));
+  return name.split("/").every((part) => /^[^\\:\0]+$/.test(part) && !/^\.+$/.test(part));
 }
 
 /** [channels, height, width] */

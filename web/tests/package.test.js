@@ -121,8 +121,8 @@ test("a digest names the very package", async () => {
 });
 
 test("names stay inside the package", () => {
-  for (const name of ["unet/model.onnx", "a b/c-1.data", "captions.txt"]) assert.ok(isInside(name), name);
-  for (const name of ["", "/x", "../x", "a/../x", "a//b", "a\\b", "c:x", "x?y", "x#y", "%2e%2e/x", ".", "a/."]) {
+  for (const name of ["unet/model.onnx", "a b/c-1.data", "captions (1) é?#%2e.txt"]) assert.ok(isInside(name), name);
+  for (const name of ["", "/x", "../x", "a/../x", "a//b", "a\\b", "c:x", "a\0b", ".", "a/."]) {
     assert.ok(!isInside(name), name);
   }
 });
@@ -191,16 +191,24 @@ test("loading is cancelled by a signal", async () => {
 });
 
 test("from a server: whole, missing, broken off, endless, gone", async (t) => {
+  const manifest = JSON.parse(readFileSync(path.join(STUDENT, "manifest.json"), "utf8"));
+  const odd = "captions (1) é?#%2e.txt";
+  manifest.files[odd] = manifest.files["captions.txt"];
   let serve = (name, response) => response.end(readFileSync(path.join(STUDENT, name)));
   const server = createServer((request, response) => {
     const name = decodeURIComponent(request.url.replace("/student/", ""));
-    if (name === "manifest.json") response.end(readFileSync(path.join(STUDENT, name)));
+    if (name === "manifest.json") response.end(JSON.stringify(manifest));
     else serve(name, response);
   });
   await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
   t.after(() => server.close());
   const url = `http://127.0.0.1:${server.address().port}/student`;
   const opened = await Package.open(url);
+  const asked = [];
+  const usual = serve;
+  serve = (name, response) => (asked.push(name), usual("captions.txt", response));
+  await opened.file(odd);
+  assert.deepEqual(asked, [odd]);
   assert.equal((await opened.captions())[0], "a photo of a small red t-shirt on the left on a yellow background");
   serve = (_, response) => response.writeHead(404).end();
   await refused(opened.file(UNET), /unet\/model.onnx was answered with 404/);
