@@ -37,8 +37,8 @@ async function load() {
   update();
 }
 
-function describe({ width, height, sampling, captions }) {
-  element("size").textContent = `${width} × ${height}`;
+function describe({ size, sampling, captions }) {
+  element("size").textContent = `${size.width} × ${size.height}`;
   element("steps").value = sampling.numInferenceSteps;
   element("guidance").value = sampling.guidanceScale;
   element("sampler").value = sampling.sampler;

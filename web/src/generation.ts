@@ -2,7 +2,14 @@
 
 import { number, oneOf, shortened, text, wholeNumber } from "./checks.js";
 import { RcdeployError } from "./errors.js";
-import { MAX_GUIDANCE_SCALE, MAX_PROMPT_CHARACTERS, MAX_SEED, MAX_TRAIN_TIMESTEPS, MIN_SEED } from "./limits.js";
+import {
+  MAX_PIXELS,
+  MAX_GUIDANCE_SCALE,
+  MAX_PROMPT_CHARACTERS,
+  MAX_SEED,
+  MAX_TRAIN_TIMESTEPS,
+  MIN_SEED,
+} from "./limits.js";
 import { GENERATORS, type GeneratorName } from "./noise.js";
 import type { SamplingDefaults } from "./manifest.js";
 import { SAMPLERS, type SamplerName } from "./samplers.js";
@@ -20,6 +27,9 @@ export interface GenerateOptions {
   /** -2^63 to 2^64 - 1; beyond 2^53 as a bigint. By default a random one, which the record has. */
   seed?: number | bigint;
   steps?: number;
+  /** in pixels */
+  height?: number;
+  width?: number;
   sampler?: SamplerName;
   /** classifier-free guidance; 1 or below skips the null branch and halves the work */
   guidanceScale?: number;
@@ -59,15 +69,31 @@ export interface Settings {
   negativePrompt: string;
   seed: bigint;
   steps: number;
+  height: number;
+  width: number;
   sampler: SamplerName;
   guidanceScale: number;
   generator: GeneratorName;
   eta: number;
 }
 
+/** Sizes in pixels that a package draws: its own, and multiples of `multiple` unless it is fixed. */
+export interface PictureSize {
+  height: number;
+  width: number;
+  multiple: number;
+  fixed: boolean;
+}
+
 /** @throws RcdeployError for the first argument that has a wrong type or lies out of range. */
-export function checkSettings(sampling: SamplingDefaults, prompt: string, options: GenerateOptions): Settings {
+export function checkSettings(
+  size: PictureSize,
+  sampling: SamplingDefaults,
+  prompt: string,
+  options: GenerateOptions,
+): Settings {
   return {
+    ...checkedSize(size, options),
     prompt: checkedPrompt("prompt", prompt),
     negativePrompt: checkedPrompt("negativePrompt", options.negativePrompt ?? ""),
     seed: checkedSeed(options.seed),
@@ -91,7 +117,41 @@ export function settingsRecord(settings: Settings) {
     eta: settings.eta,
     num_inference_steps: settings.steps,
     guidance_scale: settings.guidanceScale,
+    height: settings.height,
+    width: settings.width,
   };
+}
+
+function checkedSize(size: PictureSize, options: GenerateOptions): { height: number; width: number } {
+  const side = (name: "height" | "width") => {
+    const pixels = wholeNumber(name, options[name] ?? size[name], 1, MAX_PIXELS);
+    if (pixels % size.multiple) {
+      const nearest = Math.max(size.multiple, Math.round(pixels / size.multiple) * size.multiple);
+      throw new RcdeployError(
+        `${name} is ${pixels}; this package draws multiples of ${size.multiple} pixels`,
+        `Use ${nearest}.`,
+      );
+    }
+    return pixels;
+  };
+  const chosen = { height: side("height"), width: side("width") };
+  if (size.fixed && (chosen.height !== size.height || chosen.width !== size.width)) {
+    throw new RcdeployError(
+      `this package was exported for ${size.width} x ${size.height} pixels only`,
+      "Export it without --static for any size.",
+    );
+  }
+  checkPixels(chosen.height, chosen.width);
+  return chosen;
+}
+
+/** @throws RcdeployError for a picture that would not fit into the memory of a browser. */
+export function checkPixels(height: number, width: number): void {
+  if (height * width <= MAX_PIXELS) return;
+  throw new RcdeployError(
+    `a picture has ${width} x ${height} pixels; at most ${MAX_PIXELS.toLocaleString("en")} fit into the 4 GiB of WebAssembly`,
+    "Draw a smaller one, or draw with the Python runtime.",
+  );
 }
 
 function checkedPrompt(name: string, prompt: unknown): string {

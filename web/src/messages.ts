@@ -1,7 +1,7 @@
 /** What the page and its worker say to each other. Each request has a number, which its answers carry. */
 
 import type { Source } from "./files.js";
-import type { GenerateOptions, PictureRecord, Step } from "./generation.js";
+import type { GenerateOptions, PictureRecord, PictureSize, Step } from "./generation.js";
 import type { Picture } from "./images.js";
 import type { SamplingDefaults } from "./manifest.js";
 import type { LoadProgress, OpenOptions } from "./package.js";
@@ -10,8 +10,7 @@ import type { EngineOptions } from "./sessions.js";
 /** What a page knows of a package that its worker has loaded. */
 export interface PackageDescription {
   digest: string;
-  width: number;
-  height: number;
+  size: PictureSize;
   sampling: SamplingDefaults;
   backend: string;
   captions: string[];

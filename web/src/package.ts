@@ -2,13 +2,13 @@
 
 import { isObject, number, object, parsedJson, shortened, wholeNumber, type JsonObject } from "./checks.js";
 import { RcdeployError } from "./errors.js";
+import { checkPixels, type PictureSize } from "./generation.js";
 import { browserCache, fileSource, readFile, sha256, type FileCache, type FileSource, type Source } from "./files.js";
 import {
   DEFAULT_MAX_BYTES,
   MAX_FILE_BYTES,
   MAX_JSON_BYTES,
   MAX_LATENT_SIDE,
-  MAX_PIXELS,
   MAX_PIXELS_PER_LATENT,
   MAX_SCALING_FACTOR,
   MAX_TOKENIZER_BYTES,
@@ -27,6 +27,7 @@ import {
 } from "./manifest.js";
 import { PromptTokenizer } from "./tokenizer.js";
 
+const MAX_PACKAGE_SIDE = MAX_PIXELS_PER_LATENT * MAX_LATENT_SIDE;
 export type Component = "text_encoder" | "text_encoder_2" | "unet" | "vae_decoder";
 const SCHEDULER = "scheduler/scheduler_config.json";
 
@@ -61,9 +62,7 @@ export class Package {
   readonly latentShape: readonly [number, number, number];
   readonly scalingFactor: number;
   readonly pixelsPerLatent: number;
-  /** of its pictures, in pixels */
-  readonly height: number;
-  readonly width: number;
+  readonly size: PictureSize;
   /** of the embedding of the guidance scale that its UNet takes; null where it takes none */
   readonly guidanceWidth: number | null;
   private readonly files: Map<string, ListedFile>;
@@ -97,17 +96,7 @@ export class Package {
         : wholeNumber("facts.guidance_embedding", this.facts.guidance_embedding, 4, MAX_LATENT_SIDE);
     this.sdxl = sdxlFacts(this.facts.sdxl);
     this.sampling = samplingDefaults(this.facts.sampling);
-    [this.height, this.width] = [
-      this.latentShape[1] * this.pixelsPerLatent,
-      this.latentShape[2] * this.pixelsPerLatent,
-    ];
-    if (this.height * this.width > MAX_PIXELS) {
-      throw new RcdeployError(
-        `${source.name} draws pictures of ${this.width} x ${this.height} pixels; ` +
-          `at most ${MAX_PIXELS.toLocaleString("en")} pixels fit into the 4 GiB that WebAssembly has`,
-        "Export it for a smaller size (rcdeploy export --size), or draw with the Python runtime.",
-      );
-    }
+    this.size = this.pictureSize();
     this.needed = this.neededFiles();
     this.progress = { file: MANIFEST, loaded: 0, total: this.checkSize(), downloaded: 0, preparing: false };
   }
@@ -215,6 +204,21 @@ export class Package {
   /** Whether a network computes in fp16. */
   get usesHalf(): boolean {
     return isObject(this.facts.precision) && Object.values(this.facts.precision).includes("fp16");
+  }
+
+  private pictureSize(): PictureSize {
+    const { size_multiple, static_size: fixed } = this.facts;
+    if (fixed != null && !(Array.isArray(fixed) && fixed.length === 2)) {
+      throw new RcdeployError(`facts.static_size is ${shortened(fixed)}; it must be a height and a width`);
+    }
+    const own = fixed ?? this.latentShape.slice(1).map((side) => side * this.pixelsPerLatent);
+    const [height, width] = own.map((side: unknown) => wholeNumber("facts.static_size", side, 1, MAX_PACKAGE_SIDE));
+    const multiple = wholeNumber("facts.size_multiple", size_multiple, 1, MAX_PACKAGE_SIDE);
+    if (multiple % this.pixelsPerLatent) {
+      throw new RcdeployError(`facts.size_multiple is ${multiple}, which is no whole number of latents`);
+    }
+    if (fixed) checkPixels(height, width); // of others a smaller picture may be drawn
+    return { height, width, multiple, fixed: fixed != null };
   }
 
   private checkFormat(): void {

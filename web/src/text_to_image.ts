@@ -81,10 +81,10 @@ export class TextToImage {
    *   signal aborts.
    */
   async generate(prompt: string, options: GenerateOptions = {}): Promise<{ image: Picture; record: PictureRecord }> {
-    const settings = checkSettings(this.package.sampling, prompt, options);
+    const settings = checkSettings(this.package.size, this.package.sampling, prompt, options);
     const generator = noiseGenerator(settings.seed, settings.generator);
-    const size = this.package.latentShape.reduce((product, side) => product * side);
-    const noise = () => generator.standardNormal(size);
+    const count = this.latentDims(settings).reduce((product, side) => product * side);
+    const noise = () => generator.standardNormal(count);
     const sampler = makeSampler(settings.sampler, this.schedule, settings.steps, noise, settings.eta);
     const drawn = this.idle.then(() => this.draw(settings, sampler, noise(), options));
     this.idle = drawn.catch(() => undefined);
@@ -103,7 +103,7 @@ export class TextToImage {
     const encoded = performance.now();
     const latents = await this.denoise(settings, sampler, noise, conditions, options);
     const denoised = performance.now();
-    const image = await this.decode(latents);
+    const image = await this.decode(latents, settings);
     const decoded = performance.now();
     const seconds = {
       text: (encoded - started) / 1000,
@@ -111,11 +111,9 @@ export class TextToImage {
       decode: (decoded - denoised) / 1000,
       all: (decoded - started) / 1000,
     };
-    const { height, width, digest } = this.package;
-    return {
-      image,
-      record: { ...settingsRecord(settings), height, width, device: this.backend, package: digest, warnings, seconds },
-    };
+    const { digest } = this.package;
+    const record = { ...settingsRecord(settings), device: this.backend, package: digest, warnings, seconds };
+    return { image, record };
   }
 
   /** Frees the networks; nothing can be drawn afterwards. */
@@ -135,6 +133,12 @@ export class TextToImage {
     return [await this.text.nullCondition(settings.negativePrompt, warnings), condition];
   }
 
+  /** [channels, height, width] of a picture's latents */
+  private latentDims({ height, width }: Settings): number[] {
+    const { latentShape, pixelsPerLatent } = this.package;
+    return [latentShape[0], height / pixelsPerLatent, width / pixelsPerLatent];
+  }
+
   private async denoise(
     settings: Settings,
     sampler: Sampler,
@@ -146,7 +150,7 @@ export class TextToImage {
     for (const [i, t] of sampler.timesteps.entries()) {
       await turn(); // so that whoever cancels is heard, on a thread that only computes
       signal?.throwIfAborted();
-      x = sampler.step(await this.predict(x, t, conditions, settings.guidanceScale), i, x);
+      x = sampler.step(await this.predict(x, t, conditions, settings), i, x);
       onStep?.({ completed: i + 1, total: sampler.timesteps.length, timestep: t });
     }
     await turn();
@@ -155,31 +159,39 @@ export class TextToImage {
   }
 
   /** The UNet's output for x, guided where there are two conditions. */
-  private async predict(x: Float32Array, t: number, conditions: Condition[], scale: number): Promise<Float32Array> {
-    const { guidanceWidth, height, latentShape, width } = this.package;
+  private async predict(
+    x: Float32Array,
+    t: number,
+    conditions: Condition[],
+    settings: Settings,
+  ): Promise<Float32Array> {
+    const { guidanceScale, height, width } = settings;
+    const { guidanceWidth } = this.package;
     const { context } = this.text;
+    const dims = this.latentDims(settings);
     const rows = conditions.map(({ embeds, pooled }) => ({
-      sample: { data: x, dims: latentShape },
+      sample: { data: x, dims },
       encoder_hidden_states: { data: embeds, dims: [context, embeds.length / context] },
       ...(guidanceWidth && {
-        timestep_cond: { data: guidanceEmbedding(Math.max(scale, 1), guidanceWidth), dims: [guidanceWidth] },
+        timestep_cond: { data: guidanceEmbedding(Math.max(guidanceScale, 1), guidanceWidth), dims: [guidanceWidth] },
       }),
       ...(pooled && {
         [POOLED]: { data: pooled, dims: [pooled.length] },
         time_ids: { data: [height, width, 0, 0, height, width], dims: [6] }, // neither cropped nor resized
       }),
     }));
-    const [output] = await this.unet.run(rows, { timestep: { data: [t], dims: [] } }, { dims: latentShape });
+    const [output] = await this.unet.run(rows, { timestep: { data: [t], dims: [] } }, { dims });
     if (output.length === 1) return output[0];
     const [none, conditional] = output;
-    const scale32 = Math.fround(scale);
-    return none.map((value, i) => value + Math.fround(scale32 * Math.fround(conditional[i] - value)));
+    const scale = Math.fround(guidanceScale);
+    return none.map((value, i) => value + Math.fround(scale * Math.fround(conditional[i] - value)));
   }
 
-  private async decode(latents: Float32Array): Promise<Picture> {
-    const { height, width, latentShape, scalingFactor } = this.package;
-    const factor = Math.fround(scalingFactor);
-    const sample = { latent_sample: { data: latents.map((value) => value / factor), dims: latentShape } };
+  private async decode(latents: Float32Array, settings: Settings): Promise<Picture> {
+    const { height, width } = settings;
+    const factor = Math.fround(this.package.scalingFactor);
+    const dims = this.latentDims(settings);
+    const sample = { latent_sample: { data: latents.map((value) => value / factor), dims } };
     const [[pixels]] = await this.vaeDecoder.run([sample], {}, { dims: [3, height, width] });
     return toPicture(pixels, width, height);
   }

@@ -40,9 +40,9 @@ async function load({ id, source, options }: Extract<Request, { kind: "load" }>,
     signal,
     onProgress: (progress) => post({ id, kind: "progress", progress }),
   });
-  const { digest, width, height, sampling } = model.package;
+  const { digest, size, sampling } = model.package;
   const captions = await model.package.captions().catch(() => []);
-  post({ id, kind: "loaded", description: { digest, width, height, sampling, backend: model.backend, captions } });
+  post({ id, kind: "loaded", description: { digest, size, sampling, backend: model.backend, captions } });
 }
 
 async function draw(

@@ -22,11 +22,13 @@ export function digest(array) {
 /** The pictures of fixtures.pictures, tinyPictures and tinySdxlPictures, [height * width * 3] each. */
 export function pictures() {
   const { width, height, data } = decodePng(readFileSync(new URL("pictures.png", import.meta.url)));
-  const count = fixtures.pictures.length + fixtures.tinyPictures.length + fixtures.tinySdxlPictures.length;
-  const row = (3 * width) / count;
-  return Array.from({ length: count }, (_, k) =>
-    Uint8Array.from({ length: height * row }, (_, i) => data[Math.floor(i / row) * 3 * width + k * row + (i % row)]),
-  );
+  let left = 0;
+  return [...fixtures.pictures, ...fixtures.tinyPictures, ...fixtures.tinySdxlPictures].map(({ width: own = 64 }) => {
+    const start = left;
+    left += own;
+    const rows = Array.from({ length: height }, (_, y) => y * width + start);
+    return Uint8Array.from(rows.flatMap((first) => [...data.subarray(3 * first, 3 * (first + own))]));
+  });
 }
 
 /** An RGB picture of 8 bits, not interlaced, as Pillow writes it. */

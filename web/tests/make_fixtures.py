@@ -65,6 +65,7 @@ PICTURES: list[dict[str, Any]] = [
     {"prompt": BOOT, "seed": 5, "sampler": "lcm", "steps": 4},
     {"prompt": BOOT, "seed": 6, "sampler": "tcd", "steps": 4, "eta": 0.3},
     {"prompt": BOOT, "seed": 7, "generator": "torch"},
+    {"prompt": BAG, "seed": 9, "width": 96},
 ]
 TINY_PICTURES: list[dict[str, Any]] = [
     {"prompt": BOOT, "seed": 7},

@@ -81,6 +81,14 @@ test("a manifest that is damaged or of something else is refused", async () => {
     open((data) => void (data.facts.sampling.num_inference_steps = 0)),
     /num_inference_steps is 0/,
   );
+  await refused(
+    open((data) => void (data.facts.static_size = [64])),
+    /static_size is \[64\]/,
+  );
+  await refused(
+    open((data) => void (data.facts.size_multiple = 12)),
+    /size_multiple is 12/,
+  );
   await refused(Package.open("http://", {}), /no URL/);
 });
 
@@ -92,8 +100,8 @@ test("a package that is too big for a browser is refused by the limit that it ex
   await refused(sized(2 ** 30), /maxBytes allows 1,073,741,824/);
   await refused(Package.open(tiny(), { maxBytes: 100 }), /maxBytes allows 100/);
   await refused(
-    Package.open(tiny({ manifest: (data) => void (data.latents.shape = [4, 128, 128]) })),
-    /1024 x 1024 pixels; at most 589,824 pixels fit/,
+    Package.open(tiny({ manifest: (data) => void (data.facts.static_size = [1024, 1024]) })),
+    /1024 x 1024 pixels; at most 589,824 fit/,
   );
 });
 

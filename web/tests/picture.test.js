@@ -20,7 +20,10 @@ for (const [k, pixels] of expected.slice(0, fixtures.pictures.length).entries())
   const { prompt, ...settings } = fixtures.pictures[k];
   test(`${prompt} ${JSON.stringify(settings)}`, async (t) => {
     const { image } = await model.generate(prompt, settings);
-    assert.deepEqual([image.width, image.height, image.data.length], [64, 64, 4 * 64 * 64]);
+    assert.deepEqual(
+      [image.width, image.height, image.data.length],
+      [settings.width ?? 64, 64, (4 * pixels.length) / 3],
+    );
     const levels = greyLevels(image.data, pixels);
     t.diagnostic(`differs by ${levels} grey levels at most`);
     assert.ok(levels <= 1);
@@ -33,6 +36,7 @@ test("fp32, v prediction, a fixed batch, external weights, a UNet that takes the
     const { image } = await tiny.generate(prompt, settings);
     assert.ok(greyLevels(image.data, expected[fixtures.pictures.length + k]) <= 1);
   }
+  await assert.rejects(tiny.generate(BOOT, { width: 128 }), /exported for 64 x 64 pixels only/);
   const { record } = await tiny.generate(BOOT, { negativePrompt: "red" });
   assert.match(record.warnings[0], /its negative prompt is left out/);
   await tiny.release();
@@ -100,6 +104,8 @@ test("arguments that are wrong are refused by name", async () => {
     [{ seed: 2n ** 64n }, /seed is 18446744073709551616/],
     [{ steps: 0 }, /steps is 0/],
     [{ steps: 1001 }, /takes 1 to 1000 steps/],
+    [{ width: 100 }, /width is 100; this package draws multiples of 32 pixels\nUse 96./],
+    [{ width: 1024, height: 1024 }, /1024 x 1024 pixels; at most 589,824 fit/],
     [{ sampler: "euler" }, /sampler is "euler"; one of ddim, lcm, tcd/],
     [{ guidanceScale: NaN }, /guidanceScale is NaN/],
     [{ negativePrompt: 3 }, /negativePrompt is 3/],
