@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import struct
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -309,6 +312,15 @@ def without_sync() -> Iterator[None]:
     files.sync = lambda _path: None  # type: ignore[assignment]
     yield
     files.sync = original
+
+
+@pytest.fixture(autouse=True)
+def no_signal_stack() -> Iterator[None]:
+    """openvino-genai may leave a stack for signal handlers that it has freed: the next signal would end pytest."""
+    yield
+    if sys.platform == "linux":
+        disabled = struct.pack("@PiN", 0, 2, 0)  # struct sigaltstack {NULL, SS_DISABLE, 0}
+        ctypes.CDLL(None).sigaltstack(disabled, None)
 
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:

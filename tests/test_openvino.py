@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -84,6 +86,25 @@ def test_the_first_shapes_are_compiled_for_and_all_others_served(ir: Path) -> No
     assert [key is None for key in session._compiled] == [False, True], "one for the first shapes, one for any"
     with ThreadPoolExecutor(2) as threads:
         assert all(np.allclose(a, two, atol=1e-5) for a in threads.map(predict, [2] * 4))
+
+
+def test_a_signal_after_networks_have_gone_finds_its_handler(ir: Path) -> None:
+    """In a process of its own, which ended by SIGSEGV when each session had a Core."""
+    code = """
+import gc, os, signal, sys
+from pathlib import Path
+from rcdeploy_runtime.openvino_session import OpenVinoSession
+first, second, third = (OpenVinoSession(Path(sys.argv[1])) for _ in range(3))
+del first; gc.collect()
+del second; gc.collect()
+fourth = OpenVinoSession(Path(sys.argv[1]))
+del third, fourth; gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, str(ir / "text_encoder")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 def test_what_openvino_cannot_load_is_refused_at_once(ir: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from rcdeploy_runtime.noise_schedule import Array
+from rcdeploy_runtime.openvino_session import core
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def to_openvino(
     patched = folder / "patched.onnx"
     external_data = file.with_name(file.name + ".data").exists()
     onnx.save(model, patched, save_as_external_data=external_data, location="patched.onnx.data")
-    converted = openvino.Core().read_model(patched)
+    converted = core().read_model(patched)
     if precision.startswith("int8"):
         with _quiet_nncf() as nncf:
             converted = _quantised(nncf, converted, calibration if precision == "int8" else (), on_sample)

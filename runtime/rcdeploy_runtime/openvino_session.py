@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,19 @@ from .errors import RcdeployError
 from .noise_schedule import Array
 
 Shapes = tuple[tuple[int, ...], ...]
+
+
+@lru_cache(maxsize=1)
+def core() -> Any:
+    """OpenVINO's Core: one for the process, kept to its end.
+
+    Every Core gives the thread that makes it a stack for signal handlers, and sets back the one before when it goes.
+    When several go in another order than they came, what is set has been freed, and the next signal, such as Ctrl-C,
+    ends the process without a word (OpenVINO 2026.4). Raises ImportError without OpenVINO.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 class OpenVinoSession:
@@ -33,7 +47,7 @@ class OpenVinoSession:
             RcdeployError: OpenVINO is not installed, or cannot load the network.
         """
         try:
-            import openvino
+            self._core = core()
         except ImportError:
             raise RcdeployError(
                 "this package needs OpenVINO, which is not installed", fix='pip install "rcdeploy-runtime[openvino]"'
@@ -43,7 +57,6 @@ class OpenVinoSession:
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and self.device == "CPU":
             self._settings["INFERENCE_NUM_THREADS"] = threads
-        self._core = openvino.Core()
         try:
             self._core.get_property(self.device, "FULL_DEVICE_NAME")  # raises for an unknown device
             self._model = self._core.read_model(str(folder / "openvino_model.xml"), str(folder / "openvino_model.bin"))
