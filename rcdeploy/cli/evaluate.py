@@ -34,8 +34,17 @@ def evaluate_command(
     metrics: str = typer.Option("", metavar="fid,is,clip,vqa,judge", help="By default all that can be computed."),
     inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
     reference: Path | None = typer.Option(None, help="Real images, or their statistics (.safetensors, .npz), for fid."),
-    clip: Path | None = typer.Option(None, help="A CLIP model in transformers' layout; the paper's is ViT-g/14."),
-    vqa: Path | None = typer.Option(None, help="A BLIP model for question answering, in transformers' layout."),
+    clip: Path | None = typer.Option(
+        None,
+        metavar="FOLDER|OWNER/NAME",
+        help="A CLIP model in transformers' layout, or its name on the hub; with --metrics clip by default the paper's "
+        "ViT-g/14.",
+    ),
+    vqa: Path | None = typer.Option(
+        None,
+        metavar="FOLDER|OWNER/NAME",
+        help="A BLIP model for question answering, in transformers' layout, or its name on the hub.",
+    ),
     noun_phrases: Path | None = typer.Option(
         None,
         metavar="NAME|FOLDER",

@@ -105,10 +105,11 @@ def open_scorer(
     or references that are missing or do not fit.
     """
     metrics = spec.selected_metrics()
-    networks = {
-        name: open_network(name, getattr(spec, name), device, noun_phrases=spec.noun_phrases)
-        for name in dict.fromkeys(METRICS[metric] for metric in metrics)
-    }
+    networks: dict[NetworkName, Network] = {}
+    for name in dict.fromkeys(METRICS[metric] for metric in metrics):
+        path = spec.weights_of(name)
+        assert path is not None  # else the metric would not have been selected
+        networks[name] = open_network(name, path, device, noun_phrases=spec.noun_phrases)
     record: dict[str, Any] = {n: {"path": str(net.path), "sha256": net.digest} for n, net in networks.items()}
     if "vqa" in networks:
         record["vqa"]["noun_phrases"] = networks["vqa"].questioner

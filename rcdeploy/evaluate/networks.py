@@ -13,6 +13,7 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 
+from ..hub import local_folder
 from ..judge_files import judge_digest, weights_digest
 from .judge import Judge, judge_outputs
 from .spec import NetworkName
@@ -59,7 +60,8 @@ class Network:
 def open_network(
     name: NetworkName, path: Path, device: torch.device | str = "cpu", *, noun_phrases: Path | None = None
 ) -> Network:
-    """noun_phrases: name or folder of a spaCy pipeline, for vqa; by default NOUN_PHRASE_PIPELINE.
+    """path: of the weights, or the name of a network on the hub, which is fetched. noun_phrases: name or folder of a
+    spaCy pipeline, for vqa; by default NOUN_PHRASE_PIPELINE.
 
     Raises RcdeployError that says what is missing and where to get it.
     """
@@ -81,8 +83,9 @@ def _inception(path: Path, device: torch.device) -> Network:
 
 
 def _clip(path: Path, device: torch.device) -> Network:
-    from .clip_score import ClipScore
+    from .clip_score import ClipScore, clip_folder
 
+    path = clip_folder(path)
     score = ClipScore(path, device)
 
     def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -95,6 +98,7 @@ def _vqa(path: Path, device: torch.device, pipeline: str) -> Network:
     from .vqa import NounPhrases, VqaScore
 
     noun_phrases = NounPhrases(pipeline)
+    path = local_folder(path)
     score = VqaScore(path, device)
 
     def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..model_config import is_hub_name
 from ..recipe import Evaluate
 from ..recipe_checks import INCEPTION_FEATURES
 
@@ -23,13 +24,17 @@ METRICS: dict[str, NetworkName] = {
     "judge": "judge",
 }
 """metric -> the network whose outputs it is computed from"""
+ON_HUB: tuple[NetworkName, ...] = ("clip", "vqa")
+"""networks that may be named as on the hub"""
 LOWER_IS_BETTER = ("validation", "fid", "judge.frechet_distance")
-SCORE_KEYS = {"validation": "validation", "fid": "fid", "judge": "judge.all"}
+SCORE_KEYS = {"validation": "validation", "fid": "fid", "clip": "clip", "judge": "judge.all"}
 """recipe.evaluate.score -> the key in metrics.jsonl"""
 MIN_IMAGES_FOR_STABLE_FID = 10_000
 """below, the FID depends more on the number of images than on their content"""
 MAX_SHARD_SIZE = 256
 MIN_SHARDS = 16
+DEFAULT_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+"""on the hub, in transformers' layout; of the paper's architecture"""
 INCEPTION_CHECKPOINT = "pt_inception-2015-12-05-6726825d.pth"
 HOW_TO_GET_INCEPTION = (
     f"The weights are the file {INCEPTION_CHECKPOINT} of github.com/mseitzer/pytorch-fid (releases, fid_weights). "
@@ -55,7 +60,9 @@ class MissingInput:
 
 _MISSING: dict[NetworkName, MissingInput] = {
     "inception": MissingInput("the weights of Inception-v3: --inception inception.safetensors", HOW_TO_GET_INCEPTION),
-    "clip": MissingInput("a CLIP model: --clip with a folder in transformers' layout (paper: ViT-g/14 of OpenCLIP)"),
+    "clip": MissingInput(
+        f"a CLIP model: --clip with a folder in transformers' layout, or its name on the hub (paper: {DEFAULT_CLIP})"
+    ),
     "vqa": MissingInput("a BLIP model for question answering: --vqa with a folder in transformers' layout"),
     "judge": MissingInput("a judge: a folder judge/ in the teacher's folder, or --judge with one"),
 }
@@ -74,7 +81,8 @@ class EvaluationSpec:
         num_inference_steps, guidance_scale, sampler: of sampling; by default DDIM, or the model's own.
         resize: image size in pixels to score at; None for 256 of 512 pixels as in the paper; 0 for the native size.
         metrics: keys of METRICS; empty for all whose files are named.
-        inception, clip, vqa, judge: weights or folders of the networks. reference: real images or their statistics,
+        inception, clip, vqa, judge: weights or folders of the networks; of clip and vqa also names on the hub. Without
+            one, the metric "clip" takes DEFAULT_CLIP if `metrics` names it. reference: real images or their statistics,
             for FID. noun_phrases: name or folder of a spaCy pipeline, for vqa; None for en_core_web_sm.
         allow_few: compute Frechet distances of however few images.
         batch_size: images sampled at once. shard_size: images per file; None to choose by the number of images.
@@ -137,10 +145,15 @@ class EvaluationSpec:
         sampler = {} if self.sampler == "ddim" else {"sampler": self.sampler}
         return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, **sampler}
 
+    def weights_of(self, network: NetworkName) -> Path | None:
+        """The weights or the folder of a network, or its name on the hub; None where nobody named one."""
+        named: Path | None = getattr(self, network)
+        return Path(DEFAULT_CLIP) if named is None and network == "clip" and "clip" in self.metrics else named
+
     def missing_input(self, metric: str) -> MissingInput | None:
         """The file that this metric still needs; None when it can be computed."""
         network = METRICS[metric]
-        if getattr(self, network) is None:
+        if self.weights_of(network) is None:
             return _MISSING[network]
         if metric == "fid" and not self.reference:
             return MissingInput("a reference: --reference with a folder of real images, or their statistics")
@@ -167,7 +180,7 @@ class EvaluationSpec:
         """Raises RcdeployError for a named file that does not exist."""
         for name in ("clip", "vqa", "judge", "reference"):
             path = getattr(self, name)
-            if path and not path.exists():
+            if path and not path.exists() and not (name in ON_HUB and is_hub_name(str(path))):
                 raise RcdeployError(f"--{name} {path}: no such file or folder")
         if self.inception and not self.inception.is_file():
             raise RcdeployError(f"there are no weights of Inception-v3 at {self.inception}", fix=HOW_TO_GET_INCEPTION)

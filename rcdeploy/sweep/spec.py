@@ -15,7 +15,8 @@ from pydantic import Field, ValidationError
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..evaluate.spec import EvaluationSpec
+from ..evaluate.spec import ON_HUB, EvaluationSpec
+from ..model_config import is_hub_name
 from ..recipe_section import Section
 from ..toml_files import raise_if_any, read_toml, validation_errors
 
@@ -85,8 +86,8 @@ class ScoreFile(Section):
     metrics: list[Literal["fid", "is", "clip", "vqa", "judge"]] = Field(["judge"], min_length=1)
     judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
     inception: str | None = Field(None, description="weights of Inception-v3, for fid and is")
-    clip: str | None = Field(None, description="folder of a CLIP model")
-    vqa: str | None = Field(None, description="folder of a BLIP model for question answering")
+    clip: str | None = Field(None, description="a CLIP model's folder or name on the hub; the paper's by default")
+    vqa: str | None = Field(None, description="folder of a BLIP model for question answering, or its name on the hub")
     reference: str | None = Field(None, description="real images or their statistics, for fid")
     allow_few: bool = Field(False, description="compute Frechet distances of however few images")
     prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
@@ -143,7 +144,9 @@ def read_score(file: Path) -> ScoreFile:
     score = _read(file, ScoreFile, "score")
     folder = file.resolve().parent
     captions = [str((folder / c).resolve()) for c in score.captions]
-    files = {key: str((folder / path).resolve()) for key in FILE_KEYS if (path := getattr(score, key))}
+    named = {key: path for key in FILE_KEYS if (path := getattr(score, key))}
+    on_hub = {key for key in ON_HUB if is_hub_name(named.get(key, ""), folder)}
+    files = {key: str((folder / path).resolve()) for key, path in named.items() if key not in on_hub}
     errors = [f"captions: {c} does not exist" for c in captions if not Path(c).exists()]
     errors += [f"{key}: {path} does not exist" for key, path in files.items() if not Path(path).exists()]
     errors += [
