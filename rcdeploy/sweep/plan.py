@@ -99,7 +99,8 @@ class Plan:
         """A digest of everything that a trial's images depend on beside its weights and its seed."""
         keys = ("column", "count", "seed", "num_inference_steps", "guidance_scale", "resize")
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
-        return digest([captions, *(getattr(self.score, key) for key in keys)])
+        repeat = [self.score.repeat] if self.score.repeat > 1 else []  # as before there was this key
+        return digest([captions, *(getattr(self.score, key) for key in keys), *repeat])
 
     @cached_property
     def network_digests(self) -> dict[str, str]:
@@ -113,8 +114,10 @@ class Plan:
 
     def _network_identities(self, identity: Callable[[Path], str]) -> dict[str, str]:
         names = dict.fromkeys(METRICS[metric] for metric in self.score.metrics)
-        paths = {name: self.evaluation_spec.weights_of(name) for name in names}
-        return {name: identity(path) for name, path in paths.items() if path is not None}
+        spec = self.evaluation_spec
+        paths = {name: [path for part in spec.parts_of(name) if (path := spec.weights_of(part))] for name in names}
+        identities = {name: [identity(path) for path in found] for name, found in paths.items() if found}
+        return {name: each[0] if len(each) == 1 else digest(each) for name, each in identities.items()}
 
     @property
     def scored_by(self) -> str:
