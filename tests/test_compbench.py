@@ -1,4 +1,4 @@
-"""T2I-CompBench's categories: scores of known boxes, 3-in-1, averages; tiny detectors of transformers are opened."""
+"""T2I-CompBench's categories: scores of known boxes, 3-in-1, averages."""
 
 from __future__ import annotations
 
@@ -10,28 +10,15 @@ from typing import Any
 import pytest
 import spacy
 import torch
-from conftest import tokenizer
+from detectors import save_owl
 from evaluation import evaluate, save_clip
 from spacy.language import Language
 from spacy.tokens import Doc
 from test_vqa import saved, small
-from transformers import (
-    BertTokenizer,
-    BlipForQuestionAnswering,
-    GroundingDinoConfig,
-    GroundingDinoForObjectDetection,
-    GroundingDinoProcessor,
-    Owlv2Config,
-    Owlv2ForObjectDetection,
-    Owlv2Processor,
-    SwinConfig,
-)
-from transformers.models.grounding_dino.image_processing_pil_grounding_dino import GroundingDinoImageProcessorPil
-from transformers.models.owlv2.image_processing_pil_owlv2 import Owlv2ImageProcessorPil
+from transformers import BlipForQuestionAnswering
 
 from rcdeploy.evaluate.compbench import Compbench, compbench_scores, without_adjectives
 from rcdeploy.evaluate.compbench_prompts import CompbenchPrompts, category_of
-from rcdeploy.evaluate.detector import ZeroShotDetector, _by_phrase
 from rcdeploy.evaluate.spatial import Box, Relation, complex_relation, place_score, simple_relation, spatial_score
 from rcdeploy.evaluate.vqa import NounPhrases
 from rcdeploy.sweep.spec import read_score
@@ -235,85 +222,9 @@ def test_a_score_file_names_the_networks(tmp_path: Path, files: list[Path]) -> N
         spec.selected_metrics()
 
 
-# transformers' detectors
-
-
 @pytest.fixture
 def owl(tmp_path: Path) -> Path:
-    words = tokenizer()
-    each = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id}
-    torch.manual_seed(0)
-    config = Owlv2Config(
-        text_config={**each, **text, "initializer_range": 1.0},
-        vision_config={**each, "image_size": 32, "patch_size": 8, "initializer_range": 1.0},
-        projection_dim=16,
-    )
-    Owlv2ForObjectDetection(config).save_pretrained(tmp_path / "owl")
-    processor = Owlv2ImageProcessorPil(size={"height": 32, "width": 32})
-    Owlv2Processor(processor, words).save_pretrained(tmp_path / "owl")
-    return tmp_path / "owl"
-
-
-def test_owlv2_finds_what_transformers_finds(owl: Path) -> None:
-    detector = ZeroShotDetector(owl)
-    image = torch.randint(0, 256, (3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    detector.threshold = 0
-    boxes = detector(image, ["red bag", "coat"])
-    processor = Owlv2Processor(Owlv2ImageProcessorPil(size={"height": 32, "width": 32}), tokenizer())
-    texts = [["a photo of a red bag", "a photo of a coat"]]
-    inputs = processor(images=image, text=texts, return_tensors="pt")
-    with torch.no_grad():
-        output = Owlv2ForObjectDetection.from_pretrained(owl).eval()(**inputs)
-    [expected] = processor.post_process_grounded_object_detection(output, 0.0, [(479, 479)], [["red bag", "coat"]])
-    assert [b.name for b in boxes] == expected["text_labels"] and len(boxes) == 16
-    torch.testing.assert_close(torch.tensor([b.corners for b in boxes]), expected["boxes"])
-    torch.testing.assert_close(torch.tensor([b.score for b in boxes]), expected["scores"])
-
-
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "red", "bag", "coat"]
-
-
-@pytest.fixture
-def dino(tmp_path: Path) -> Path:
-    small_swin = SwinConfig(
-        image_size=32, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
-        out_features=["stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    layers = {f"{part}_layers": 2 for part in ("encoder", "decoder")}
-    heads = {f"{part}_attention_heads": 2 for part in ("encoder", "decoder")}
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    config = GroundingDinoConfig(
-        backbone_config=small_swin, text_config={"model_type": "bert", **text, "vocab_size": len(WORDS)},
-        **layers, **heads, d_model=32, encoder_ffn_dim=32, decoder_ffn_dim=32, num_queries=20, max_text_len=16,
-        num_feature_levels=4,
-    )  # fmt: skip
-    GroundingDinoForObjectDetection(config).save_pretrained(tmp_path / "dino")
-    words = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
-    processor = GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
-    GroundingDinoProcessor(processor, words).save_pretrained(tmp_path / "dino")
-    return tmp_path / "dino"
-
-
-def test_grounding_dino_names_a_box_by_its_likeliest_phrase(dino: Path) -> None:
-    detector = ZeroShotDetector(dino)
-    detector.threshold = 0
-    boxes = detector(torch.randint(0, 256, (3, 32, 48), dtype=torch.uint8), ["red bag", "coat"])
-    assert len(boxes) == 20 and {b.name for b in boxes} <= {"red bag", "coat"}
-    words = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)})
-    ids = words("red bag. coat.").input_ids
-    logits = torch.arange(2.0 * len(ids)).view(2, -1)
-    assert torch.equal(_by_phrase(logits, ids, words), logits[:, [2, 4]]), "[CLS] red bag . coat . [SEP]"
-
-
-def test_what_is_no_detector_is_refused(tmp_path: Path, owl: Path) -> None:
-    clip = save_clip(tmp_path / "clip")
-    with pytest.raises(RcdeployError, match="holds no zero-shot detector: .*'clip', none of owlvit"):
-        ZeroShotDetector(clip)
-    (owl / "model.safetensors").unlink()
-    with pytest.raises(RcdeployError, match="holds no zero-shot detector"):
-        ZeroShotDetector(owl)
+    return save_owl(tmp_path / "owl")
 
 
 # rcdeploy evaluate
