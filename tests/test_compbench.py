@@ -21,6 +21,7 @@ from rcdeploy.evaluate.compbench import Compbench, compbench_scores, without_adj
 from rcdeploy.evaluate.compbench_prompts import CompbenchPrompts, category_of
 from rcdeploy.evaluate.spatial import Box, Relation, complex_relation, place_score, simple_relation, spatial_score
 from rcdeploy.evaluate.vqa import NounPhrases
+from rcdeploy.report.evaluations import _networks
 from rcdeploy.sweep.spec import read_score
 from rcdeploy_runtime.errors import RcdeployError
 
@@ -241,6 +242,7 @@ def test_table_d_in_one_command(tiny_teacher: Path, files: list[Path], reader: P
     assert list(record["scores"]["all"]) == [f"compbench.{name}" for name in names]
     assert record["counts"] == {"all": 16}
     assert {"vqa", "clip", "detector", "noun_phrases"} == set(record["weights"]["compbench"])
+    assert _networks(record) == ["compbench, vqa: blip", "compbench, detector: owl", "compbench, clip: clip"]
     spatial = files[3]
     alone = evaluate(tiny_teacher, "--prompts", spatial, *options[:-1], "alone", "--detector", owl)
     assert list(alone["scores"]["all"]) == ["compbench.spatial"]
