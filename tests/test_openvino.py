@@ -52,6 +52,7 @@ def test_genai_opens_it_and_generates_the_same(ir: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("teacher", ["fashion", "fashion_xl"])
 def test_genai_draws_with_the_embedded_teachers(teacher: str, tmp_path: Path) -> None:
     """Of SDXL's shape too, with fewer tokens than its text encoders have positions: minutes, for the UNet's graph."""
