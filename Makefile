@@ -16,6 +16,7 @@ slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
 
 test-interop: $(VENV)/installed-dev  ## opens a package with Optimum, in an environment of its own (.venv-interop)
 	$(BIN)/rcdeploy export examples/teachers/fashion --out build/interop
+	$(BIN)/rcdeploy export examples/teachers/fashion_xl --out build/interop-xl
 	test -d .venv-interop || $(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install -q -c constraints-interop.txt -e '.[optimum]' pytest pytest-timeout
 	.venv-interop/bin/python -m pytest -q -m interop tests/test_interop.py -p no:cacheprovider

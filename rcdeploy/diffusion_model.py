@@ -18,8 +18,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 
 from .condition import Condition
+from .hub import local_folder
 from .model_config import (
-    is_hub_name,
     latent_shape,
     model_components,
     native_latent_size,
@@ -226,15 +226,6 @@ def _noise_schedule(file: Path) -> DDIMScheduler:
 
 
 def _local_folder(path: str, revision: str | None) -> Path:
-    if not is_hub_name(path):
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "*.txt", "*/*.safetensors"]
-        return Path(snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=["*.fp16.*"]))
-    except Exception as error:
-        raise RcdeployError(
-            f"{path} is not a local folder and cannot be fetched from the hub: {error}",
-            fix="Check the name and the network, or set teacher.path to a diffusers folder on this machine.",
-        ) from error
+    patterns = ("*.json", "*.txt", "*/*.safetensors")
+    instead = "set teacher.path to a diffusers folder on this machine"
+    return local_folder(path, patterns, ignore=["*.fp16.*"], revision=revision, instead=instead)

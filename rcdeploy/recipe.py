@@ -209,10 +209,10 @@ class Evaluate(Section):
         le=MAX_STEPS,
         description="updates between evaluations and sample grids; 0 for none (paper, section K: 25,000)",
     )
-    score: Literal["validation", "fid", "judge"] = Field(
+    score: Literal["validation", "fid", "clip", "judge"] = Field(
         "validation",
-        description="what the best step is chosen by: validation loss, FID (as in the paper), or the accuracy of the "
-        "judge beside the teacher",
+        description="what the best step is chosen by: validation loss, FID or CLIP score (the paper's scores), or the "
+        "accuracy of the judge beside the teacher",
     )
     keep: Literal["last", "best"] = Field("last", description="the step whose EMA weights become pipeline/")
     prompts: list[str] = Field([], description="prompts of the sample grid; random ones of the pool by default")
@@ -227,7 +227,11 @@ class Evaluate(Section):
     )
     inception: str | None = Field(None, description="Inception-v3 weights in .safetensors, for FID and IS")
     reference: str | None = Field(None, description="folder of real images, or their statistics, for FID")
-    clip: str | None = Field(None, description="folder of a CLIP model, for the CLIP score of `rcdeploy evaluate`")
+    clip: str | None = Field(
+        None,
+        description="folder of a CLIP model, or its name on the hub, for the CLIP score; the paper's ViT-g/14 by "
+        "default where score = 'clip'",
+    )
     num_inference_steps: InferenceSteps = Field(
         25, description="DDIM steps per image of the grid and of the score (paper, section K)"
     )
@@ -298,6 +302,8 @@ STAGES = ("few_steps", "decoder", "export")
 """Sections of the stages after distillation; a recipe without one has no such stage."""
 PATHS = {("teacher", "path"), ("prompts", "paired"), ("prompts", "pool"), ("cache", "images"), ("cache", "folder")}
 PATHS |= {("evaluate", key) for key in ("prompt_files", "inception", "reference", "clip")}
+HUB_NAMES = {("teacher", "path"), ("evaluate", "clip")}
+"""those of PATHS that may be a name on the hub instead"""
 
 
 def digest(data: Any) -> str:

@@ -11,7 +11,7 @@ from rcdeploy_runtime.files import read_json
 
 from .judge_files import judge_of
 from .model_config import is_hub_name, read_unet_config
-from .recipe import Cache, Evaluate, Prompts, Student, Teacher, Train
+from .recipe import HUB_NAMES, Cache, Evaluate, Prompts, Student, Teacher, Train
 from .recipe_stages import Export, FewSteps
 from .student.init_check import init_problem
 from .student.spec import STUDENTS, student_config
@@ -118,7 +118,11 @@ def _evaluate_errors(evaluate: Evaluate) -> list[str]:
 def _evaluate_file_errors(evaluate: Evaluate) -> list[str]:
     paths = [(key, getattr(evaluate, key)) for key in ("inception", "reference", "clip")]
     paths += [("prompt_files", file) for file in evaluate.prompt_files]
-    return [f"evaluate.{key}: {path} does not exist" for key, path in paths if path and not Path(path).exists()]
+    return [
+        f"evaluate.{key}: {path} does not exist"
+        for key, path in paths
+        if path and not Path(path).exists() and not (("evaluate", key) in HUB_NAMES and is_hub_name(path))
+    ]
 
 
 def _judge_errors(evaluate: Evaluate, teacher: Teacher) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 
 from .model_config import is_hub_name
-from .recipe import PATHS, SECTIONS, STAGES, WORDNET, Recipe
+from .recipe import HUB_NAMES, PATHS, SECTIONS, STAGES, WORDNET, Recipe
 from .recipe_checks import check_sections
 from .toml_files import nearest_name, raise_if_any, read_toml, validation_errors
 
@@ -65,12 +65,12 @@ def _impossible_paths(data: Mapping[str, Any]) -> list[str]:
 
 
 def anchor_paths(data: dict[str, Any], folder: Path) -> None:
-    """Makes relative paths absolute, from `folder`; a teacher's name on the hub and "wordnet" stay as they are."""
+    """Makes relative paths absolute, from `folder`; names on the hub and "wordnet" stay as they are."""
     for section, key in PATHS:
         if not isinstance(data.get(section), dict) or key not in data[section]:
             continue
         value = data[section][key]
-        if (section, key) == ("teacher", "path") and isinstance(value, str) and is_hub_name(value, folder):
+        if (section, key) in HUB_NAMES and isinstance(value, str) and is_hub_name(value, folder):
             continue
         data[section][key] = _anchored(value, folder)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import THINGS
+from conftest import THINGS, tokenizer
+from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
 from rcdeploy.cli.main import app
@@ -37,6 +38,25 @@ def with_judge(teacher: Path, folder: Path) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         Statistics.of(torch.rand(40, 16)).save(folder / "judge" / "reference.safetensors")
+    return folder
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP model of random weights, with its tokenizer."""
+    words = tokenizer()
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = CLIPModel(
+            CLIPConfig(
+                text_config={**small, **text},
+                vision_config={**small, "image_size": 32, "patch_size": 8},
+                projection_dim=8,
+            )
+        )
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
 
 

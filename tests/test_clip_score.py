@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tokenizer
+from evaluation import save_clip
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
@@ -22,18 +23,7 @@ PROMPTS = ["a red shirt", "a blue bag", "two shoes"]
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
-    words = tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": words.eos_token_id}
-    torch.manual_seed(0)
-    model = CLIPModel(
-        CLIPConfig(
-            text_config={**small, **text}, vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=8
-        )
-    )
-    model.save_pretrained(tmp_path / "clip")
-    words.save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
+    return save_clip(tmp_path / "clip")
 
 
 def test_it_is_the_models_own_similarity(clip: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from evaluation import evaluate
+from evaluation import evaluate, save_clip
 from safetensors.torch import load_file
 
 from rcdeploy.distill.distillation import DistillationObjective
@@ -86,6 +86,39 @@ def test_two_processes_of_a_training_sample_together(
     assert not list(Path("runs/tiny/evaluations").iterdir())
 
 
+def test_the_best_clip_score_is_kept(tiny_recipe: RecipeOf, captions: Path, tmp_path: Path) -> None:
+    clip = save_clip(tmp_path / "clip")
+    section = {"every": 1, "score": "clip", "keep": "best", "clip": str(clip), "count": 6}
+    state = trained(tiny_recipe(train={"max_steps": 2}, evaluate={**section, "prompt_files": [str(captions)]}))
+    scores = metrics_of("clip")
+    assert set(scores) == {1, 2} and len(set(scores.values())) > 1 and all(abs(x) <= 1 for x in scores.values())
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert state.best == (scores[best], best)
+    facts = Manifest.read(Path("runs/tiny"), "run").facts
+    assert (facts["score"], facts["best_step"], facts["pipeline_step"]) == ("clip", best, best)
+    record = evaluate("runs/tiny", "--checkpoint", "best", "--metrics", "clip")
+    assert record["scores"]["all"]["clip"] == scores[best], "the recipe's CLIP model, prompts and count"
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (None, "laion/CLIP-ViT-g-14.* cannot be fetched from the hub"),
+        ("someone/clip", "someone/clip is not a local folder and cannot be fetched from the hub"),
+        ("empty", "holds no CLIP model"),
+    ],
+)
+def test_a_clip_model_that_is_not_there_is_an_error_before_anything_is_made(
+    tiny_recipe: RecipeOf, tmp_path: Path, clip: str | None, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    recipe = tiny_recipe(evaluate={"every": 2, "score": "clip", "clip": clip})
+    with pytest.raises(RcdeployError, match=f"evaluate.score = 'clip': .*{message}") as caught:
+        trained(recipe)
+    assert "evaluate.score = 'validation'" in str(caught.value.fix)
+    assert not Path("runs/tiny").exists() and not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_the_best_step_can_become_the_pipeline(
     tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch, keep: str
@@ -110,7 +143,7 @@ def test_another_score_begins_its_best_anew(tiny_recipe: RecipeOf, judged: Path)
 
 @pytest.mark.parametrize(
     ("metric", "better", "worse"),
-    [("validation", 1.0, 2.0), ("fid", 10.0, 20.0), ("judge.all", 0.9, 0.1)],
+    [("validation", 1.0, 2.0), ("fid", 10.0, 20.0), ("clip", 0.3, 0.2), ("judge.all", 0.9, 0.1)],
 )
 def test_which_way_is_better(metric: str, better: float, worse: float) -> None:
     assert is_better(metric, better, worse) and not is_better(metric, worse, better)
@@ -126,6 +159,7 @@ def test_which_way_is_better(metric: str, better: float, worse: float) -> None:
         ({"score": "judge", "every": 2}, "has no judge/"),
         ({"score": "fis"}, "did you mean 'fid'"),
         ({"keep": "best"}, "evaluate.every: 0 never evaluates"),
+        ({"clip": "clip"}, "clip does not exist"),
         ({"inception": "inception.safetensors"}, "inception.safetensors does not exist"),
         ({"prompt_files": ["gone.txt"]}, "gone.txt does not exist"),
     ],

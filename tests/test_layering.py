@@ -25,7 +25,7 @@ FLOORS = [
     ["guidance"],
     ["condition", "machine", "progress", "units"],
     ["judge_files", "model_config", "model_files", "model_trial", "plots", "storage", "toml_files", "vae"],
-    ["model_index", "text_encoding"],
+    ["hub", "model_index", "text_encoding"],
     # students are rules over a teacher's config; recipes name them
     ["student"],
     ["recipe_section"],

@@ -8,17 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import openvino
-import openvino_genai
 import pytest
-from conftest import copy_graphs
+from conftest import copy_graphs, save_teacher
+from genai import genai_image
 
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.progress import no_progress
+from rcdeploy_export.components import components
 from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.package import export_package
+from rcdeploy_export.package_files import copy_configs
 from rcdeploy_export.source import ExportSource
 from rcdeploy_runtime import TextToImage
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.openvino_session import OpenVinoSession
 
@@ -46,24 +49,22 @@ def test_it_generates_what_the_onnx_package_generates(ir: Path, package: Path) -
 
 
 def test_genai_opens_it_and_generates_the_same(ir: Path) -> None:
-    class Same(openvino_genai.Generator):
-        """Our noise: genai asks for x_T alone with DDIM."""
+    image = genai_image(ir, PROMPT, SEED, num_inference_steps=STEPS, guidance_scale=7.5)
+    assert np.abs(image - generated(ir)).max() <= 2
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.rng = np.random.Generator(np.random.Philox(key=SEED))
 
-        def next(self) -> float:
-            return float(self.rng.standard_normal(dtype=np.float32))
-
-        def randn_tensor(self, shape: openvino.Shape) -> openvino.Tensor:
-            return openvino.Tensor(self.rng.standard_normal(tuple(shape), np.float32))
-
-    pipeline = openvino_genai.Text2ImagePipeline(str(ir), "CPU", INFERENCE_PRECISION_HINT="f32")
-    image = pipeline.generate(
-        PROMPT, width=64, height=64, num_inference_steps=STEPS, guidance_scale=7.5, generator=Same()
-    ).data[0]
-    assert np.abs(image.astype(int) - generated(ir)).max() <= 2
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("teacher", ["fashion", "fashion_xl"])
+def test_genai_draws_with_the_embedded_teachers(teacher: str, tmp_path: Path) -> None:
+    """Of SDXL's shape too, with fewer tokens than its text encoders have positions: minutes, for the UNet's graph."""
+    source = ExportSource.open(Path(__file__).parent.parent / "examples/teachers" / teacher)
+    export_package(source, tmp_path / "p", ExportOptions(format="openvino"), no_progress)
+    prompt, settings = "a photo of a red boot on a white background", {"num_inference_steps": 10, "guidance_scale": 4.0}
+    images, _ = TextToImage.load(tmp_path / "p").generate(prompt, seed=SEED, **settings)
+    image = np.asarray(images[0], int)
+    assert image.std() > 40
+    assert np.abs(image - genai_image(tmp_path / "p", prompt, SEED, **settings)).max() <= 2
 
 
 def test_the_first_shapes_are_compiled_for_and_all_others_served(ir: Path) -> None:
@@ -137,3 +138,13 @@ def test_smaller_ones_are_smaller_and_measured(
     weights = "unet/openvino_model.bin"
     assert (tmp_path / "p" / weights).stat().st_size < 0.8 * (ir / weights).stat().st_size
     assert generated(tmp_path / "p").shape == (64, 64, 3)
+
+
+def test_a_packages_config_says_how_many_tokens_its_graph_takes(tmp_path: Path) -> None:
+    """genai passes that many; a text encoder may have positions for more than its tokenizer makes."""
+    folder = save_teacher(tmp_path / "model", text={"max_position_embeddings": 40})
+    model = LatentDiffusionModel(str(folder))
+    (tmp_path / "package").mkdir()
+    copy_configs(ExportSource.open(folder), model, components(model), None, tmp_path / "package")
+    config = read_json(tmp_path / "package/text_encoder/config.json")
+    assert config["max_position_embeddings"] == model.tokenizer.model_max_length == 16

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import copy_graphs
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+from genai import genai_image
 from sdxl_models import WIDTHS, save_sdxl, sdxl_unet_config
 from training_runs import RecipeOf, metrics
 
@@ -215,6 +217,32 @@ def test_the_package_draws_what_diffusers_draws(
     assert np.abs(np.asarray(images[0], int) - expected_image(sdxl_small, size, guidance_scale)).max() <= 1
     together, _ = model.generate([PROMPT, "a blue coat"], seed=5, **settings)
     assert np.abs(np.asarray(together[0], int) - np.asarray(images[0], int)).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def openvino_package(sdxl_small: Path, sdxl_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("openvino") / "sdxl"
+    with pytest.MonkeyPatch.context() as patch:
+        copy_graphs(sdxl_package, patch)
+        options = ExportOptions(format="openvino", encoder=False)
+        export_package(ExportSource.open(sdxl_small), folder, options, no_progress)
+    return folder
+
+
+@pytest.mark.parametrize("guidance_scale", [4.0, 1.0])
+def test_the_openvino_package_draws_the_same_and_so_does_genai(
+    openvino_package: Path, sdxl_package: Path, guidance_scale: float
+) -> None:
+    settings = {"num_inference_steps": 4, "guidance_scale": guidance_scale}
+    drawn = [
+        np.asarray(TextToImage.load(package).generate(PROMPT, seed=5, **settings)[0][0], int)
+        for package in (sdxl_package, openvino_package)
+    ]
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
+    assert np.abs(drawn[1] - genai_image(openvino_package, PROMPT, 5, **settings)).max() <= 2
+    parity = Manifest.read(openvino_package, "package").facts["parity"]
+    assert {entry["component"] for entry in parity} == {"text_encoder", "text_encoder_2", "unet", "vae_decoder"}
+    assert max(entry["relative_error"] for entry in parity) < 1e-4
 
 
 def test_the_manifest_of_an_sdxl_package(sdxl_package: Path) -> None:

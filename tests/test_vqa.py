@@ -256,6 +256,7 @@ def test_several_images_of_each_prompt(captions: Path, blip: Path, tmp_path: Pat
     ("arguments", "message"),
     [
         ([], "vqa needs a BLIP model for question answering: --vqa"),
+        (["--vqa", "no/blip", "--noun-phrases", "pipeline"], "no/blip is not a local folder and cannot be fetched"),
         (["--vqa", "gone"], "--vqa gone: no such file or folder"),
         (["--vqa", "blip", "--noun-phrases", "no_such_pipeline"], "no_such_pipeline is not a spaCy pipeline"),
         (["--vqa", "empty", "--noun-phrases", "pipeline"], "empty holds no BLIP model"),

@@ -60,7 +60,8 @@ def copy_configs(
         if component in packed or component == "scheduler":
             (folder / component).mkdir(exist_ok=True)
             config = read_json(model_file(source.folder, original))
-            write_json(folder / target, {k: v for k, v in config.items() if k != PATH_KEY})
+            config = {k: v for k, v in config.items() if k != PATH_KEY} | context_length(model, component)
+            write_json(folder / target, config)
     if decoder:
         # whoever reads the package divides latents by this factor, and the graph multiplies them again
         config = {k: v for k, v in decoder.network.config.items() if k != PATH_KEY}
@@ -74,6 +75,18 @@ def copy_configs(
     captions = packaged_captions(source)
     if captions:
         (folder / CAPTIONS).write_text("\n".join(captions) + "\n", encoding="utf-8")
+
+
+def context_length(model: LatentDiffusionModel, component: str) -> dict[str, int]:
+    """Of a text encoder: how many tokens its graph takes, as its config says it; nothing of other components.
+
+    The network may have positions for more than its tokenizer makes, as the embedded teachers' have; openvino-genai
+    passes as many tokens as the config says.
+    """
+    if not component.startswith("text_encoder"):
+        return {}
+    tokenizer = tokenizers(model)[component.replace("text_encoder", "tokenizer")]
+    return {"max_position_embeddings": int(tokenizer.model_max_length)}
 
 
 def tokenizers(model: LatentDiffusionModel) -> dict[str, Any]:

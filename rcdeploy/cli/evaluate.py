@@ -31,15 +31,33 @@ def evaluate_command(
         help="Also score two parts apart: prompts with and without animals, or the words of a text file; or images of "
         "COCO with and without animals, by its instances_val2014.json.",
     ),
-    metrics: str = typer.Option("", metavar="fid,is,clip,vqa,judge", help="By default all that can be computed."),
+    metrics: str = typer.Option(
+        "",
+        metavar="fid,is,clip,vqa,judge,compbench",
+        help="By default all that can be computed; compbench if it is named.",
+    ),
     inception: Path | None = typer.Option(None, help="Weights of Inception-v3 (.safetensors), for fid and is."),
     reference: Path | None = typer.Option(None, help="Real images, or their statistics (.safetensors, .npz), for fid."),
-    clip: Path | None = typer.Option(None, help="A CLIP model in transformers' layout; the paper's is ViT-g/14."),
-    vqa: Path | None = typer.Option(None, help="A BLIP model for question answering, in transformers' layout."),
+    clip: Path | None = typer.Option(
+        None,
+        metavar="FOLDER|OWNER/NAME",
+        help="A CLIP model in transformers' layout, or its name on the hub; with --metrics clip by default the paper's "
+        "ViT-g/14.",
+    ),
+    vqa: Path | None = typer.Option(
+        None,
+        metavar="FOLDER|OWNER/NAME",
+        help="A BLIP model for question answering, in transformers' layout, or its name on the hub.",
+    ),
+    detector: Path | None = typer.Option(
+        None,
+        metavar="FOLDER|OWNER/NAME",
+        help="A zero-shot object detector (OWLv2, Grounding DINO), in transformers' layout, or its name on the hub.",
+    ),
     noun_phrases: Path | None = typer.Option(
         None,
         metavar="NAME|FOLDER",
-        help="spaCy pipeline that finds the noun phrases for vqa; by default en_core_web_sm.",
+        help="spaCy pipeline that reads prompts for vqa and compbench; by default en_core_web_sm.",
     ),
     judge: Path | None = typer.Option(None, help="A judge; by default the one in the teacher's folder."),
     checkpoint: str | None = typer.Option(None, metavar="best|last|STEP", help="EMA weights of a run's checkpoint."),
@@ -75,14 +93,13 @@ def evaluate_command(
     rcdeploy evaluate RUN --prompts captions_val2014.json --count 0 --split coco-animals:instances_val2014.json
     rcdeploy evaluate RUN --prompts mine.txt --split animals
 
-    Of Table D (T2I-CompBench) the first command gives colour, and shape and texture with their files of prompts, the
-    second non-spatial, with CLIP's ViT-B/32:
+    Table D (T2I-CompBench): a category by its file of prompts, or with all six files their average too. The
+    benchmark scores 512 x 512: --resize 0.
 
-    rcdeploy evaluate RUN --prompts color_val.txt --count 0 --repeat 10 --resize 0 --metrics vqa --vqa blip-vqa-base/
-    rcdeploy evaluate RUN --prompts non_spatial_val.txt --count 0 --repeat 10 --resize 0 --metrics clip --clip vit-b-32/
+    rcdeploy evaluate RUN --prompts spatial_val.txt --count 0 --repeat 10 --metrics compbench --detector owlv2/
 
-    Spatial and complex need UniDet, which is in no library: --write-pictures DIR names images as T2I-CompBench's own
-    evaluators expect, {prompt}_{number}.png.
+    Its own detector, UniDet, is in no library: --write-pictures DIR names images as T2I-CompBench's own evaluators
+    expect, {prompt}_{number}.png.
     """
     from ..evaluate.target import EvaluationTarget
     from ..model_folder import resolve
@@ -108,6 +125,7 @@ def evaluate_command(
         inception=inception,
         clip=clip,
         vqa=vqa,
+        detector=detector,
         judge=judge,
         reference=reference,
         noun_phrases=noun_phrases,

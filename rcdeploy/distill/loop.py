@@ -23,7 +23,7 @@ from .pipeline import write_pipeline, write_run_manifest
 from .run import Run, Stage
 from .step import optimizer_step
 from .train_state import TrainState
-from .validation import Validator
+from .validation import Validator, check_score_weights
 
 
 class Stopped(Exception):
@@ -46,6 +46,7 @@ def distill(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage: S
 
 def _distill(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage: Stage) -> TrainState:
     check_recipe(folder, recipe, stage.section)
+    check_score_weights(recipe)
     run = build_run(recipe, folder, progress, log, stage)
     state = run.load_checkpoint(log)
     run.accelerator.wait_for_everyone()

@@ -11,16 +11,18 @@ from torch import Tensor
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..evaluate.evaluation import evaluate
+from ..evaluate.clip_score import clip_folder
+from ..evaluate.evaluation import evaluate, generate_images
 from ..evaluate.image_set import open_image_set
 from ..evaluate.image_source import sampler
-from ..evaluate.metrics import Scorer, open_scorer
+from ..evaluate.metrics import open_scorer
 from ..evaluate.prompt_choice import choose_prompts
-from ..evaluate.spec import SCORE_KEYS, EvaluationSpec, is_better
+from ..evaluate.spec import DEFAULT_CLIP, SCORE_KEYS, EvaluationSpec, is_better
 from ..judge_files import judge_of
 from ..plots import grid, loss_curves
 from ..progress import Log, Progress
 from ..random_streams import GRID, generator
+from ..recipe import Recipe
 from ..run_folder import MetricsFile
 from ..sampling import sample_images, starting_noise
 from .pipeline import ema_weights, plain_copy
@@ -28,9 +30,23 @@ from .run import Run
 from .train_state import TrainState
 
 GRID_COLUMNS = 8
-SCORE_METRICS = {"fid": ("fid", "is"), "judge": ("judge",)}
+SCORE_METRICS = {"fid": ("fid", "is"), "clip": ("clip",), "judge": ("judge",)}
 """The metrics that are computed for each value of evaluate.score."""
 SCORE_SHARD_SIZE = 256
+
+
+def check_score_weights(recipe: Recipe) -> None:
+    """Fetches the CLIP model of evaluate.score = "clip". Raises RcdeployError when it is not there, or is none.
+
+    Before the latent cache is filled, which may take days.
+    """
+    section = recipe.evaluate
+    if section.every and section.score == "clip":
+        try:
+            clip_folder(Path(section.clip or DEFAULT_CLIP))
+        except RcdeployError as error:
+            fix = f"{error.fix} That is evaluate.clip; without CLIP: evaluate.score = 'validation'."
+            raise RcdeployError(f"evaluate.score = 'clip': {error.message}", fix=fix) from error
 
 
 class Validator:
@@ -107,14 +123,14 @@ def _in_teacher_dtype(run: Run, unet: torch.nn.Module) -> torch.nn.Module:
 class Scoring:
     """Scores of images that the student generates; they are deleted once they have been scored.
 
-    image_size: (height, width) as generated. scored_size: as they are scored.
+    image_size: (height, width) as generated. scored_size: as they are scored. Networks are loaded for each evaluation
+    anew, when its images are there: their memory (5 GB of the paper's CLIP model) belongs to training and sampling.
     """
 
     spec: EvaluationSpec
     prompts: list[str]
     image_size: tuple[int, int]
     scored_size: tuple[int, int]
-    scorer: Scorer
 
     @classmethod
     def open(cls, run: Run, progress: Progress, log: Log) -> Scoring:
@@ -137,13 +153,13 @@ class Scoring:
         _, height, width = teacher.latent_shape(run.recipe.cache.resolution)
         image_size = (height * teacher.pixels_per_latent, width * teacher.pixels_per_latent)
         scored_size = spec.image_size(image_size)
-        scorer = open_scorer(spec, size=scored_size, device=teacher.device, progress=progress)
+        scorer = open_scorer(spec, size=scored_size, device=teacher.device, progress=progress)  # can it be?
         if scorer.judge and not any(scorer.judge.labels(prompt) for prompt in prompts):
             raise RcdeployError(
                 "the judge recognises no attribute in any of the prompts",
                 fix="Name other prompts as evaluate.prompt_files.",
             )
-        return cls(spec, prompts, image_size, scored_size, scorer)
+        return cls(spec, prompts, image_size, scored_size)
 
     def __call__(self, run: Run, step: int, unet: torch.nn.Module) -> dict[str, float]:
         """Scores of `unet`, which is in the teacher's precision. A collective: every process generates images."""
@@ -159,7 +175,10 @@ class Scoring:
             shard_size=self.spec.images_per_shard(len(self.prompts)),
             batch_size=self.spec.batch_size,
         )
-        result = evaluate(image_set, sampler(run.teacher, self.image_size, unet, run.schedule), self.scorer, self.spec)
+        generate = sampler(run.teacher, self.image_size, unet, run.schedule)
+        generate_images(image_set, generate, self.spec)
+        scorer = open_scorer(self.spec, size=self.scored_size, device=run.teacher.device)
+        result = evaluate(image_set, generate, scorer, self.spec)
         run.accelerator.wait_for_everyone()
         if run.is_main:
             shutil.rmtree(folder, ignore_errors=True)

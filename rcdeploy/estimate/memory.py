@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .plan import Plan
 
 GPU_ALLOWANCE = 1.5
@@ -9,6 +11,9 @@ GPU_ALLOWANCE = 1.5
 at 64 samples at once, 53 GB"""
 LIBRARIES_BYTES = 440_000_000
 """of a process that has imported torch, diffusers and transformers and done nothing yet. Measured"""
+
+CLIP_BYTES = 5_470_000_000
+"""of ViT-g/14's weights, where evaluate.clip is a name on the hub"""
 
 
 def memory_bytes(plan: Plan, on_gpu: bool) -> dict[str, int]:
@@ -32,11 +37,10 @@ def memory_bytes(plan: Plan, on_gpu: bool) -> dict[str, int]:
     between_steps = gradients if on_gpu else 8 * parameters["trained"]
     cache_source = "teacher" if plan.recipe.cache.source == "teacher" else "encode"
     student_copy = (2 if on_gpu else 4) * parameters["student"]
-    sampling = max(plan.costs[name].peak_bytes for name in ("student", "decode"))
     stages = {
         "caching": weights["teacher"] + (0 if on_gpu else weights["student"]) + plan.costs[cache_source].peak_bytes,
         "training": static + max(step, between_steps),
-        "drawing": static + 4 * parameters["vae"] + student_copy + sampling if plan.recipe.evaluate.every else 0,
+        "drawing": static + _drawing_bytes(plan, student_copy) if plan.recipe.evaluate.every else 0,
     }
     largest = max(stages.values())
     peak = largest * GPU_ALLOWANCE if on_gpu else largest + LIBRARIES_BYTES
@@ -48,6 +52,16 @@ def memory_bytes(plan: Plan, on_gpu: bool) -> dict[str, int]:
         "tensors": largest,
         "peak": int(peak),
     }
+
+
+def _drawing_bytes(plan: Plan, student_copy: int) -> int:
+    """What an evaluation has beside the training: VAE, a copy of the student, and activations or, after that, CLIP."""
+    sampling = max(plan.costs[name].peak_bytes for name in ("student", "decode"))
+    scorer = 0
+    if plan.recipe.evaluate.score == "clip":
+        files = list(Path(plan.recipe.evaluate.clip or "").glob("model*.safetensors"))
+        scorer = sum(file.stat().st_size for file in files) or CLIP_BYTES
+    return 4 * plan.parameters["vae"] + student_copy + max(sampling, scorer)
 
 
 def memory_warnings(plan: Plan, memory: dict[str, int]) -> list[str]:

@@ -11,8 +11,24 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, CLIPModel
 
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.files import read_json
 
+from ..hub import local_folder
 from .images import normalization
+
+FOLDER = "Give a folder with config.json, model.safetensors and the tokenizer, as transformers writes it."
+
+
+def clip_folder(path: Path) -> Path:
+    """The folder of a CLIP model, fetched if `path` is its name on the hub; nothing is loaded yet.
+
+    Raises RcdeployError when it cannot be fetched, or its config is of no CLIP model.
+    """
+    folder = local_folder(path)
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    if not isinstance(config, dict) or config.get("model_type") != "clip":
+        raise RcdeployError(f"{folder} holds no CLIP model: its config.json is missing or of another kind", fix=FOLDER)
+    return folder
 
 
 class ClipScore:
@@ -27,7 +43,7 @@ class ClipScore:
         except Exception as error:  # tokenizers' Rust side and the many classes raise whatever they like
             raise RcdeployError(
                 f"{folder} holds no CLIP model: {error}",
-                fix="Give a folder with config.json, model.safetensors and the tokenizer, as transformers writes it.",
+                fix=FOLDER,
             ) from error
         self.mean, self.std = normalization(folder)
         self.device = torch.device(device)

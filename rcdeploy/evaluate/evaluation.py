@@ -100,6 +100,17 @@ class Evaluation:
         }
 
 
+def generate_images(
+    image_set: ImageSet, generate: Generate, spec: EvaluationSpec, progress: Progress = no_progress, log: Log = no_log
+) -> int:
+    """Generates missing images by the spec's seed and sampling settings; returns how many this process made."""
+
+    def generate_rows(prompts: Sequence[str], rows: range) -> Any:
+        return generate(prompts, [spec.first_noise_seed + row for row in rows], spec.sampling)
+
+    return image_set.generate_missing(generate_rows, progress, log)
+
+
 def evaluate(
     image_set: ImageSet,
     generate: Generate,
@@ -122,11 +133,7 @@ def evaluate(
         {"scores": {"all", "with"?, "without"?}, "counts", "seconds"}; the seconds are this process's.
     """
     start = time.perf_counter()
-
-    def generate_rows(prompts: Sequence[str], rows: range) -> Any:
-        return generate(prompts, [spec.first_noise_seed + row for row in rows], spec.sampling)
-
-    generated = image_set.generate_missing(generate_rows, progress, log)
+    generated = generate_images(image_set, generate, spec, progress, log)
     sampled = time.perf_counter()
     outputs: Outputs = {name: image_set.outputs_of(net, progress, log) for name, net in scorer.networks.items()}
     parts: dict[str, list[bool] | None] = {"all": None}

@@ -1,4 +1,4 @@
-"""Metrics from network outputs: FID, inception score, CLIP score, BLIP-VQA, and those of a judge."""
+"""Metrics from network outputs: FID, inception score, CLIP score, BLIP-VQA, T2I-CompBench, and those of a judge."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rcdeploy_runtime.files import sha256
 
 from ..progress import Progress, no_progress
 from ..recipe_checks import INCEPTION_FEATURES
+from .compbench import compbench_scores
+from .compbench_prompts import CompbenchPrompts
 from .frechet import Statistics, frechet_distance, inception_score
 from .judge import Judge, scores_of_outputs
-from .networks import Network, open_network
+from .networks import Network, open_compbench, open_network
 from .reference import open_reference
-from .spec import METRICS, EvaluationSpec, NetworkName
+from .spec import COMPBENCH, METRICS, EvaluationSpec, NetworkName
 
 JUDGE_REFERENCE = "reference.safetensors"
 INCEPTION_SCORE_SPLITS = 10
@@ -66,6 +68,8 @@ class Scorer:
             scores["clip"] = outputs["clip"]["similarity"].double().mean().item()
         if "vqa" in self.metrics:
             scores["vqa"] = outputs["vqa"]["yes"].double().mean().item()
+        if COMPBENCH in self.metrics:
+            scores |= {f"{COMPBENCH}.{k}": v for k, v in compbench_scores(outputs[COMPBENCH]).items()}
         if "judge" in self.metrics:
             scores |= {f"judge.{k}": v for k, v in self._judge_scores(outputs["judge"], prompts).items()}
         return {name: float(f"{value:.6g}") for name, value in scores.items()}
@@ -105,13 +109,15 @@ def open_scorer(
     or references that are missing or do not fit.
     """
     metrics = spec.selected_metrics()
-    networks = {
-        name: open_network(name, getattr(spec, name), device, noun_phrases=spec.noun_phrases)
-        for name in dict.fromkeys(METRICS[metric] for metric in metrics)
-    }
-    record: dict[str, Any] = {n: {"path": str(net.path), "sha256": net.digest} for n, net in networks.items()}
-    if "vqa" in networks:
-        record["vqa"]["noun_phrases"] = networks["vqa"].questioner
+    networks: dict[NetworkName, Network] = {}
+    for name in dict.fromkeys(METRICS[metric] for metric in metrics):
+        paths = {part: path for part in spec.parts_of(name) if (path := spec.weights_of(part))}
+        if name == COMPBENCH:
+            prompts = CompbenchPrompts.read(spec.prompt_files, spec.column)
+            networks[name] = open_compbench(paths, prompts, device, spec.noun_phrases)
+        else:
+            networks[name] = open_network(name, paths[name], device, noun_phrases=spec.noun_phrases)
+    record: dict[str, Any] = {name: network.record for name, network in networks.items()}
     reference = judge_reference = None
     if "fid" in metrics and spec.reference:
         reference, digest = open_reference(spec.reference, networks["inception"], size, progress)

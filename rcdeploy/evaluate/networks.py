@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import sha256
 
+from ..hub import local_folder
 from ..judge_files import judge_digest, weights_digest
+from .compbench_prompts import CompbenchPrompts
 from .judge import Judge, judge_outputs
 from .spec import NetworkName
 
@@ -30,9 +33,11 @@ class Network:
     Args:
         name: its kind. path: of its weights. digest: sha256 of them.
         forward: uint8 images [n, 3, h, w] and n prompts -> outputs, each [n, ...] on the CPU: "features" and "logits"
-            of Inception; "similarity" of CLIP; of a judge "features" and logits under "logits.ATTRIBUTE"; "yes" of vqa.
+            of Inception; "similarity" of CLIP; of a judge "features" and logits under "logits.ATTRIBUTE"; "yes" of vqa;
+            of compbench a score by category.
         judge: the module, for its attributes.
-        questioner: name and version of what turns prompts into questions, for vqa.
+        questioner: name and version of what reads prompts, for vqa and compbench.
+        parts: of compbench, path and digest of the networks that it is made of, by name.
     """
 
     name: NetworkName
@@ -41,6 +46,13 @@ class Network:
     forward: Callable[[Tensor, Sequence[str]], dict[str, Tensor]]
     judge: Judge | None = None
     questioner: str = ""
+    parts: Mapping[str, Mapping[str, str]] | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For scores.json: path and digest of what was used, and what read the prompts."""
+        questioner = {"noun_phrases": self.questioner} if self.questioner else {}
+        return {**(self.parts or {"path": str(self.path), "sha256": self.digest}), **questioner}
 
     @property
     def key(self) -> str:
@@ -59,7 +71,8 @@ class Network:
 def open_network(
     name: NetworkName, path: Path, device: torch.device | str = "cpu", *, noun_phrases: Path | None = None
 ) -> Network:
-    """noun_phrases: name or folder of a spaCy pipeline, for vqa; by default NOUN_PHRASE_PIPELINE.
+    """path: of the weights, or the name of a network on the hub, which is fetched. noun_phrases: name or folder of a
+    spaCy pipeline, for vqa; by default NOUN_PHRASE_PIPELINE.
 
     Raises RcdeployError that says what is missing and where to get it.
     """
@@ -80,27 +93,78 @@ def _inception(path: Path, device: torch.device) -> Network:
     return Network("inception", path, sha256(path), forward)
 
 
-def _clip(path: Path, device: torch.device) -> Network:
-    from .clip_score import ClipScore
+def _load_clip(path: Path, device: torch.device) -> tuple[Path, Any]:
+    """-> its folder, and images uint8 [n, 3, h, w] and n texts -> [n]."""
+    from .clip_score import ClipScore, clip_folder
 
-    score = ClipScore(path, device)
+    folder = clip_folder(path)
+    score = ClipScore(folder, device)
+    return folder, lambda images, texts: score(images / 255, texts, len(images)).cpu()
+
+
+def _load_vqa(path: Path, device: torch.device) -> tuple[Path, Any]:
+    from .vqa import VqaScore
+
+    folder = local_folder(path)
+    return folder, VqaScore(folder, device)
+
+
+def _load_detector(path: Path, device: torch.device) -> tuple[Path, Any]:
+    from .detector import ZeroShotDetector
+
+    folder = local_folder(path)
+    return folder, ZeroShotDetector(folder, device)
+
+
+def _clip(path: Path, device: torch.device) -> Network:
+    folder, score = _load_clip(path, device)
 
     def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        return {"similarity": score(images / 255, prompts, len(images)).cpu()}
+        return {"similarity": score(images, prompts)}
 
-    return Network("clip", path, weights_digest(path), forward)
+    return Network("clip", folder, weights_digest(folder), forward)
 
 
 def _vqa(path: Path, device: torch.device, pipeline: str) -> Network:
-    from .vqa import NounPhrases, VqaScore
+    from .vqa import NounPhrases
 
     noun_phrases = NounPhrases(pipeline)
-    score = VqaScore(path, device)
+    folder, score = _load_vqa(path, device)
 
     def forward(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         return {"yes": score(images, [noun_phrases(prompt) for prompt in prompts]).cpu()}
 
-    return Network("vqa", path, weights_digest(path), forward, questioner=noun_phrases.name)
+    return Network("vqa", folder, weights_digest(folder), forward, questioner=noun_phrases.name)
+
+
+def open_compbench(
+    paths: Mapping[NetworkName, Path],
+    prompts: CompbenchPrompts,
+    device: torch.device | str = "cpu",
+    noun_phrases: Path | None = None,
+) -> Network:
+    """Scores prompts by their categories. paths: of vqa, clip and detector, as far as `prompts` need them.
+
+    Raises RcdeployError as open_network.
+    """
+    from .compbench import Compbench
+    from .vqa import NounPhrases
+
+    phrases = NounPhrases(str(noun_phrases or NOUN_PHRASE_PIPELINE))
+    load = {"vqa": _load_vqa, "clip": _load_clip, "detector": _load_detector}
+    loaded = {name: load[name](path, torch.device(device)) for name, path in paths.items()}
+    parts: dict[str, Mapping[str, str]] = {
+        name: {"path": str(folder), "sha256": weights_digest(folder)} for name, (folder, _) in loaded.items()
+    }
+    digest = hashlib.sha256("".join(part["sha256"] for part in parts.values()).encode()).hexdigest()
+    return Network(
+        "compbench",
+        next(iter(paths.values())),
+        digest,
+        Compbench(prompts, phrases, **{name: network for name, (_, network) in loaded.items()}),
+        questioner=f"{phrases.name}, prompts {prompts.digest}",
+        parts=parts,
+    )
 
 
 def _judge(path: Path, device: torch.device) -> Network:

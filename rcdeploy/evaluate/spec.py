@@ -7,29 +7,38 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rcdeploy_runtime.errors import RcdeployError
 
+from ..model_config import is_hub_name
 from ..recipe import Evaluate
 from ..recipe_checks import INCEPTION_FEATURES
+from .compbench_prompts import networks_needed
 
-NetworkName = Literal["inception", "clip", "judge", "vqa"]
+NetworkName = Literal["inception", "clip", "judge", "vqa", "detector", "compbench"]
+COMPBENCH: Literal["compbench"] = "compbench"
+"""is computed if it is named: it is for T2I-CompBench's prompts alone"""
 METRICS: dict[str, NetworkName] = {
     "fid": "inception",
     "is": "inception",
     "clip": "clip",
     "vqa": "vqa",
     "judge": "judge",
+    COMPBENCH: COMPBENCH,
 }
-"""metric -> the network whose outputs it is computed from"""
+"""metric -> the network whose outputs it is computed from; compbench's are vqa, clip and detector together"""
+ON_HUB: tuple[NetworkName, ...] = ("clip", "vqa", "detector")
+"""networks that may be named as on the hub"""
 LOWER_IS_BETTER = ("validation", "fid", "judge.frechet_distance")
-SCORE_KEYS = {"validation": "validation", "fid": "fid", "judge": "judge.all"}
+SCORE_KEYS = {"validation": "validation", "fid": "fid", "clip": "clip", "judge": "judge.all"}
 """recipe.evaluate.score -> the key in metrics.jsonl"""
 MIN_IMAGES_FOR_STABLE_FID = 10_000
 """below, the FID depends more on the number of images than on their content"""
 MAX_SHARD_SIZE = 256
 MIN_SHARDS = 16
+DEFAULT_CLIP = "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"
+"""on the hub, in transformers' layout; of the paper's architecture"""
 INCEPTION_CHECKPOINT = "pt_inception-2015-12-05-6726825d.pth"
 HOW_TO_GET_INCEPTION = (
     f"The weights are the file {INCEPTION_CHECKPOINT} of github.com/mseitzer/pytorch-fid (releases, fid_weights). "
@@ -55,8 +64,13 @@ class MissingInput:
 
 _MISSING: dict[NetworkName, MissingInput] = {
     "inception": MissingInput("the weights of Inception-v3: --inception inception.safetensors", HOW_TO_GET_INCEPTION),
-    "clip": MissingInput("a CLIP model: --clip with a folder in transformers' layout (paper: ViT-g/14 of OpenCLIP)"),
+    "clip": MissingInput(
+        f"a CLIP model: --clip with a folder in transformers' layout, or its name on the hub (paper: {DEFAULT_CLIP})"
+    ),
     "vqa": MissingInput("a BLIP model for question answering: --vqa with a folder in transformers' layout"),
+    "detector": MissingInput(
+        "a zero-shot detector: --detector with a folder in transformers' layout, or its name on the hub"
+    ),
     "judge": MissingInput("a judge: a folder judge/ in the teacher's folder, or --judge with one"),
 }
 
@@ -74,8 +88,9 @@ class EvaluationSpec:
         num_inference_steps, guidance_scale, sampler: of sampling; by default DDIM, or the model's own.
         resize: image size in pixels to score at; None for 256 of 512 pixels as in the paper; 0 for the native size.
         metrics: keys of METRICS; empty for all whose files are named.
-        inception, clip, vqa, judge: weights or folders of the networks. reference: real images or their statistics,
-            for FID. noun_phrases: name or folder of a spaCy pipeline, for vqa; None for en_core_web_sm.
+        inception, clip, vqa, detector, judge: weights or folders of the networks; of those ON_HUB also names. Without
+            one, the metric "clip" takes DEFAULT_CLIP if `metrics` names it. reference: real images or their statistics,
+            for FID. noun_phrases: name or folder of a spaCy pipeline, for vqa and compbench; None for en_core_web_sm.
         allow_few: compute Frechet distances of however few images.
         batch_size: images sampled at once. shard_size: images per file; None to choose by the number of images.
     """
@@ -97,6 +112,7 @@ class EvaluationSpec:
     inception: Path | None = None
     clip: Path | None = None
     vqa: Path | None = None
+    detector: Path | None = None
     judge: Path | None = None
     reference: Path | None = None
     noun_phrases: Path | None = None
@@ -137,11 +153,22 @@ class EvaluationSpec:
         sampler = {} if self.sampler == "ddim" else {"sampler": self.sampler}
         return {"num_inference_steps": self.num_inference_steps, "guidance_scale": self.guidance_scale, **sampler}
 
+    def weights_of(self, network: NetworkName) -> Path | None:
+        """The weights or the folder of a network, or its name on the hub; None where nobody named one."""
+        named: Path | None = getattr(self, network)
+        return Path(DEFAULT_CLIP) if named is None and network == "clip" and "clip" in self.metrics else named
+
+    def parts_of(self, network: NetworkName) -> list[NetworkName]:
+        """The networks whose weights it needs: itself, or those of the prompt files' categories."""
+        if network == COMPBENCH:
+            return [cast(NetworkName, name) for name in networks_needed(self.prompt_files)]
+        return [network]
+
     def missing_input(self, metric: str) -> MissingInput | None:
         """The file that this metric still needs; None when it can be computed."""
-        network = METRICS[metric]
-        if getattr(self, network) is None:
-            return _MISSING[network]
+        for network in self.parts_of(METRICS[metric]):
+            if self.weights_of(network) is None:
+                return _MISSING[network]
         if metric == "fid" and not self.reference:
             return MissingInput("a reference: --reference with a folder of real images, or their statistics")
         return None
@@ -153,9 +180,10 @@ class EvaluationSpec:
                 raise RcdeployError(f"there is no metric {metric!r}", fix=f"Choose from {', '.join(METRICS)}.")
             if missing := self.missing_input(metric):
                 raise RcdeployError(f"{metric} needs {missing.description}", fix=missing.fix)
-        selected = list(dict.fromkeys(self.metrics)) or [m for m in METRICS if self.missing_input(m) is None]
+        by_default = [metric for metric in METRICS if metric != COMPBENCH]
+        selected = list(dict.fromkeys(self.metrics)) or [m for m in by_default if self.missing_input(m) is None]
         if not selected:
-            missing_inputs = {metric: self.missing_input(metric) for metric in METRICS}
+            missing_inputs = {metric: self.missing_input(metric) for metric in by_default}
             raise RcdeployError(
                 "no metric can be computed: every one of them needs a file",
                 fix=HOW_TO_GET_INCEPTION,
@@ -165,9 +193,9 @@ class EvaluationSpec:
 
     def check_files(self) -> None:
         """Raises RcdeployError for a named file that does not exist."""
-        for name in ("clip", "vqa", "judge", "reference"):
+        for name in ("clip", "vqa", "detector", "judge", "reference"):
             path = getattr(self, name)
-            if path and not path.exists():
+            if path and not path.exists() and not (name in ON_HUB and is_hub_name(str(path))):
                 raise RcdeployError(f"--{name} {path}: no such file or folder")
         if self.inception and not self.inception.is_file():
             raise RcdeployError(f"there are no weights of Inception-v3 at {self.inception}", fix=HOW_TO_GET_INCEPTION)

@@ -12,6 +12,8 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json
 from rcdeploy_runtime.manifest import Manifest
 
+from ..evaluate.spec import COMPBENCH
+
 EVALUATIONS = "evaluations"
 SCORES = "scores.json"
 METRIC_TITLES = {
@@ -105,5 +107,7 @@ def _command(record: dict[str, Any], model: str) -> str:
 
 
 def _networks(record: dict[str, Any]) -> list[str]:
-    weights = record.get("weights", {})
+    weights = dict(record.get("weights", {}))
+    parts = weights.pop(COMPBENCH, {})
+    weights |= {f"{COMPBENCH}, {name}": entry for name, entry in parts.items() if isinstance(entry, dict)}
     return [f"{name}: {Path(entry['path']).name}" for name, entry in weights.items() if "path" in entry]

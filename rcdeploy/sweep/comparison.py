@@ -22,6 +22,7 @@ from torch import Tensor
 from ..evaluate.frechet import Statistics, frechet_distance
 from ..evaluate.judge import correctness
 from ..evaluate.metrics import Outputs, Scorer, judge_logits
+from ..evaluate.spec import COMPBENCH
 from .plan import Plan
 from .scores import TrialScores
 from .statistics_tests import bootstrap, holm, mcnemar, t_test
@@ -68,6 +69,8 @@ def caption_values(
         values["clip"] = CaptionValues(outputs["clip"]["similarity"][rows].double())
     if "vqa" in outputs:
         values["vqa"] = CaptionValues(outputs["vqa"]["yes"][rows].double())
+    for category, scores in outputs.get(COMPBENCH, {}).items():
+        values[f"{COMPBENCH}.{category}"] = CaptionValues(scores[rows].double())
     if scorer.judge is not None:
         judge = {name: tensor[rows] for name, tensor in outputs["judge"].items()}
         shares = correctness(scorer.judge, judge_logits(judge), prompts)

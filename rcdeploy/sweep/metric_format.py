@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..evaluate.compbench_prompts import CATEGORIES
+from ..evaluate.spec import COMPBENCH
 from .plan import Plan
 
 LOWER_IS_BETTER = {"frechet distance", "fid"}
-FOUR_DIGITS = {"clip", "vqa"}
+FOUR_DIGITS = {"clip", "vqa", *(f"{COMPBENCH}.{category}" for category in (*CATEGORIES, "average"))}
 """means of numbers below 1: formatted with four digits, as in the paper"""
 NOT_FRACTIONS = {"inception score", "is", "is deviation"} | FOUR_DIGITS | LOWER_IS_BETTER
 """all other metrics are fractions of images"""

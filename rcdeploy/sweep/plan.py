@@ -14,6 +14,7 @@ from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import read_json, sha256
 
 from ..evaluate.spec import METRICS, EvaluationSpec
+from ..hub import local_folder
 from ..judge_files import judge_of, weights_digest
 from ..prompts.patterns import WholeWordPatterns
 from ..prompts.readers import files_of
@@ -98,12 +99,13 @@ class Plan:
         """A digest of everything that a trial's images depend on beside its weights and its seed."""
         keys = ("column", "count", "seed", "num_inference_steps", "guidance_scale", "resize")
         captions = [sha256(f) for c in self.score.captions for f in files_of(Path(c))]
-        return digest([captions, *(getattr(self.score, key) for key in keys)])
+        repeat = [self.score.repeat] if self.score.repeat > 1 else []  # as before there was this key
+        return digest([captions, *(getattr(self.score, key) for key in keys), *repeat])
 
     @cached_property
     def network_digests(self) -> dict[str, str]:
         """Network -> a digest of its weights, for every network of the score file's metrics."""
-        return self._network_identities(lambda path: sha256(path) if path.is_file() else weights_digest(path))
+        return self._network_identities(_weights_digest)
 
     @cached_property
     def _network_paths(self) -> dict[str, str]:
@@ -112,8 +114,10 @@ class Plan:
 
     def _network_identities(self, identity: Callable[[Path], str]) -> dict[str, str]:
         names = dict.fromkeys(METRICS[metric] for metric in self.score.metrics)
-        paths = {name: getattr(self.evaluation_spec, name) for name in names}
-        return {name: identity(path) for name, path in paths.items() if path is not None}
+        spec = self.evaluation_spec
+        paths = {name: [path for part in spec.parts_of(name) if (path := spec.weights_of(part))] for name in names}
+        identities = {name: [identity(path) for path in found] for name, found in paths.items() if found}
+        return {name: each[0] if len(each) == 1 else digest(each) for name, each in identities.items()}
 
     @property
     def scored_by(self) -> str:
@@ -222,6 +226,13 @@ def _known_results(table: Path, plan: Plan) -> dict[str, dict[str, Any]]:
     if not plan.is_scored_alike(scored_by):
         raise RcdeployError(f"{table} was scored differently", fix="Its captions, settings or weights differ.")
     return results
+
+
+def _weights_digest(path: Path) -> str:
+    """sha256 of the weights of a network, which is fetched if `path` is its name on the hub."""
+    if path.is_file():
+        return sha256(path)
+    return weights_digest(local_folder(path))
 
 
 def _variations(sweep: SweepFile) -> list[tuple[str, dict[str, Any]]]:

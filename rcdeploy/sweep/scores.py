@@ -8,6 +8,7 @@ from ..evaluate.image_set import ImageSet
 from ..evaluate.metrics import Outputs, Scorer, open_scorer
 from ..evaluate.networks import NOUN_PHRASE_PIPELINE
 from ..evaluate.prompt_choice import choose_prompts, matching_prompts
+from ..evaluate.spec import COMPBENCH
 from ..progress import no_progress
 from .plan import Plan
 from .run_trial import scoring_device
@@ -23,7 +24,7 @@ class TrialScores:
         spec = plan.evaluation_spec
         self.prompts = choose_prompts(spec)
         self._scorers: dict[tuple[int, int], Scorer] = {}
-        if "vqa" in spec.selected_metrics():
+        if {"vqa", COMPBENCH} & set(spec.selected_metrics()):
             from ..evaluate.vqa import NounPhrases
 
             NounPhrases(NOUN_PHRASE_PIPELINE)

@@ -15,11 +15,12 @@ from pydantic import Field, ValidationError
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..evaluate.spec import EvaluationSpec
+from ..evaluate.spec import ON_HUB, EvaluationSpec
+from ..model_config import is_hub_name
 from ..recipe_section import Section
 from ..toml_files import raise_if_any, read_toml, validation_errors
 
-FILE_KEYS = ("judge", "inception", "clip", "vqa", "reference")
+FILE_KEYS = ("judge", "inception", "clip", "vqa", "detector", "reference")
 """keys of a score file that name files or folders"""
 SEED_KEYS = ("train.seed", "student.seed", "cache.seed")
 """recipe keys that a seed of a sweep sets; cache.seed not with shared_cache"""
@@ -74,7 +75,8 @@ class PromptSet(Section):
 class ScoreFile(Section):
     captions: list[str] = Field(min_length=1, description="files of prompts, as prompts.paired of a recipe")
     column: str | None = Field(None, description="column of csv, jsonl and parquet files; detected by default")
-    count: int = Field(gt=0, description="images, one for each sampled prompt")
+    count: int = Field(gt=0, description="sampled prompts")
+    repeat: int = Field(1, gt=0, description="images of each; T2I-CompBench takes 10")
     seed: int = Field(0, ge=0, description="seed of the sampled prompts and, with the sweep's seed, of the start noise")
     num_inference_steps: int = Field(25, gt=0, description="DDIM steps per image")
     guidance_scale: float = Field(7.5, ge=0, description="classifier-free guidance scale")
@@ -82,11 +84,12 @@ class ScoreFile(Section):
     shard_size: int | None = Field(None, gt=0, description="images per file; by default 16 files or more")
     resize: int | None = Field(None, ge=0, description="image size to score at, as rcdeploy evaluate --resize")
     keep_pictures: bool = Field(True, description="false: only the outputs of the networks are kept")
-    metrics: list[Literal["fid", "is", "clip", "vqa", "judge"]] = Field(["judge"], min_length=1)
+    metrics: list[Literal["fid", "is", "clip", "vqa", "judge", "compbench"]] = Field(["judge"], min_length=1)
     judge: str | None = Field(None, description="folder of the judge; by default the one beside the teacher")
     inception: str | None = Field(None, description="weights of Inception-v3, for fid and is")
-    clip: str | None = Field(None, description="folder of a CLIP model")
-    vqa: str | None = Field(None, description="folder of a BLIP model for question answering")
+    clip: str | None = Field(None, description="a CLIP model's folder or name on the hub; the paper's by default")
+    vqa: str | None = Field(None, description="folder of a BLIP model for question answering, or its name on the hub")
+    detector: str | None = Field(None, description="folder of a zero-shot detector, or its name on the hub")
     reference: str | None = Field(None, description="real images or their statistics, for fid")
     allow_few: bool = Field(False, description="compute Frechet distances of however few images")
     prompts: dict[str, PromptSet] = Field({"all": PromptSet()}, description="parts of the prompts, scored apart")
@@ -100,6 +103,7 @@ class ScoreFile(Section):
             column=self.column,
             count=self.count,
             fewer_is_fine=True,
+            repeat=self.repeat,
             seed=self.seed,
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
@@ -143,7 +147,9 @@ def read_score(file: Path) -> ScoreFile:
     score = _read(file, ScoreFile, "score")
     folder = file.resolve().parent
     captions = [str((folder / c).resolve()) for c in score.captions]
-    files = {key: str((folder / path).resolve()) for key in FILE_KEYS if (path := getattr(score, key))}
+    named = {key: path for key in FILE_KEYS if (path := getattr(score, key))}
+    on_hub = {key for key in ON_HUB if is_hub_name(named.get(key, ""), folder)}
+    files = {key: str((folder / path).resolve()) for key, path in named.items() if key not in on_hub}
     errors = [f"captions: {c} does not exist" for c in captions if not Path(c).exists()]
     errors += [f"{key}: {path} does not exist" for key, path in files.items() if not Path(path).exists()]
     errors += [
