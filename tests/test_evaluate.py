@@ -214,6 +214,6 @@ def test_bad_arguments_fail_before_torch_is_imported(judged: Path, captions: Pat
         "except RcdeployError:\n"
         "    print([name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])\n"
     )
-    for arguments in (["--count", "21"], ["--metrics", "clip"], ["--resize", "128"], ["--reference", "gone"]):
+    for arguments in (["--count", "21"], ["--metrics", "vqa"], ["--resize", "128"], ["--reference", "gone"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]", arguments

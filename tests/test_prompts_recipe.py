@@ -139,6 +139,8 @@ SMALL = {
     "train.mixed_precision": '"no"',
     "train.checkpoint_every": 2,
     "evaluate.every": 0,
+    "evaluate.score": '"validation"',  # not CLIP's, which is on the hub
+    "evaluate.keep": '"last"',
     "evaluate.num_inference_steps": 1,
     "evaluate.validation_size": 4,
 }

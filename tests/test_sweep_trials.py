@@ -67,7 +67,7 @@ def test_missing_weights_are_an_error_before_anything_is_trained(
     file = sweep_file(score=SCORE.replace("batch_size", 'metrics = ["judge", "clip"]\nbatch_size'))
     result = CliRunner().invoke(app, ["sweep", str(file)])
     assert isinstance(result.exception, RcdeployError)
-    assert "clip needs a CLIP model" in str(result.exception)
+    assert "laion/CLIP-ViT-g-14-laion2B-s12B-b42K is not a local folder" in str(result.exception)
     (tmp_path / "score.toml").write_text(
         SCORE.replace("batch_size", 'metrics = ["vqa"]\nvqa = "judge"\nbatch_size')  # spaCy's pipeline is not installed
     )

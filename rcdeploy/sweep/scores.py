@@ -19,7 +19,7 @@ class TrialScores:
     """Scores of a trial, {"PART METRIC": value}; networks are loaded once for each image size."""
 
     def __init__(self, plan: Plan) -> None:
-        """Raises RcdeployError when files of the metrics are missing, or a part has too few images."""
+        """Raises RcdeployError when files of the metrics are missing, also on the hub, or a part has too few images."""
         self.plan = plan
         spec = plan.evaluation_spec
         self.prompts = choose_prompts(spec)
@@ -35,6 +35,7 @@ class TrialScores:
             if count < 2:
                 raise RcdeployError(f"prompts.{name} of the score file matches {count} of {len(self.prompts)} prompts")
         spec.check_enough_images(counts)
+        _ = plan.network_digests  # fetches networks that the score file names on the hub
 
     def __call__(self, trial: Trial) -> dict[str, float]:
         scorer, outputs = self.outputs(trial)
