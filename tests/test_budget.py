@@ -10,11 +10,21 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from rcdeploy.bench import budget
 from rcdeploy.bench.budget import Budget, Candidate, candidates, choose, front, recipe_of
 from rcdeploy.cli.main import app
 from rcdeploy.model_config import read_unet_config
 from rcdeploy.recipe_file import load_recipe
+from rcdeploy.student.spec import STUDENTS
 from rcdeploy_runtime.errors import RcdeployError
+
+
+@pytest.fixture(autouse=True)
+def few_students(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting takes a third of a second a student."""
+    names = ("b-tiny", "c-base", "c-small", "koala-1b")
+    monkeypatch.setattr(budget, "STUDENTS", {name: STUDENTS[name] for name in names})
+    monkeypatch.setattr(budget, "WIDTHS", (0.6, 0.8))
 
 
 def run(arguments: list[str]) -> Result:
@@ -28,9 +38,9 @@ def candidate(name: str, parameters: int, *milliseconds: float) -> Candidate:
 
 
 def test_limits_are_read() -> None:
-    budget = Budget.parse("unet_ms<=40, mb < 0.5")
-    assert budget.limits == {"unet_ms": 40, "mb": 0.5} and budget.is_timed
-    assert budget.text == "unet_ms <= 40, mb <= 0.5"
+    limits = Budget.parse("unet_ms<=40, mb < 0.5")
+    assert limits.limits == {"unet_ms": 40, "mb": 0.5} and limits.is_timed
+    assert limits.text == "unet_ms <= 40, mb <= 0.5"
     assert not Budget.parse("gmacs<=3").is_timed
     for wrong in ("", "40", "ms<=40", "mb>=3", "mb<=0", "mb<=-1", "mb<=3,mb<=4", "mb<=1e400", "mb<=" + "9" * 5000):
         with pytest.raises(RcdeployError, match="is no limit, or the second of its name"):
@@ -88,6 +98,8 @@ def test_the_command_times_chooses_and_writes_a_recipe(
         (["mb<=1", "--write", "x.toml"], "go together"),
         (["mb<=1", "--plot", "x.jpg"], "must end in"),
         (["mb<=0.0001"], "keeps the budget"),
+        (["unet_ms<=60000,mb<=0.0001"], "The least that any takes: mb 0.0"),
+        (["mb<=1", "--latent-size", "big"], "--latent-size"),
     ):
         result = run([*arguments, *more])
         assert isinstance(result.exception, RcdeployError) and message in str(result.exception)

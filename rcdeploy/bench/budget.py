@@ -163,7 +163,7 @@ def choose(all_candidates: Sequence[Candidate], budget: Budget) -> Candidate:
     if within:
         return max(within, key=lambda candidate: candidate.parameters)
     least = {
-        name: min(costs, default=None)
+        name: min(costs)
         for name in budget.limits
         if (costs := [c.costs[name] for c in all_candidates if c.costs[name] is not None])
     }

@@ -35,7 +35,7 @@ def students_command(
     ),
     runs: int = typer.Option(5, min=1, max=1000, help="With unet_ms: timed calls of each student."),
     threads: int | None = THREADS,
-    size: str | None = typer.Option(None, metavar="HxW", help="Of the latents; the teacher's own by default."),
+    latent_size: str | None = typer.Option(None, metavar="HxW", help="In latent pixels; the teacher's own by default."),
     plot: Path | None = typer.Option(None, help="With --budget: a plot of all students, .png or .svg."),
     recipe: Path | None = typer.Option(None, help="With --write: the recipe to put the chosen student into."),
     write: Path | None = typer.Option(None, help="The new recipe, beside --recipe."),
@@ -56,7 +56,7 @@ def students_command(
     from ..model_config import read_config, read_unet_config
     from ..student.built_in import TEACHERS
 
-    latent_size = parse_size(size) if size else None
+    size = parse_size(latent_size, "--latent-size") if latent_size else None
     if teacher in TEACHERS:
         config, text_config = (TEACHERS[teacher][name] for name in ("unet", "text_encoder"))
     else:
@@ -70,7 +70,7 @@ def students_command(
     if budget is None:
         if plot or recipe or write:
             raise RcdeployError("--plot, --recipe and --write are for --budget")
-        _list(teacher, config, latent_size, text_length, as_json)
+        _list(teacher, config, size, text_length, as_json)
         return
     from ..bench import budget as students_by_budget
     from ..machine import busy_warning
@@ -78,13 +78,14 @@ def students_command(
     limits = students_by_budget.Budget.parse(budget)
     new_recipe = _check_recipe(recipe, write)
     _check_plot(plot)
-    found = students_by_budget.candidates(config, latent_size, text_length)
+    found = students_by_budget.candidates(config, size, text_length)
+    students_by_budget.choose(found, limits)  # nothing is timed where none is small enough
     if limits.is_timed:
         small_enough = [candidate for candidate in found if limits.allows(candidate)]
         if warning := busy_warning():
             print_warning(warning)
         with resumable("Timings are not kept; nothing was written."), stages(quiet or as_json) as progress:
-            found = students_by_budget.timed(small_enough, latent_size, text_length, runs, threads, progress)
+            found = students_by_budget.timed(small_enough, size, text_length, runs, threads, progress)
     chosen = students_by_budget.choose(found, limits)
     _show(teacher, found, chosen, limits, as_json)
     if plot:
