@@ -105,8 +105,8 @@ def newest_whole(folder: Path, log: Log = no_log) -> int | None:
 
 
 def trained_names(model: nn.Module) -> list[str]:
-    """The parameters that EMA follows: the network's, without a student's projectors."""
-    return [name for name, _ in model.named_parameters() if not name.startswith("projectors.")]
+    """The parameters that EMA follows: the network's, without a student's projectors or a decoder's critic."""
+    return [name for name, _ in model.named_parameters() if not name.startswith(("projectors.", "critic."))]
 
 
 def load(

@@ -119,6 +119,11 @@ class Decoder(Section):
         description="weight of the relative squared difference of features; they are those of the teacher VAE's own "
         "encoder, which stand in for LPIPS and need no other weights",
     )
+    adversarial: Weight = Field(
+        0.0,
+        description="weight of the verdict of a patch critic, trained with the decoder to tell its images "
+        "from the VAE's; 0 for none. 0.03 sharpens where pixels and features leave images smooth",
+    )
     noise: float = Field(
         0.5,
         ge=0,

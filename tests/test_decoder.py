@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from training_runs import Killed, RecipeOf, fail, metrics, same_bytes
 
 from rcdeploy.bench.macs import module_macs
+from rcdeploy.decoder.critic import build_critic
 from rcdeploy.decoder.folder import DecoderFacts, open_decoder, vae_digest
 from rcdeploy.decoder.losses import decoder_loss, encoder_features, latents_of_features, perceptual_loss
 from rcdeploy.decoder.network import build_tiny, tiny_config
@@ -103,6 +105,30 @@ def test_a_step_moves_decoder_and_encoder(tiny_teacher: Path) -> None:
     assert all(p.grad is None for p in teacher.vae.parameters())
 
 
+def test_a_critic_and_the_decoder_learn_from_one_sum(tiny_teacher: Path) -> None:
+    teacher = LatentDiffusionModel(str(tiny_teacher))
+    latents = torch.randn(2, 4, 4, 4)
+    images = teacher.decode(latents) * 2 - 1
+
+    def gradients(adversarial: float) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        section = Decoder(channels=4, pixel=0, perceptual=1e-30, adversarial=adversarial)
+        network, critic = build_tiny(tiny_config(teacher.vae_config, section), 0), build_critic(3, 0)
+        loss, losses = decoder_loss(network, teacher, latents, images, section, critic)
+        loss.backward()
+        assert set(losses) == {"loss", "pixel", "perceptual", "adversarial", "critic", "encoder"}
+        assert losses["critic"] == pytest.approx(2, abs=0.5)  # it cannot tell them apart yet
+        of_decoder = {n: p.grad for n, p in network.decoder.named_parameters() if p.grad is not None}
+        return of_decoder, [p.grad for p in critic.parameters() if p.grad is not None]
+
+    (small, critic_small), (large, critic_large) = gradients(1.0), gradients(3.0)
+    assert small.keys() == large.keys() and any(g.abs().sum() > 0 for g in small.values())
+    for name, gradient in small.items():
+        torch.testing.assert_close(3 * gradient, large[name])
+    # the critic's gradient is of its own loss alone
+    assert all(torch.equal(a, b) for a, b in zip(critic_small, critic_large, strict=True))
+    assert sum(g.abs().sum() for g in critic_small) > 0
+
+
 def test_features_are_those_of_the_vaes_encoder(tiny_teacher: Path) -> None:
     vae = LatentDiffusionModel(str(tiny_teacher)).vae
     images = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -165,6 +191,26 @@ def test_an_interrupted_training_continues_to_the_bit(recipe: Recipe, trained: P
     assert (Path("two/vae/diffusion_pytorch_model.safetensors")).read_bytes() == (
         trained / "vae/diffusion_pytorch_model.safetensors"
     ).read_bytes()
+
+
+def test_a_critic_is_resumed_to_the_bit_and_stays_out_of_the_result(tiny_recipe: RecipeOf) -> None:
+    recipe = tiny_recipe(decoder=TINY | {"adversarial": 0.1})
+    train_decoder(recipe, Path("one"), no_progress, no_log)
+    with pytest.raises(Killed):
+        train_decoder(recipe, Path("two"), at(3, fail), no_log)
+    train_decoder(recipe, Path("two"), no_progress, no_log)
+    same_bytes("one", "two", 4)
+    assert metrics("one") == metrics("two")
+    assert len({entry["critic"] for entry in metrics("one")}) == 4  # it learns
+    opened = AutoencoderTiny.from_pretrained("one/vae")
+    assert not any("critic" in name for name in opened.state_dict())
+
+
+def test_a_decoder_from_before_a_key_existed_continues(recipe: Recipe, trained: Path) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    del manifest["recipe"]["decoder"]["adversarial"]
+    (trained / "manifest.json").write_text(json.dumps(manifest))
+    train_decoder(recipe, trained, no_progress, no_log)
 
 
 def test_it_learns(recipe: Recipe, tiny_recipe: RecipeOf) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recipe_stages import Decoder
+from .critic import PatchCritic, adversarial_loss, critic_loss
 
 
 def encoder_features(vae: Any, images: Tensor) -> list[Tensor]:
@@ -43,7 +44,7 @@ def perceptual_loss(features: Sequence[Tensor], target: Sequence[Tensor]) -> Ten
 
 
 def decoder_loss(
-    network: Any, teacher: Any, latents: Tensor, images: Tensor, section: Decoder
+    network: Any, teacher: Any, latents: Tensor, images: Tensor, section: Decoder, critic: PatchCritic | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the losses, and each by itself (detached).
 
@@ -52,7 +53,9 @@ def decoder_loss(
         teacher: the model whose VAE is imitated.
         latents: scaled, [n, c, h, w].
         images: the VAE's decode of them, [n, 3, H, W] in [-1, 1].
-        section: the weights. The encoder's loss has the weight 1: it shares nothing with the decoder.
+        section: the weights. The encoder's and the critic's losses have the weight 1: they share nothing with the
+            decoder's.
+        critic: for the adversarial loss, if that has a weight; it is trained by the same sum.
     """
     decoded = network.decoder(latents)
     losses = {"pixel": pixel_loss(decoded, images)}
@@ -63,6 +66,10 @@ def decoder_loss(
     if section.perceptual:
         losses["perceptual"] = perceptual_loss(encoder_features(teacher.vae, decoded), target_features)
         total = total + section.perceptual * losses["perceptual"]
+    if critic is not None:
+        losses["adversarial"] = adversarial_loss(critic, decoded)
+        losses["critic"] = critic_loss(critic, decoded, images)
+        total = total + section.adversarial * losses["adversarial"] + losses["critic"]
     losses["encoder"] = nn.functional.mse_loss(network.encoder(images), target_latents)
     total = total + losses["encoder"]
     return total, {name: value.detach() for name, value in {"loss": total, **losses}.items()}

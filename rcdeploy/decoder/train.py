@@ -26,6 +26,7 @@ from ..prompts.recipe_pool import paired_sources
 from ..recipe import Recipe, digest
 from ..recipe_stages import Decoder
 from ..run_folder import MetricsFile, check_sources, exclusive
+from .critic import NetworkAndCritic, PatchCritic, build_critic
 from .folder import VAE, DecoderFacts, vae_digest
 from .losses import decoder_loss, pixel_loss
 from .network import build_tiny, tiny_config
@@ -33,6 +34,8 @@ from .pairs import PairMaker
 
 CHANGEABLE = ("max_steps", "checkpoint_every", "log_every", "target_cache_gb")
 """keys of [decoder] that may change when a training is continued"""
+CRITIC_BETAS = (0.5, 0.9)
+"""of Adam: what a critic learnt long ago is out of date"""
 KEPT_CHECKPOINTS = 2
 SCORE = "validation"
 SAMPLES = 8
@@ -49,12 +52,14 @@ class Training:
     cache: LatentCache
     pairs: PairMaker
     network: AutoencoderTiny
+    critic: PatchCritic | None
+    model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMAModel
 
     def save_checkpoint(self, state: TrainState) -> None:
         saved = state.as_json(state.reduced_sums(lambda sums: sums), SCORE)
-        checkpoint.save(self.folder, self.network, self.optimizer, self.ema, None, saved)
+        checkpoint.save(self.folder, self.model, self.optimizer, self.ema, None, saved)
         checkpoint.prune(self.folder, KEPT_CHECKPOINTS, None)
 
     def load_checkpoint(self, log: Log) -> TrainState:
@@ -62,7 +67,7 @@ class Training:
         step = checkpoint.newest_whole(self.folder, log)
         if step is None:
             return TrainState()
-        saved = checkpoint.load(self.folder, step, self.network, self.optimizer, self.ema, None)
+        saved = checkpoint.load(self.folder, step, self.model, self.optimizer, self.ema, None)
         log(f"continuing from step {step:,}")
         return TrainState.from_json(saved, SCORE, self.teacher.device)
 
@@ -107,6 +112,10 @@ def _train_decoder(recipe: Recipe, section: Decoder, folder: Path, progress: Pro
         if facts.finished and facts.steps == section.max_steps and not manifest.wrong_files(folder):
             return folder / VAE
     network = build_tiny(config, section.seed).to(teacher.device).train()
+    critic = build_critic(config["out_channels"], section.seed).to(teacher.device) if section.adversarial else None
+    groups: list[dict[str, Any]] = [{"params": list(network.parameters())}]
+    if critic is not None:
+        groups.append({"params": list(critic.parameters()), "betas": CRITIC_BETAS})
     training = Training(
         recipe=recipe,
         section=section,
@@ -115,7 +124,9 @@ def _train_decoder(recipe: Recipe, section: Decoder, folder: Path, progress: Pro
         cache=cache,
         pairs=PairMaker(teacher, cache, section),
         network=network,
-        optimizer=torch.optim.AdamW(network.parameters(), lr=section.learning_rate, weight_decay=0.0, fused=True),
+        critic=critic,
+        model=network if critic is None else NetworkAndCritic(network, critic),
+        optimizer=torch.optim.AdamW(groups, lr=section.learning_rate, weight_decay=0.0, fused=True),
         ema=EMAModel(network.parameters(), decay=section.ema_decay, foreach=True),
     )
     facts = DecoderFacts(
@@ -134,7 +145,8 @@ def _train_decoder(recipe: Recipe, section: Decoder, folder: Path, progress: Pro
 
 def _check_recipe(folder: Path, section: Decoder) -> None:
     """Raises RcdeployError that lists the differences, when `folder` holds a decoder of other settings."""
-    before = Manifest.read(folder, "decoder").recipe.get("decoder") or {}
+    # validated, so that a decoder of an earlier version has the keys that are new since
+    before = Decoder(**Manifest.read(folder, "decoder").recipe.get("decoder") or {}).model_dump(mode="json")
     differences = [
         f"decoder.{key}: {before.get(key)} -> {value}"
         for key, value in section.model_dump(mode="json").items()
@@ -182,7 +194,8 @@ def _train(training: Training, state: TrainState, progress: Progress) -> None:
         while state.step < section.max_steps:
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate(state.step)
-            loss, losses = decoder_loss(network, training.teacher, *training.pairs.make(state.step), section)
+            latents, images = training.pairs.make(state.step)
+            loss, losses = decoder_loss(network, training.teacher, latents, images, section, training.critic)
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), section.max_grad_norm)
             training.optimizer.step()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..bench.costs import branches
 from ..condition import Condition, added_shapes, predict
+from ..decoder.critic import build_critic
 from ..decoder.losses import decoder_loss
 from ..decoder.network import tiny_config
 from ..distill.batches import Batch
@@ -165,6 +166,7 @@ def _decoder_step(networks: Networks, section: Decoder, sizes: Sizes) -> Callabl
     vae = networks.vae
     teacher = SimpleNamespace(vae=vae, scaling_factor=float(vae.config.scaling_factor))
     network = tiny_decoder(dict(vae.config), section, networks.device).train()
+    critic = build_critic(3, 0).to(networks.device) if section.adversarial else None
     channels, height, width = sizes.latent
     if section.crop:
         height, width = min(height, section.crop), min(width, section.crop)
@@ -173,7 +175,7 @@ def _decoder_step(networks: Networks, section: Decoder, sizes: Sizes) -> Callabl
     images = torch.ones(section.batch_size, 3, height * pixels, width * pixels, device=networks.device)
 
     def run() -> None:
-        loss, _ = decoder_loss(network, teacher, latents, images, section)
+        loss, _ = decoder_loss(network, teacher, latents, images, section, critic)
         loss.backward()
 
     return run
