@@ -188,7 +188,8 @@ class Train(Section):
         0.9999,
         ge=0,
         lt=1,
-        description="decay of the EMA weights, warmed up as min(decay, (1 + s) / (10 + s)) at step s (authors' code)",
+        description="decay of the EMA weights, warmed up as min(decay, (1 + s) / (10 + s)) at step s (authors' code); "
+        "0 for the weights themselves, without a copy",
     )
     seed: Seed = Field(0, description="seed of everything that training samples: rows, t, noise, random texts")
     checkpoint_every: Steps = Field(1000, description="updates between checkpoints")

@@ -15,6 +15,7 @@ from training_runs import (
     RecipeOf,
     metrics,
     ran,
+    same_bytes,
     step_folder,
 )
 from transformers import CLIPTextModel
@@ -87,6 +88,18 @@ def test_ema_is_warmed_up(whole: tuple[Recipe, str]) -> None:
         saved = load_file(step_folder(whole[1], s + 1) / "ema.safetensors")
         assert all(torch.allclose(saved[k], shadow[k], rtol=1e-5, atol=1e-7) for k in saved), s + 1
         assert json.loads((step_folder(whole[1], s + 1) / "state.json").read_text())["ema_steps"] == s + 1
+
+
+def test_without_averaging_the_weights_themselves_are_kept(tiny_recipe: RecipeOf) -> None:
+    recipe = tiny_recipe(train={"max_steps": 4, "checkpoint_every": 2, "ema_decay": 0})
+    ran(recipe, "one")
+    ran(recipe.model_copy(update={"train": recipe.train.model_copy(update={"max_steps": 2})}), "two")
+    ran(recipe, "two")  # goes on
+    same_bytes("one", "two", 4)
+    raw, saved = (load_file(step_folder("one", 4) / f"{name}.safetensors") for name in ("model", "ema"))
+    assert saved and all(torch.equal(raw[k], saved[k]) for k in saved)
+    (file,) = Path("one/pipeline/unet").glob("*.safetensors")
+    assert all(torch.equal(v, saved[f"unet.{k}"].half()) for k, v in load_file(file).items())
 
 
 def test_projectors_are_trained_and_saved(whole: tuple[Recipe, str]) -> None:

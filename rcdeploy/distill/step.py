@@ -134,8 +134,30 @@ def make_optimizer(student: nn.Module, train: Train) -> torch.optim.AdamW:
     )
 
 
+class WithoutAveraging(EMAModel):
+    """In place of the EMA where its decay is 0: the weights themselves, so that no memory holds them twice."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__([])
+        self.shadow_params = [parameter.detach() for parameter in parameters]
+
+    def step(self, parameters: Iterable[nn.Parameter]) -> None:
+        self.optimization_step += 1
+
+    def store(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
+        pass
+
+
 def make_ema(student: StudentWithProjectors, train: Train) -> EMAModel:
     """EMA of the student's UNet, warmed up as min(decay, (1 + step) / (10 + step)). Projectors are not averaged."""
+    if not train.ema_decay:
+        return WithoutAveraging(student.unet.parameters())
     return EMAModel(student.unet.parameters(), decay=train.ema_decay, foreach=True)
 
 

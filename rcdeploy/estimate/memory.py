@@ -26,7 +26,7 @@ def memory_bytes(plan: Plan, on_gpu: bool) -> dict[str, int]:
         "teacher": (parameters["teacher"] + parameters["text_encoder"]) * plan.dtype.itemsize,
         "student": 4 * parameters["trained"],
         "optimizer": 8 * parameters["trained"],
-        "ema": 4 * parameters["student"],
+        "ema": 4 * parameters["student"] if plan.recipe.train.ema_decay else 0,
     }
     gradients = 4 * parameters["trained"]
     static = sum(weights.values())
