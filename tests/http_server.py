@@ -59,9 +59,9 @@ class Running:
 
 
 @contextmanager
-def serving(model: Any, /, grace_s: int = 30, **settings: Any) -> Iterator[Running]:
+def serving(*models: Any, grace_s: int = 30, names: tuple[str, ...] = ("toy",), **settings: Any) -> Iterator[Running]:
     """grace_s: to finish what was taken, at a stop. settings: of ServerSettings."""
-    app = create_app(model, ServerSettings(**{"model": "toy", **settings}))
+    app = create_app(dict(zip(names, models, strict=True)), ServerSettings(**settings))
     listener = listening_socket("127.0.0.1", 0, open_to_all=True)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -72,8 +72,9 @@ def serving(model: Any, /, grace_s: int = 30, **settings: Any) -> Iterator[Runni
         try:
             yield Running(url, client, app.state.service, server, thread)
         finally:
-            if isinstance(model, HeldModel):
-                model.go.set()
+            for model in models:
+                if isinstance(model, HeldModel):
+                    model.go.set()
             server.should_exit = True
             thread.join(DEADLINE_S)
             listener.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import re
@@ -40,7 +41,7 @@ def editor() -> TextToImage:
 
 @pytest.fixture(scope="module")
 def server(model: TextToImage) -> Iterator[Running]:
-    with serving(model, model="fashion") as running:
+    with serving(model, names=("fashion",)) as running:
         yield running
 
 
@@ -57,6 +58,35 @@ def test_openais_client_draws_what_the_runtime_draws(client: OpenAI, model: Text
     for image, seed in zip(answer.data, (7, 8), strict=True):
         assert np.abs(pixels(image.b64_json) - drawn_alone(model, BOOT, seed)).max() <= 1
         assert image.seed == seed and image.url is None
+
+
+def test_two_models_on_one_server(model: TextToImage, editor: TextToImage) -> None:
+    with serving(model, editor, names=("student", "teacher")) as running:
+        assert [entry["id"] for entry in running.client.get("/v1/models").json()["data"]] == ["student", "teacher"]
+        with ThreadPoolExecutor(4) as threads:
+            answers = list(threads.map(lambda k: running.draw(BOOT, 7, model=("student", "teacher")[k % 2]), range(4)))
+        alone = drawn_alone(model, BOOT, 7), drawn_alone(editor, BOOT, 7)
+        for k, answer in enumerate(answers):
+            assert np.abs(pixels(answer.json()["data"][0]["b64_json"]) - alone[k % 2]).max() <= 1
+        first = running.draw(BOOT, 7).json()["data"][0]["b64_json"]  # none named
+        assert np.abs(pixels(first) - alone[0]).max() <= 1
+        assert "Model: student" in Image.open(io.BytesIO(base64.b64decode(first))).text["parameters"]
+        refused = running.client.get("/v1/models/judge")
+        assert refused.status_code == 404 and "here are: student, teacher" in refused.json()["error"]["message"]
+        facts = running.client.get("/v1/page", params={"model": "teacher"}).json()
+        assert facts["can_edit"] and facts["models"] == ["student", "teacher"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_ends_after_the_time_that_it_may_take(model: TextToImage, stream: bool) -> None:
+    held = HeldModel(model)
+    with serving(held, limits=Limits(seconds=0.3)) as running:
+        answer = running.draw(BOOT, stream=stream)
+        assert answer.status_code == (200 if stream else 504) and '"code":"timeout"' in answer.text.replace(" ", "")
+        held.go.set()
+        wait_until(lambda: len(running.service.queue) == 0)
+        running.service.settings.limits.__dict__["seconds"] = 60.0
+        assert running.draw(BOOT).status_code == 200
 
 
 def test_the_guides_examples_work(server: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

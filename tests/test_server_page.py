@@ -41,7 +41,7 @@ def test_the_page_and_its_files_need_no_token_and_load_nothing_from_elsewhere(mo
 
 
 def test_what_the_page_is_told(model: TextToImage) -> None:
-    with serving(model, model="fashion", limits=Limits(steps=7)) as running:
+    with serving(model, names=("fashion",), limits=Limits(steps=7)) as running:
         facts = running.client.get("/v1/page").json()
     assert (facts["model"], facts["width"], facts["steps"], facts["max_steps"]) == ("fashion", 64, 2, 7)
     assert facts["sampler"] in facts["samplers"] and not facts["can_edit"]
@@ -62,7 +62,7 @@ def test_captions_of_strangers_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_png_says_how_it_was_made(model: TextToImage) -> None:
-    with serving(model, model="fashion") as running:
+    with serving(model, names=("fashion",)) as running:
         answer = running.draw(PROMPT, 3, negative_prompt="a bag, in äöü").json()
         image = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
         assert image.info["parameters"].splitlines() == [

@@ -210,6 +210,11 @@ def test_the_command_line_names_what_is_wrong(
         ([STUDENT, "--port", "70000"], "port is 70000"),
         ([STUDENT, "--queue", "0"], "queue is 0"),
         ([STUDENT, "--batch-window-ms", "-1"], "batch-window-ms is -1"),
+        ([STUDENT, "--max-seconds", "0"], "max-seconds is 0"),
+        ([STUDENT, STUDENT], "fashion, fashion: each package needs one of its own"),
+        ([STUDENT, STUDENT, "--model", "b", "--model", "b"], "b, b: each package needs one of its own"),
+        ([STUDENT, "--model", "a", "--model", "b"], "a, b: each package needs one of its own"),
+        ([STUDENT, STUDENT, "--model", "b", "--digest", "sha256:0"], "2 packages need 2 digests"),
     ):
         assert main(["serve", *arguments]) == 2
         error = capsys.readouterr().err

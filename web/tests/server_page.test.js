@@ -27,12 +27,12 @@ async function freePort() {
   return port;
 }
 
-/** A server for `model`, and a page of it that has loaded. */
-async function open(t, model) {
+/** A server for `models`, and a page of it that has loaded. */
+async function open(t, ...models) {
   const port = await freePort();
   const url = `http://127.0.0.1:${port}/`;
   const modules = ["", "runtime", "export"].map((folder) => path.join(ROOT, folder)).join(path.delimiter);
-  const server = spawn(PYTHON, ["-m", "rcdeploy_runtime", "serve", model, "--port", String(port)], {
+  const server = spawn(PYTHON, ["-m", "rcdeploy_runtime", "serve", ...models, "--port", String(port)], {
     env: { ...process.env, PYTHONPATH: modules },
     stdio: "ignore",
   });
@@ -161,6 +161,45 @@ test("a picture is changed where it was painted", { skip }, async (t) => {
   const differ = (a, b) => a.filter((value, k) => Math.abs(value - b[k]) > 2).length / a.length;
   const share = differ(await decode(page, edited), await decode(page, first));
   assert.ok(share > 0 && share < 0.5, `${share} of the values changed`);
+});
+
+test("two models draw beside each other, each as it does by default", { skip }, async (t) => {
+  const { page, url, errors } = await open(t, STUDENT, EDITOR);
+  await set(page, "#prompt", PROMPT);
+  await set(page, "#seed", 3);
+  await page.click("#beside");
+  await draw(page);
+  await says(page, "Drawn in");
+  const alone = async (fields) => {
+    const body = JSON.stringify({ prompt: PROMPT, seed: 3, ...fields });
+    const headers = { "content-type": "application/json" };
+    const answer = await fetch(`${url}v1/images/generations`, { method: "POST", headers, body });
+    return (await answer.json()).data[0].b64_json;
+  };
+  assert.deepEqual(await shown(page), [await alone({}), await alone({ model: "package" })]);
+  const captions = await page.$$eval("#pictures figcaption", (all) => all.map(({ textContent }) => textContent));
+  assert.match(captions[0], /^fashion, 2 steps, [\d.]+ s$/);
+  assert.match(captions[1], /^package, 25 steps, [\d.]+ s$/);
+
+  await t.test("a picture of the gallery brings its model back", async () => {
+    await page.$eval("#drawn li:first-child button", (button) => button.click());
+    assert.equal(await page.$eval("#model", (field) => field.value), "package");
+    assert.equal(await page.$eval("#steps", (field) => field.value), "25");
+    await page.click("#beside");
+    await draw(page);
+    await says(page, "Drawn in");
+    assert.deepEqual(await shown(page), [await alone({ model: "package" })]);
+  });
+
+  await t.test("axe finds nothing", async () => {
+    await page.evaluate(readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8"));
+    const { violations } = await page.evaluate("axe.run()");
+    assert.deepEqual(
+      violations.map(({ id }) => id),
+      [],
+    );
+  });
+  assert.deepEqual(errors, []);
 });
 
 /** RGBA of a png in base64: by an element, since the page's own rules let no script fetch data addresses. */

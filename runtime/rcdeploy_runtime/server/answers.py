@@ -14,7 +14,7 @@ from PIL import Image
 
 from .api_errors import ApiError, error_body
 from .image_data import encode_image
-from .jobs import Failed, Finished, Gone, Job, Progress
+from .jobs import Failed, Finished, Gone, Job, Late, Progress
 from .schema import ImageData, ImageRequest, ImagesResponse
 from .service import Service, size_text
 
@@ -22,6 +22,7 @@ NO_TOKENS = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE = {**NO_TOKENS, "input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 """tokens are not counted here, but OpenAI's schema requires them"""
 FAILED = "the images could not be drawn; the server's log has more about it"
+LATE = "the server gave up: the images were not drawn in the time that a request may take"
 CLIENT_GONE = 499
 """a status for the log, which nobody receives"""
 
@@ -35,9 +36,11 @@ async def whole_answer(service: Service, job: Job, body: ImageRequest, request: 
         return Response(status_code=CLIENT_GONE)
     if isinstance(event, Failed):
         raise ApiError(500, FAILED, code="generation_failed")
+    if isinstance(event, Late):
+        raise ApiError(504, LATE, code="timeout")
     data = []
     for image, seed in zip(event.images, job.seeds, strict=True):
-        encoded = await asyncio.to_thread(_encode, image, body, _parameters(job, seed, service))
+        encoded = await asyncio.to_thread(_encode, image, body, _parameters(job, seed))
         if body.response_format == "url":
             name = service.images.put(encoded, body.output_format or "png")
             data.append(ImageData(url=str(request.url_for("stored_image", name=name)), seed=seed))
@@ -62,9 +65,11 @@ async def event_stream(service: Service, job: Job, body: ImageRequest, kind: str
             event = await job.events.get()
     if isinstance(event, Failed):
         yield f"event: error\ndata: {json.dumps(error_body(500, FAILED, 'generation_failed'))}\n\n"
+    if isinstance(event, Late):
+        yield f"event: error\ndata: {json.dumps(error_body(504, LATE, 'timeout'))}\n\n"
     if isinstance(event, Finished):
         for index, image in enumerate(event.images):
-            parameters = _parameters(job, job.seeds[index], service)
+            parameters = _parameters(job, job.seeds[index])
             facts = {**await _image_facts(image, job, body, index, parameters), "usage": USAGE}
             yield _event(f"{kind}.completed", facts)
 
@@ -99,7 +104,7 @@ def _encode(image: Image.Image, body: ImageRequest, parameters: str) -> bytes:
     return encode_image(image, body.output_format or "png", quality, parameters)
 
 
-def _parameters(job: Job, seed: int, service: Service) -> str:
+def _parameters(job: Job, seed: int) -> str:
     """How the image was made, in the form that web UIs of Stable Diffusion write into a png and read from it."""
     shape = job.shape
     lines = [job.prompt]
@@ -111,7 +116,7 @@ def _parameters(job: Job, seed: int, service: Service) -> str:
         "CFG scale": f"{shape.guidance_scale:g}",
         "Seed": seed,
         "Size": size_text(job),
-        "Model": service.settings.model,
+        "Model": shape.model,
     }
     if job.image is not None:
         facts["Denoising strength"] = f"{job.strength:g}"

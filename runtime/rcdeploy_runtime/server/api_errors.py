@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from .schema import ErrorDetails, ErrorResponse
 
-DOCUMENTED = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503)
+DOCUMENTED = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503, 504)
 RESPONSES: dict[int | str, dict[str, Any]] = {status: {"model": ErrorResponse} for status in DOCUMENTED}
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 

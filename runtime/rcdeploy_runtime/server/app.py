@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -58,16 +58,15 @@ async def _answer(body: ImageRequest, request: Request, kind: str) -> Any:
 
 @router.get("/v1/models", responses=RESPONSES)
 async def models(request: Request) -> ModelList:
-    """The one model."""
-    return ModelList(data=[_model(_service(request))])
+    """The models that draw here; the first is the one of requests that name none."""
+    service = _service(request)
+    return ModelList(data=[_model(service, name) for name in service.models])
 
 
 @router.get("/v1/models/{model}", responses=RESPONSES)
 async def model(model: str, request: Request) -> Model:
     service = _service(request)
-    if model != service.settings.model:
-        raise ApiError(404, "there is no such model", code="model_not_found", param="model")
-    return _model(service)
+    return _model(service, service.name(model))
 
 
 @router.get("/images/{name}", responses={**RESPONSES, 200: {"content": {"image/*": {}}}}, response_class=Response)
@@ -104,13 +103,16 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _model(service: Service) -> Model:
-    return Model(id=service.settings.model, created=service.created)
+def _model(service: Service, name: str) -> Model:
+    return Model(id=name, created=service.created)
 
 
-def create_app(model: TextToImage, settings: ServerSettings) -> FastAPI:
-    """The app for one loaded package; its worker runs from startup to shutdown, and finishes what it took."""
-    service = Service(model, settings)
+def create_app(models: Mapping[str, TextToImage], settings: ServerSettings) -> FastAPI:
+    """The app for loaded packages, by the names that requests have for them; the first draws where none is named.
+
+    Its worker runs from startup to shutdown, and finishes what it took.
+    """
+    service = Service(models, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

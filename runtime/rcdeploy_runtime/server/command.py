@@ -7,6 +7,7 @@ import importlib
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +20,17 @@ MODULES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("package", help="folder or .zip that rcdeploy export wrote")
+    parser.add_argument(
+        "packages",
+        nargs="+",
+        metavar="package",
+        help="folder or .zip that rcdeploy export wrote; of several the first draws where a request names none",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="others than this machine's own need a token")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
-    parser.add_argument("--model", help="its name in the API; the package's own by default")
+    parser.add_argument(
+        "--model", action="append", default=[], help="a package's name in the API, its own by default; one for each"
+    )
     parser.add_argument(
         "--token-file", type=Path, help="bearer tokens, one a line; or set RCDEPLOY_SERVER_TOKEN instead"
     )
@@ -35,13 +43,19 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-steps", type=int, default=100)
     parser.add_argument("--max-prompt-characters", type=int, default=2_000)
     parser.add_argument("--max-body-bytes", type=int, default=16 * 2**20)
+    parser.add_argument("--max-seconds", type=float, default=600, help="for a request, waiting included")
     parser.add_argument("--url-seconds", type=float, default=3_600, help="how long images have a url")
     parser.add_argument("--grace-seconds", type=int, default=60, help="to finish what was taken, when it is stopped")
     parser.add_argument("--log-prompts", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--memory-gb", type=float, help="most that a network may take beside its weights")
-    parser.add_argument("--digest", help="sha256:..., which the package must have; `digest` prints it")
+    parser.add_argument(
+        "--digest",
+        action="append",
+        default=[],
+        help="sha256:..., which the package must have; `digest` prints it; one for each package",
+    )
     parser.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
 
 
@@ -73,9 +87,9 @@ def serve(args: argparse.Namespace) -> None:
         steps=args.max_steps,
         images=args.max_images,
         queue=args.queue,
+        seconds=args.max_seconds,
     )
     settings = ServerSettings(
-        model=args.model or Path(args.package).absolute().name.removesuffix(".zip"),
         limits=limits,
         tokens=tokens,
         batch_window_s=args.batch_window_ms / 1_000,
@@ -83,19 +97,45 @@ def serve(args: argparse.Namespace) -> None:
         cors_origins=tuple(args.cors_origin),
         log_prompts=args.log_prompts,
     )
+    names, digests = _names(args.packages, args.model), _digests(args.packages, args.digest)
     grace_s = whole_number("grace-seconds", args.grace_seconds, 1, 24 * 3_600)
     with listening_socket(args.host, args.port, open_to_all=not (tokens or args.no_auth)) as listener:
-        model = TextToImage.load(
-            args.package,
-            device=args.device,
-            threads=args.threads,
-            verify=not args.no_verify,
-            digest=args.digest,
-            memory_gb=args.memory_gb,
-        )
+        models = {
+            name: TextToImage.load(
+                package,
+                device=args.device,
+                threads=args.threads,
+                verify=not args.no_verify,
+                digest=digest,
+                memory_gb=args.memory_gb,
+            )
+            for name, package, digest in zip(names, args.packages, digests, strict=True)
+        }
         configure_logging(args.log_prompts)
-        model.generate("", seed=0, num_inference_steps=1)  # what is compiled or read at the first image, is so now
-        _run(create_app(model, settings), listener, grace_s)
+        for model in models.values():  # what is compiled or read at the first image, is so now
+            model.generate("", seed=0, num_inference_steps=1)
+        _run(create_app(models, settings), listener, grace_s)
+
+
+def _names(packages: Sequence[str], named: Sequence[str]) -> list[str]:
+    """The models' names in the API. Raises RcdeployError for too many of them, and for two that are alike."""
+    own = [Path(package).absolute().name.removesuffix(".zip") for package in packages]
+    names = [*named, *own[len(named) :]]
+    if len(named) > len(packages) or len(set(names)) < len(names):
+        raise RcdeployError(
+            f"the models' names are {', '.join(names)}: each package needs one of its own",
+            fix="Name them in their order: --model student --model teacher.",
+        )
+    return names
+
+
+def _digests(packages: Sequence[str], given: Sequence[str]) -> list[str | None]:
+    if given and len(given) != len(packages):
+        raise RcdeployError(
+            f"{len(packages)} packages need {len(packages)} digests, and {len(given)} were given",
+            fix="Give --digest once for each package, in their order; or none.",
+        )
+    return list(given) or [None] * len(packages)
 
 
 def _run(app: FastAPI, listener: socket.socket, grace_s: int) -> None:

@@ -20,6 +20,7 @@ from ..images import ImageLike
 class Shape:
     """What requests must have in common to be drawn as one batch."""
 
+    model: str
     height: int
     width: int
     num_inference_steps: int
@@ -53,7 +54,12 @@ class Gone:
     """The client went away."""
 
 
-Event = Progress | Finished | Failed | Gone
+@dataclass(frozen=True)
+class Late:
+    """The request has waited for as long as a request may."""
+
+
+Event = Progress | Finished | Failed | Gone | Late
 
 
 @dataclass(eq=False)
@@ -61,7 +67,7 @@ class Job:
     """One request: `seeds` says how many images of `prompt`.
 
     image, mask, strength: of an edit, which is drawn by itself.
-    loop: the event loop of the request, which reads `events`.
+    loop: the event loop of the request, which reads `events`. timer: ends the request when it takes too long.
     """
 
     prompt: str
@@ -74,13 +80,15 @@ class Job:
     events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+    timer: asyncio.TimerHandle | None = None
 
     def goes_with(self, other: Job) -> bool:
         return self is other or (self.image is None and other.image is None and self.shape == other.shape)
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of TextToImage.stream, but for prompts and seeds."""
-        return {**vars(self.shape), "image": self.image, "mask": self.mask, "strength": self.strength}
+        shape = {key: value for key, value in vars(self.shape).items() if key != "model"}
+        return {**shape, "image": self.image, "mask": self.mask, "strength": self.strength}
 
     def send(self, event: Event) -> None:
         """From any thread."""

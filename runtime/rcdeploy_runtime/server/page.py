@@ -47,6 +47,7 @@ class PageFacts(BaseModel):
     max_steps: int
     max_prompt_characters: int
     captions: list[str]
+    models: list[str]
 
 
 @router.get("/", include_in_schema=False)
@@ -62,15 +63,17 @@ async def page_file(name: str) -> FileResponse:
 
 
 @router.get("/v1/page", responses=RESPONSES)
-async def page_facts(request: Request, response: Response) -> PageFacts:
-    """What the page at / shows of the model."""
+async def page_facts(request: Request, response: Response, model: str | None = None) -> PageFacts:
+    """What the page at / shows of a model."""
     service: Service = request.app.state.service
-    model, package, limits = service.model, service.model.package, service.settings.limits
+    name, limits = service.name(model), service.settings.limits
+    network = service.models[name]
+    package = network.package
     response.headers["cache-control"] = "no-store"
     return PageFacts(
-        model=service.settings.model,
-        width=model.width,
-        height=model.height,
+        model=name,
+        width=network.width,
+        height=network.height,
         size_multiple=package.facts.size_multiple,
         is_fixed_size=package.facts.static_size is not None,
         sampler=package.sampling.sampler,
@@ -81,6 +84,7 @@ async def page_facts(request: Request, response: Response) -> PageFacts:
         max_steps=limits.steps,
         max_prompt_characters=limits.prompt_characters,
         captions=captions(package),
+        models=list(service.models),
     )
 
 

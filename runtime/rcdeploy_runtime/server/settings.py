@@ -28,7 +28,7 @@ class Limits:
 
     body_bytes: of a request. prompt_characters: of the prompt and of the negative one. pixels: height times width, of
     generated and of uploaded images. steps: UNet steps. images: of one request, and of requests that are drawn
-    together. queue: requests that wait.
+    together. queue: requests that wait. seconds: from a request's arrival to its images.
     """
 
     body_bytes: int = 16 * 2**20
@@ -37,6 +37,7 @@ class Limits:
     steps: int = 100
     images: int = MAX_IMAGES
     queue: int = 64
+    seconds: float = 600.0
 
     def __post_init__(self) -> None:
         whole_number("max-body-bytes", self.body_bytes, 1_024, 2**32)
@@ -45,6 +46,7 @@ class Limits:
         whole_number("max-steps", self.steps, 1, MAX_TRAIN_TIMESTEPS)
         whole_number("max-images", self.images, 1, MAX_IMAGES)
         whole_number("queue", self.queue, 1, 100_000)
+        number("max-seconds", self.seconds, 0.1, 24 * 3_600)
 
 
 class Tokens:
@@ -95,11 +97,10 @@ def _digest(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """model: its name in /v1/models. batch_window_s: how long a request waits for others of its shape, to be drawn
+    """batch_window_s: how long a request waits for others of its shape, to be drawn
     with them. url_s: how long an image is served under its url. cors_origins: whose web pages may ask. log_prompts:
     whether log lines carry prompts."""
 
-    model: str
     limits: Limits = field(default_factory=Limits)
     tokens: Tokens = field(default_factory=Tokens)
     batch_window_s: float = 0.01

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from ..generation import Result, Step
 from ..text_to_image import TextToImage
@@ -15,11 +16,11 @@ LOG = logging.getLogger("rcdeploy_runtime.server")
 
 
 class Worker(threading.Thread):
-    """Owns the model. Every image of a batch is the one that its seed gives alone, to one grey level."""
+    """Owns the models. Every image of a batch is the one that its seed gives alone, to one grey level."""
 
-    def __init__(self, model: TextToImage, queue: JobQueue, metrics: Metrics) -> None:
+    def __init__(self, models: Mapping[str, TextToImage], queue: JobQueue, metrics: Metrics) -> None:
         super().__init__(name="worker", daemon=True)
-        self._model, self._queue, self._metrics = model, queue, metrics
+        self._models, self._queue, self._metrics = models, queue, metrics
 
     def run(self) -> None:
         while batch := self._queue.take():
@@ -42,7 +43,8 @@ class Worker(threading.Thread):
         begun = time.perf_counter()
         prompts = [job.prompt for job in batch for _ in job.seeds]
         seeds = [seed for job in batch for seed in job.seeds]
-        for event in self._model.stream(prompts, seed=seeds, **batch[0].arguments()):
+        model = self._models[batch[0].shape.model]
+        for event in model.stream(prompts, seed=seeds, **batch[0].arguments()):
             if all(job.cancelled for job in batch):
                 return
             first = 0

@@ -9,7 +9,9 @@ const element = (id) => document.getElementById(id);
 /** element ids -> the API's fields */
 const NUMBERS = { seed: "seed", steps: "steps", n: "n", guidance: "guidance_scale" };
 
+/** of the chosen model, and of each by its name */
 let facts = null;
+const known = new Map();
 let running = null;
 let token = sessionStorage.getItem("rcdeploy-token") ?? "";
 /** the picture that an edit begins with, and the canvas of what was painted over it */
@@ -30,6 +32,15 @@ async function begin() {
   if (!answer.ok) return fail(await message(answer));
   element("token-form").hidden = true;
   facts = await answer.json();
+  known.set(facts.model, facts);
+  for (const name of facts.models.filter((other) => other !== facts.model)) {
+    const other = await ask(`v1/page?model=${encodeURIComponent(name)}`).catch((error) => fail(error));
+    if (!other?.ok) return other && fail(await message(other));
+    known.set(name, await other.json());
+  }
+  element("models").hidden = known.size < 2;
+  element("model").replaceChildren(...facts.models.map((name) => new Option(name, name)));
+  element("prompt").value = facts.captions[0] ?? "";
   describe();
   show(0, "Ready.");
   update();
@@ -60,7 +71,6 @@ function describe() {
   }
   element("editing").hidden = !facts.can_edit;
   element("examples").hidden = !facts.captions.length;
-  element("prompt").value = facts.captions[0] ?? "";
   showExamples();
 }
 
@@ -85,12 +95,29 @@ function item(child) {
   return li;
 }
 
-async function draw() {
-  if (running || !facts || !element("form").reportValidity()) return;
-  const fields = { prompt: element("prompt").value, sampler: element("sampler").value, stream: true };
+/** the chosen model's request, by the form */
+function chosen() {
+  const fields = { model: facts.model, prompt: element("prompt").value, sampler: element("sampler").value };
   for (const [id, name] of Object.entries(NUMBERS)) fields[name] = element(id).valueAsNumber;
   fields.negative_prompt = element("negative").value;
-  fields.partial_images = PREVIEWS;
+  fields.size = `${element("width").value}x${element("height").value}`;
+  return fields;
+}
+
+/** the same of another model, as that one draws by itself */
+function beside(other, fields) {
+  const { sampler, steps, guidance_scale } = other;
+  const size = other.is_fixed_size ? `${other.width}x${other.height}` : fields.size;
+  return { ...fields, model: other.model, sampler, steps, guidance_scale, size };
+}
+
+async function draw() {
+  if (running || !facts || !element("form").reportValidity()) return;
+  const requests = [chosen()];
+  if (known.size > 1 && element("beside").checked) {
+    const others = [...known.values()].filter((other) => other !== facts && (!original || other.can_edit));
+    requests.push(...others.map((other) => beside(other, requests[0])));
+  }
   running = new AbortController();
   element("error").hidden = true;
   element("pictures").replaceChildren();
@@ -98,13 +125,20 @@ async function draw() {
   show(null, "Waiting for its turn …");
   element("status").scrollIntoView({ block: "nearest", behavior: "smooth" });
   update();
-  const started = performance.now();
   try {
-    const answer = await ask(...(await request(fields)));
-    if (!answer.ok) throw new Error(await message(answer));
-    const done = await read(answer, fields);
-    if (done.length < fields.n) throw new Error("The connection ended before the picture was whole.");
-    finish(done, fields, (performance.now() - started) / 1000);
+    const records = [];
+    for (const fields of requests) {
+      const started = performance.now();
+      const answer = await ask(...(await request({ ...fields, stream: true, partial_images: PREVIEWS })));
+      if (!answer.ok) throw new Error(await message(answer));
+      const done = await read(answer, fields, records.length);
+      if (done.length < fields.n) throw new Error("The connection ended before the picture was whole.");
+      const seconds = (performance.now() - started) / 1000;
+      const { n, ...settings } = fields;
+      const edit = original ? { strength: Number(element("strength").value) } : {};
+      records.push(...done.map(({ seed, url }) => ({ url, seconds, record: { ...settings, seed, ...edit } })));
+    }
+    finish(records);
   } catch (error) {
     if (running.signal.aborted) show(0, "Cancelled.");
     else fail(error);
@@ -118,12 +152,13 @@ async function draw() {
 async function request(fields) {
   const { signal } = running;
   if (!original) {
-    const body = JSON.stringify({ ...fields, size: `${element("width").value}x${element("height").value}` });
+    const body = JSON.stringify(fields);
     const headers = { "content-type": "application/json" };
     return ["v1/images/generations", { method: "POST", headers, body, signal }];
   }
+  const { size, ...rest } = fields; // that of the picture
   const body = new FormData();
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  for (const [name, value] of Object.entries(rest)) body.append(name, value);
   body.append("strength", element("strength").value);
   body.append("image", await blob(original), "image.png");
   const mask = maskOfPaint();
@@ -131,8 +166,8 @@ async function request(fields) {
   return ["v1/images/edits", { method: "POST", body, signal }];
 }
 
-/** The images of a stream of server-sent events, by index; previews are shown as they come. */
-async function read(answer, fields) {
+/** The images of a stream of server-sent events, by index; previews are shown as they come, from place `first` on. */
+async function read(answer, fields, first) {
   const done = [];
   let rest = "";
   for await (const text of texts(answer.body)) {
@@ -142,7 +177,7 @@ async function read(answer, fields) {
       const data = JSON.parse(event.slice(event.indexOf("data: ") + 6));
       if (data.error) throw new Error(data.error.message);
       const url = `data:image/${data.output_format};base64,${data.b64_json}`;
-      place(data.index, url, fields.prompt);
+      place(first + data.index, url, fields);
       if (data.type.endsWith(".completed")) done.push({ ...data, url });
       else show((data.partial_image_index + 1) / (PREVIEWS + 1), "Drawing …");
     }
@@ -155,32 +190,38 @@ async function* texts(stream) {
   for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
 }
 
-function place(index, url, prompt) {
+function place(index, url, { prompt, model }) {
   const pictures = element("pictures");
-  while (pictures.children.length <= index) pictures.append(document.createElement("img"));
-  const img = pictures.children[index];
+  while (pictures.children.length <= index) {
+    const figure = document.createElement("figure");
+    figure.append(document.createElement("img"));
+    if (known.size > 1) figure.append(Object.assign(document.createElement("figcaption"), { textContent: model }));
+    pictures.append(figure);
+  }
+  const img = pictures.children[index].querySelector("img");
   Object.assign(img, { src: url, alt: prompt });
-  img.className = facts.width <= TOY_PIXELS ? "toy" : "";
+  img.className = sharp(model);
 }
 
-function finish(done, fields, seconds) {
-  const { stream, partial_images, n, ...settings } = fields;
-  const edit = original ? { strength: Number(element("strength").value) } : {};
-  show(1, `Drawn in ${seconds.toFixed(2)} s.`);
-  const [first] = done;
-  const records = done.map(({ seed, size, url }) => ({ url, record: { ...settings, seed, size, ...edit } }));
+function sharp(model) {
+  return known.get(model).width <= TOY_PIXELS ? "toy" : "";
+}
+
+function finish(records) {
+  const times = new Map(records.map(({ record, seconds }) => [record.model, `${seconds.toFixed(2)} s`]));
+  show(1, `Drawn in ${[...times.values()].join(", then ")}.`);
   present(records);
   for (const entry of records) {
     const button = Object.assign(document.createElement("button"), { type: "button" });
     const img = Object.assign(document.createElement("img"), { src: entry.url, alt: "" });
-    img.className = element("pictures").firstChild.className;
+    img.className = sharp(entry.record.model);
     const label = document.createElement("span");
     label.textContent = entry.record.prompt;
     button.append(img, label);
     button.onclick = () => {
       if (running) return;
       element("pictures").replaceChildren();
-      place(0, entry.url, entry.record.prompt);
+      place(0, entry.url, entry.record);
       recall(entry.record);
       present([entry]);
       show(1, "Its settings are in the form.");
@@ -189,29 +230,39 @@ function finish(done, fields, seconds) {
   }
   while (element("drawn").children.length > MAX_GALLERY) element("drawn").lastChild.remove();
   element("gallery").hidden = false;
-  element("seed").value = first.seed;
 }
 
 /** A link that saves each picture, and how they were made. */
 function present(records) {
   const pictures = element("pictures");
-  records.forEach(({ url, record }, index) => {
+  records.forEach(({ url, record, seconds }, index) => {
     const link = Object.assign(document.createElement("a"), { href: url, download: `${record.seed}.png` });
     link.title = "Save as PNG; its settings are in the file";
-    pictures.children[index].replaceWith(link);
-    const img = Object.assign(document.createElement("img"), { src: url, alt: `${record.prompt} (save as PNG)` });
-    img.className = facts.width <= TOY_PIXELS ? "toy" : "";
+    const figure = pictures.children[index];
+    const img = figure.querySelector("img");
+    img.alt = `${record.prompt} (save as PNG)`;
+    img.replaceWith(link);
     link.append(img);
+    if (known.size < 2) return;
+    const steps = `${record.steps} ${record.steps === 1 ? "step" : "steps"}`;
+    figure.querySelector("figcaption").textContent = `${record.model}, ${steps}, ${seconds.toFixed(2)} s`;
   });
   element("record").textContent = JSON.stringify(records.map(({ record }) => record), null, 2);
   element("record-details").hidden = false;
 }
 
 function recall(record) {
+  chooseModel(record.model);
   const values = { prompt: "prompt", seed: "seed", steps: "steps", sampler: "sampler", guidance: "guidance_scale" };
   for (const [id, name] of Object.entries(values)) element(id).value = record[name];
   element("negative").value = record.negative_prompt;
   [element("width").value, element("height").value] = record.size.split("x");
+}
+
+function chooseModel(name) {
+  facts = known.get(name);
+  element("model").value = name;
+  describe();
 }
 
 /** The picture, opaque, and transparent where it was painted, as OpenAI's masks are; null where nothing was. */
@@ -341,4 +392,5 @@ element("brush").onpointermove = paint;
 element("all").onclick = () => paintAll(true);
 element("clear").onclick = () => paintAll(false);
 element("without").onclick = withoutPicture;
+element("model").onchange = (event) => chooseModel(event.target.value);
 for (const side of ["width", "height"]) element(side).onchange = withoutPicture;
