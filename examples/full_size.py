@@ -2,6 +2,7 @@
 
     python examples/full_size.py                        # c-micro and b-tiny; about 15 GB of memory, some minutes
     python examples/full_size.py --students c-micro --export onnx:fp32 onnx:fp16 openvino:int8
+    python examples/full_size.py --students koala-700m  # of SDXL's shape, 64 x 64 pixels; 20 GB of memory
 
 The weights are random, so nothing is learnt: memory and seconds are measured, on this machine.
 """
@@ -17,11 +18,18 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from teacher_networks import build_tokenizer, noise_schedule
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from rcdeploy.student.sd14 import SD14_UNET_CONFIG
+from rcdeploy.student.sdxl import SDXL_CONFIGS, SDXL_UNET_CONFIG
 
 CAPTIONS = [f"a photo of number {i}" for i in range(8)]
 
@@ -30,30 +38,11 @@ def build_teacher(folder: Path) -> None:
     """UNet of 859.5M, CLIP ViT-L/14's text encoder, SD's VAE; fp16 on disk (2.1 GB)."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    tokenizer = build_tokenizer(CAPTIONS, folder / "tokenizer")
-    tokenizer.model_max_length = 77
-    text = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        projection_dim=768,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        sample_size=512,
-    )
+    tokenizer = tokenizer_of_clip(folder / "tokenizer")
     schedule: DDIMScheduler = noise_schedule()
     StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=CLIPTextModel(text).half(),
+        vae=vae().half(),
+        text_encoder=CLIPTextModel(text_config(tokenizer, SDXL_CONFIGS["text_encoder"])).half(),
         tokenizer=tokenizer,
         unet=UNet2DConditionModel.from_config(SD14_UNET_CONFIG).half(),
         scheduler=schedule,
@@ -62,6 +51,57 @@ def build_teacher(folder: Path) -> None:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     (folder / "captions.txt").write_text("".join(c + "\n" for c in CAPTIONS))
+
+
+def build_xl_teacher(folder: Path) -> None:
+    """UNet of 2,567.5M, SDXL's two text encoders, its VAE; bf16 on disk (6.9 GB), and in memory while it is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    tokenizers = [tokenizer_of_clip(folder / name) for name in ("tokenizer", "tokenizer_2")]
+    configs = [text_config(t, SDXL_CONFIGS[name]) for t, name in zip(tokenizers, TEXT_ENCODERS, strict=True)]
+    schedule: DDIMScheduler = noise_schedule()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        StableDiffusionXLPipeline(
+            vae=vae(),
+            text_encoder=CLIPTextModel(configs[0]),
+            text_encoder_2=CLIPTextModelWithProjection(configs[1]),
+            tokenizer=tokenizers[0],
+            tokenizer_2=tokenizers[1],
+            unet=UNet2DConditionModel.from_config(SDXL_UNET_CONFIG),
+            scheduler=schedule,
+        ).save_pretrained(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    (folder / "captions.txt").write_text("".join(c + "\n" for c in CAPTIONS))
+
+
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+def tokenizer_of_clip(folder: Path) -> CLIPTokenizer:
+    tokenizer = build_tokenizer(CAPTIONS, folder)
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+
+def text_config(tokenizer: CLIPTokenizer, shape: dict) -> CLIPTextConfig:
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return CLIPTextConfig(**{**{k: v for k, v in shape.items() if not k.startswith("_")}, **ids})
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        sample_size=512,
+    )
+
+
+def is_xl(student: str) -> bool:
+    return student.startswith("koala")
 
 
 def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
@@ -82,6 +122,8 @@ def run(student: str, folder: Path, steps: int) -> dict[str, float | str]:
         "train.trackers": "[]",
         "evaluate.every": 0,
     }
+    if is_xl(student):  # in fp32 the teacher alone has 10.3 GB
+        settings |= {"train.mixed_precision": "bf16", "cache.resolution": 64, "conditioning.probability": "none"}
     recipe = Path(__file__).parent.parent / "recipes" / f"{student.replace('-', '_')}.toml"
     command = [sys.executable, "-m", "rcdeploy.cli.main", "distill", str(recipe), "--out", str(folder / student)]
     command += [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]
@@ -131,9 +173,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--export", nargs="*", default=[], metavar="FORMAT:PRECISION", help="of the first student")
     args = parser.parse_args()
-    folder = args.folder.resolve()
+    if len({is_xl(student) for student in args.students}) > 1:
+        parser.error("KOALA's students have a teacher of their own: name them in a run of their own")
+    is_of_xl = is_xl(args.students[0])
+    folder = args.folder.resolve() / ("xl" if is_of_xl else "")
     if not (folder / "teacher" / "captions.txt").is_file():
-        build_teacher(folder / "teacher")
+        (build_xl_teacher if is_of_xl else build_teacher)(folder / "teacher")
     for student in args.students:
         print(json.dumps(run(student, folder, args.steps)), flush=True)
     for kind in args.export:

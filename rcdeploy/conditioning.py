@@ -136,6 +136,11 @@ class RandomConditioning:
         p = recipe_probability(section)
         return cls(p, rows, pool_size, num_train_timesteps, section.null_probability, seed, timesteps)
 
+    @property
+    def ever_replaces(self) -> bool:
+        """Whether p(t) is above 0 anywhere."""
+        return bool((self.p(np.arange(self.num_train_timesteps) / self.num_train_timesteps) > 0).any())
+
     def draw(self, step: int, sample: int, latent_shape: tuple[int, ...]) -> Draw:
         """Sample row and t uniformly, replace the prompt with probability p(t) (eq. 3), then drop it at random."""
         rng = generator(self.seed, TRAINING, step, sample)

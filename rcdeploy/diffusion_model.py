@@ -136,6 +136,11 @@ class LatentDiffusionModel:
         for name in names:
             getattr(self, name)
 
+    def release(self, *names: str) -> None:
+        """Gives the memory of components back; who uses one again loads it again."""
+        for name in names:
+            self._components.pop(name, None)
+
     @property
     def unet(self) -> UNet2DConditionModel:
         return self._component("unet", UNet2DConditionModel, self.dtype)

@@ -21,6 +21,7 @@ from training_runs import (
 from transformers import CLIPTextModel
 
 from rcdeploy import checkpoint
+from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.distill.distillation import DistillationObjective
 from rcdeploy.distill.validation import Validator
 from rcdeploy.recipe import Recipe
@@ -100,6 +101,23 @@ def test_without_averaging_the_weights_themselves_are_kept(tiny_recipe: RecipeOf
     assert saved and all(torch.equal(raw[k], saved[k]) for k in saved)
     (file,) = Path("one/pipeline/unet").glob("*.safetensors")
     assert all(torch.equal(v, saved[f"unet.{k}"].half()) for k, v in load_file(file).items())
+
+
+def test_without_random_texts_the_text_encoder_gives_its_memory_back(
+    tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released: list[str] = []
+    short = {"max_steps": 1, "checkpoint_every": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(LatentDiffusionModel, "release", lambda _, *names: released.extend(names))
+        ran(tiny_recipe(train=short), "one")
+        assert not released
+        none = tiny_recipe(train=short, conditioning={"probability": "none"})
+        ran(none, "two")
+        assert released == ["text_encoder", "text_encoder_2"]
+    ran(none, "three")  # and what needs it again loads it again
+    same_bytes("two", "three", 1)
+    assert (Path("three/pipeline/text_encoder/config.json")).is_file()
 
 
 def test_projectors_are_trained_and_saved(whole: tuple[Recipe, str]) -> None:

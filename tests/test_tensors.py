@@ -93,6 +93,16 @@ def test_views_are_saved_compactly(tmp_path: Path) -> None:
     assert not load_tensors(tmp_path / "parameter.safetensors")["p"].requires_grad
 
 
+def test_only_what_shares_its_storage_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(tensors, "save_file", lambda these, beside, _: (written.update(these), beside.touch()))
+    whole, pair = torch.ones(3, 2), torch.ones(4)
+    save_tensors(tmp_path / "file", {"whole": whole, "one": pair, "two": pair, "row": whole[1]})
+    assert written["whole"].data_ptr() == whole.data_ptr() and written["one"].data_ptr() == pair.data_ptr()
+    assert len({tensor.untyped_storage().data_ptr() for tensor in written.values()}) == 4
+    assert torch.equal(written["two"], pair) and torch.equal(written["row"], whole[1])
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 def test_a_full_disk_leaves_the_file_that_was_there(
     file: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

@@ -64,6 +64,8 @@ class BatchMaker:
             rows = list(range(len(cache)))
             chunks = [rows[i : i + PROMPTS_PER_ENCODING] for i in range(0, len(rows), PROMPTS_PER_ENCODING)]
             self.paired = Condition.cat([self._encode_paired(chunk).to("cpu") for chunk in chunks])
+            if not conditioning.ever_replaces:  # no text is encoded any more
+                teacher.release("text_encoder", "text_encoder_2")
 
     def make(self, step: int, samples: range) -> Batch:
         """The batch of samples `samples` (indices within the global batch) of step `step`."""

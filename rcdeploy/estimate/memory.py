@@ -33,13 +33,11 @@ def memory_bytes(plan: Plan, on_gpu: bool) -> dict[str, int]:
     static += 0 if on_gpu else plan.text_cache
     static += gradients if plan.num_processes > 1 else 0  # DDP's buckets are a copy
     step = plan.costs["step"].peak_bytes
-    # the fused AdamW needs nothing of its own; a checkpoint on the processor copies both moments
-    between_steps = gradients if on_gpu else 8 * parameters["trained"]
     cache_source = "teacher" if plan.recipe.cache.source == "teacher" else "encode"
     student_copy = (2 if on_gpu else 4) * parameters["student"]
     stages = {
         "caching": weights["teacher"] + (0 if on_gpu else weights["student"]) + plan.costs[cache_source].peak_bytes,
-        "training": static + max(step, between_steps),
+        "training": static + max(step, gradients),
         "drawing": static + _drawing_bytes(plan, student_copy) if plan.recipe.evaluate.every else 0,
     }
     largest = max(stages.values())
