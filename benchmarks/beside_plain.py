@@ -36,7 +36,10 @@ def command(doc: str | None, measure: Callable[..., dict[str, Any]], markdown: C
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, parameter in inspect.signature(measure).parameters.items():
         default = parameter.default
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
+        if isinstance(default, bool):
+            parser.add_argument(f"--{name}", action="store_true")
+        else:
+            parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     parser.add_argument("--threads", type=int, default=0, help="torch's own choice by default")
     parser.add_argument("--json", action="store_true")
     args = vars(parser.parse_args())

@@ -49,12 +49,14 @@ class Student(Section):
         None,
         gt=0,
         le=1,
-        description="a channel student of this width, as a fraction of the teacher's, instead of `name`",
+        description="width as a fraction of the teacher's: of a channel student, instead of `name`; beside the `name` "
+        "of a block, KOALA or SLIM student that one, narrower (not in the paper)",
     )
     init: Literal["random", "teacher", "sliced"] | None = Field(
         None,
         description="first weights: random, copied from the teacher (block students), or sliced, every n-th of its "
-        "channels (channel students; not in the paper). By default teacher for block students, else random (the paper)",
+        "channels (students with fewer of them; not in the paper). By default teacher where no channels are removed, "
+        "else random (the paper)",
     )
     seed: Seed = Field(0, description="seed of random first weights and of the projectors")
 
@@ -62,12 +64,27 @@ class Student(Section):
     def first_weights(self) -> Literal["random", "teacher", "sliced"]:
         if self.init:
             return self.init
-        return "random" if self.spec.family == "channel" else "teacher"
+        return "teacher" if self.spec.width == 1 else "random"
 
     @property
     def spec(self) -> StudentSpec:
         """The rule that makes the student of a teacher. Raises RcdeployError for an unknown name."""
-        return StudentSpec(width=self.width) if self.width else find_student(self.name)
+        if self.width is None:
+            return find_student(self.name)
+        named = StudentSpec(width=self.width) if self._is_of_width else find_student(self.name)
+        return replace(named, width=self.width)
+
+    @property
+    def label(self) -> str:
+        """What a person calls the student: c-micro, width 0.3, b-tiny of width 0.7."""
+        if self.width is None:
+            return self.name
+        return f"width {self.width:g}" if self._is_of_width else f"{self.name} of width {self.width:g}"
+
+    @property
+    def _is_of_width(self) -> bool:
+        """Whether the width alone makes the student."""
+        return "name" not in self.model_fields_set or find_student(self.name).family == "channel"
 
 
 class Prompts(Section):
@@ -183,6 +200,11 @@ class Train(Section):
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass: less memory, slower steps"
+    )
+    compile: bool = Field(
+        False,
+        description="compile teacher and student (torch.compile) for distillation: minutes before the first step, then "
+        "faster steps; without a GPU it needs a C++ compiler",
     )
     ema_decay: float = Field(
         0.9999,

@@ -59,14 +59,14 @@ def check_sections(sections: Mapping[str, Any], check_files: bool) -> list[str]:
 
 
 def _student_errors(student: Student) -> list[str]:
-    if student.width is None and student.name not in STUDENTS:
+    if student.name not in STUDENTS:
         allowed = ", ".join(STUDENTS)
         return [f"student.name: {student.name!r} is none of {allowed}{nearest_name(student.name, STUDENTS)}"]
-    is_channel_student = student.spec.family == "channel"
-    if is_channel_student and student.init == "teacher":
-        return ["student.init: 'teacher' copies whole tensors, which no channel student has; use 'random' or 'sliced'"]
-    if not is_channel_student and student.init == "sliced":
-        return ["student.init: 'sliced' is for channel students; use 'teacher' or 'random'"]
+    is_narrower = student.spec.width < 1
+    if is_narrower and student.init == "teacher":
+        return ["student.init: 'teacher' copies whole tensors, and this student has fewer channels; use 'sliced'"]
+    if not is_narrower and student.init == "sliced":
+        return ["student.init: 'sliced' is for students with fewer channels; use 'teacher' or 'random'"]
     return []
 
 
@@ -155,7 +155,7 @@ def _teacher_errors(teacher: Teacher, student: Student | None) -> list[str]:
         config = read_unet_config(Path(teacher.path))
     except RcdeployError as error:
         return [f"teacher.path: {error}"]  # with the lines that import a single file
-    if student and (student.width or student.name in STUDENTS):
+    if student and student.name in STUDENTS:
         try:
             student_config(student.spec, config)
         except RcdeployError as error:

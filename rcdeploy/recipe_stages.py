@@ -122,7 +122,14 @@ class Decoder(Section):
     adversarial: Weight = Field(
         0.0,
         description="weight of the verdict of a patch critic, trained with the decoder to tell its images "
-        "from the VAE's; 0 for none. 0.03 sharpens where pixels and features leave images smooth",
+        "from the VAE's; 0 for none. 0.04 sharpens where pixels and features leave images smooth",
+    )
+    adversarial_after: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_STEPS,
+        description="steps before the critic joins in; by default three quarters of max_steps. From the first step on "
+        "it leaves the decoder behind one without a critic",
     )
     noise: float = Field(
         0.5,
@@ -153,6 +160,11 @@ class Decoder(Section):
     target_cache_gb: float = Field(
         2.0, ge=0, description="memory in GB for decoded targets, each of which is then computed only once"
     )
+
+    @property
+    def critic_from(self) -> int:
+        """The step that the critic joins in at."""
+        return 3 * self.max_steps // 4 if self.adversarial_after is None else self.adversarial_after
 
     @model_validator(mode="after")
     def _something(self) -> Decoder:

@@ -69,6 +69,8 @@ def test_candidates_are_the_students_and_further_widths(tiny_teacher: Path) -> N
     by_name = {c.name: c for c in found}
     assert {"b-tiny", "c-base"} <= by_name.keys() and "koala-1b" not in by_name
     assert "width 0.8" not in by_name, "that is c-base"
+    narrow = by_name["b-tiny, width 0.5"]
+    assert narrow.parameters < by_name["b-tiny"].parameters and "c-base, width 0.5" not in by_name
     assert all(c.costs["mb"] == c.parameters * 2 / 1e6 and c.costs["unet_ms"] is None for c in found)
     assert [c.parameters for c in found] == sorted((c.parameters for c in found), reverse=True)
 
@@ -88,7 +90,7 @@ def test_the_command_times_chooses_and_writes_a_recipe(
     (chosen,) = (row for row in rows if row["chosen"])
     assert all(row["mb"] <= sizes["b-tiny"] * 1.01 and len(row["seconds"]) == 1 for row in rows)
     assert chosen["parameters"] == max(row["parameters"] for row in rows)
-    assert load_recipe(mine).student == load_recipe(recipe, [chosen["setting"]]).student
+    assert load_recipe(mine).student == load_recipe(recipe, chosen["settings"]).student
     assert plot.read_text().startswith("<?xml")
     assert "largest within the limits" in run([*arguments, "mb<=1"]).output
     before = mine.read_bytes()
@@ -109,7 +111,9 @@ def test_the_command_times_chooses_and_writes_a_recipe(
 
 def test_the_rest_of_a_recipe_stays_as_it_is() -> None:
     text = '# head\n[teacher]\nname = "t"\n[student]  # small\nname = "b-tiny"\ninit = "random"\n\n[cache]\nname = 1\n'
-    new = recipe_of(text, Candidate("width 0.3", "student.width=0.3", {}, 1, 1))
+    new = recipe_of(text, Candidate("width 0.3", ("student.width=0.3",), {}, 1, 1))
     assert new == text.replace('name = "b-tiny"', "width = 0.3")
+    both = Candidate("b-base, width 0.5", ("student.name=b-base", "student.width=0.5"), {}, 1, 1)
+    assert recipe_of(text, both) == text.replace('name = "b-tiny"', 'name = "b-base"\nwidth = 0.5')
     with pytest.raises(RcdeployError, match=r"no \[student\] table"):
         recipe_of("[teacher]\n", candidate("b-tiny", 1))

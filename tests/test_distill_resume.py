@@ -29,6 +29,7 @@ from training_runs import (
 from rcdeploy import checkpoint
 from rcdeploy.distill.loop import Stopped
 from rcdeploy.recipe import Recipe
+from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 
 
@@ -39,6 +40,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one(one: Recipe) -> None:
     assert ran(one, "other").step == 6
     same_bytes("one", "other", 6)
     assert Manifest.read(Path("one"), "run").files == Manifest.read(Path("other"), "run").files
+
+
+@pytest.mark.slow  # it compiles for minutes
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("guidance_scale", [None, 3.0])
+def test_a_compiled_run_resumes_to_the_bit_and_equals_one_that_is_not(
+    tiny_recipe: RecipeOf, guidance_scale: float | None
+) -> None:
+    """Evaluation amid the steps, with other batches, included."""
+    distill = {"guidance_scale": guidance_scale}
+    settings = {"evaluate": {"every": 3}, "distill": distill}
+    plain, compiled = (tiny_recipe(train={"compile": on}, **settings) for on in (False, True))
+    ran(plain, "plain")
+    ran(compiled, "one")
+    with pytest.raises(Killed):
+        ran(compiled, "other", at_step(5, fail))
+    torch._dynamo.reset()  # as a new process has it
+    ran(compiled, "other")
+    same_bytes("one", "other", 6)
+    same_to_rounding("plain", "one", 6)
+    for a, b in zip(metrics("plain"), metrics("one"), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+
+
+def test_only_training_is_compiled(tiny_recipe: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[int] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, **_: compiled.append(id(module)))
+    ran(tiny_recipe(train={"max_steps": 1}), "one")
+    assert not compiled
+    ran(tiny_recipe(train={"max_steps": 1, "compile": True}), "two")
+    assert len(set(compiled)) == 2  # teacher and student
+    same_bytes("one", "two", 1)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(RcdeployError, match=r"no C\+\+ compiler"):
+        ran(tiny_recipe(train={"compile": True}), "three")
+    assert not Path("three").exists()
 
 
 def test_metrics_cover_steps_before_and_after_an_interruption(tiny_recipe: RecipeOf) -> None:

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rcdeploy.distill.build_run import accumulation_steps
-from rcdeploy.recipe import Recipe
+from rcdeploy.recipe import Recipe, Student
 from rcdeploy.recipe_file import load_recipe, shipped_recipes
 from rcdeploy.student.built_in import built_in_teacher
+from rcdeploy.student.spec import STUDENTS, StudentSpec
 from rcdeploy_runtime.errors import RcdeployError
 
 RecipeFile = Callable[..., Path]
@@ -108,7 +110,10 @@ def test_needed_keys_and_sections(tmp_path: Path) -> None:
     ("changes", "expected"),
     [
         ({"student": {"init": "teacher"}}, "student.init: 'teacher' copies whole tensors"),
-        ({"student": {"name": "b-tiny", "init": "sliced"}}, "student.init: 'sliced' is for channel students"),
+        (
+            {"student": {"name": "b-tiny", "init": "sliced"}},
+            "student.init: 'sliced' is for students with fewer channels",
+        ),
         ({"train": {"micro_batch_size": 3}}, "train.micro_batch_size: 3 does not divide global_batch_size = 4"),
         ({"cache": {"source": "real"}}, "cache.images: source = 'real' needs a folder"),
         ({"cache": {"images": "further.txt"}}, "cache.images: only with source = 'real'"),
@@ -218,3 +223,16 @@ def test_names_that_are_fine(recipe_file: RecipeFile, name: str) -> None:
     file = recipe_file()
     file.write_text(f"name = {json.dumps(name)}\n{file.read_text()}")
     assert load_recipe(file).name == name
+
+
+def test_a_width_beside_a_name() -> None:
+    """Alone it makes a channel student; a block student of that name is narrowed. A recipe that was read once more says
+    the same."""
+    for section, spec, label, weights in (
+        ({"width": 0.3}, StudentSpec(width=0.3), "width 0.3", "random"),
+        ({"name": "c-base", "width": 0.3}, StudentSpec(width=0.3), "width 0.3", "random"),
+        ({"name": "b-tiny"}, STUDENTS["b-tiny"], "b-tiny", "teacher"),
+        ({"name": "b-tiny", "width": 0.7}, replace(STUDENTS["b-tiny"], width=0.7), "b-tiny of width 0.7", "random"),
+    ):
+        for student in (Student(**section), Student(**Student(**section).model_dump())):
+            assert (student.spec, student.label, student.first_weights) == (spec, label, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from toy_unets import TOY, TOY_XL, run_unet, student_of
 from rcdeploy.student.build import build_on_meta, build_student
 from rcdeploy.student.init import initialise, slice_channels
 from rcdeploy.student.init_check import init_problem
-from rcdeploy.student.spec import STUDENTS, StudentSpec, student_config
+from rcdeploy.student.spec import STUDENTS, StudentSpec, find_student, student_config
+from rcdeploy.student.wavelet import gating_names
 from rcdeploy_runtime.errors import RcdeployError
 
 torch.set_num_threads(1)
@@ -213,9 +215,30 @@ def test_sliced_students_of_every_width(teacher: UNet2DConditionModel, name: str
     assert {float(value) for value in student.conv_in.weight.detach().flatten()} <= theirs
 
 
-def test_slicing_is_for_channel_students(teacher: UNet2DConditionModel) -> None:
-    with pytest.raises(RcdeployError, match="not the same layers"):
-        initialise(build_student(student_of("b-base"), seed=0), teacher, "sliced")
+@pytest.mark.parametrize("name", ["b-base", "b-small", "b-tiny", "slim-b-base"])
+def test_a_block_student_is_sliced_out_of_what_it_keeps(teacher: UNet2DConditionModel, name: str) -> None:
+    """Slices of the copied tensors: the rules of both methods at once."""
+    copied = build_student(student_of(name), seed=0)
+    initialise(copied, teacher, "teacher")
+    narrow = build_student(student_config(replace(find_student(name), width=0.5), TOY)[0], seed=0)
+    initialise(narrow, teacher, "sliced")
+    assert run_unet(narrow).isfinite().all()
+    whole = copied.state_dict()
+    gating = gating_names(narrow)
+    for tensor_name, tensor in narrow.state_dict().items():
+        if tensor_name in gating or _reads_skip(tensor_name):
+            continue
+        expected = whole[tensor_name]
+        for dim, size in enumerate(tensor.shape):
+            expected = slice_channels(expected, dim, size)
+        assert torch.equal(tensor, expected), tensor_name
+
+
+def _reads_skip(name: str) -> bool:
+    return name.startswith("up_blocks") and any(part in name for part in (".norm1.", ".conv1.weight", ".conv_shortcut"))
+
+
+def test_what_cannot_be_sliced(teacher: UNet2DConditionModel) -> None:
     # rounded so far that two stages have one width, and the shortcut between them is gone
     merged = build_student(student_config(StudentSpec(width=0.01), TOY)[0], seed=0)
     with pytest.raises(RcdeployError, match="conv_shortcut"):
@@ -248,6 +271,7 @@ SHORT = ("toy", "no mid block")
 )
 def test_the_check_of_configs_agrees_with_the_tensors(teacher_config: dict[str, Any]) -> None:
     specs = {**STUDENTS, "0.3": StudentSpec(width=0.3), "0.01": StudentSpec(width=0.01)}
+    specs |= {f"{name}, 0.5": replace(STUDENTS[name], width=0.5) for name in ("b-tiny", "b-small", "koala-1b")}
     teacher = build_on_meta(teacher_config)
     problems = 0
     for name, spec in specs.items():

@@ -28,6 +28,8 @@ LIMITS = ("unet_ms", "mb", "gmacs")
 BYTES_PER_WEIGHT = 2
 WIDTHS = tuple(round(0.05 * n, 2) for n in range(4, 20))
 """of channel students, beside the named ones"""
+BLOCK_WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""of the named students that lack blocks"""
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One student, counted. setting: of a recipe, as --set takes it. seconds: of UNet calls with a batch of one."""
+    """One student, counted. settings: of a recipe, as --set takes them. seconds: of UNet calls with a batch of one."""
 
     name: str
-    setting: str
+    settings: tuple[str, ...]
     config: Mapping[str, Any]
     parameters: int
     macs: int
@@ -90,22 +92,28 @@ class Candidate:
 def candidates(
     teacher_config: Mapping[str, Any], latent_size: int | tuple[int, int] | None, text_length: int
 ) -> list[Candidate]:
-    """The students that fit the teacher, and channel students of WIDTHS; largest first, each shape once.
+    """The students that fit the teacher, narrower ones of those that lack blocks, channel students of WIDTHS: largest
+    first, each shape once.
 
     Raises RcdeployError when the teacher itself cannot be counted.
     """
     unet_macs(teacher_config, latent_size, text_length)
-    rules = [(name, f"student.name={name}", spec) for name, spec in STUDENTS.items()]
-    rules += [(f"width {width:g}", f"student.width={width:g}", StudentSpec(width=width)) for width in WIDTHS]
+    rules: list[tuple[str, tuple[str, ...], StudentSpec]] = []
+    for name, spec in STUDENTS.items():
+        rules.append((name, (f"student.name={name}",), spec))
+        for width in BLOCK_WIDTHS if spec.width == 1 else ():
+            both = (f"student.name={name}", f"student.width={width:g}")
+            rules.append((f"{name}, width {width:g}", both, replace(spec, width=width)))
+    rules += [(f"width {width:g}", (f"student.width={width:g}",), StudentSpec(width=width)) for width in WIDTHS]
     found: dict[str, Candidate] = {}
-    for name, setting, spec in rules:
+    for name, settings, spec in rules:
         try:
             config, _ = student_config(spec, teacher_config)
             unet = build_on_meta(config)
             macs = unet_macs(unet, latent_size, text_length).total
         except (RcdeployError, ValueError):  # ValueError: a group norm of one value, at a size so small
             continue
-        found.setdefault(repr(config), Candidate(name, setting, config, parameters(unet), macs))
+        found.setdefault(repr(config), Candidate(name, settings, config, parameters(unet), macs))
     return sorted(found.values(), key=lambda candidate: -candidate.parameters)
 
 
@@ -202,13 +210,13 @@ def recipe_of(text: str, candidate: Candidate) -> str:
 
     Raises RcdeployError when the recipe has no [student] table to put it into.
     """
-    key, value = candidate.setting.removeprefix("student.").split("=")
-    line = f'{key} = "{value}"' if key == "name" else f"{key} = {value}"
+    entries = [setting.removeprefix("student.").split("=") for setting in candidate.settings]
+    lines = "".join(f'{key} = "{value}"\n' if key == "name" else f"{key} = {value}\n" for key, value in entries)
     tables = re.split(r"(?m)^(?=\[)", text)
     for number, table in enumerate(tables):
         heading, _, rest = table.partition("\n")
         if heading.partition("#")[0].strip() == "[student]":
             kept = [old for old in rest.splitlines(keepends=True) if not re.match(r"\s*(name|width)\s*=", old)]
-            tables[number] = f"{heading}\n{line}\n{''.join(kept)}"
+            tables[number] = f"{heading}\n{lines}{''.join(kept)}"
             return "".join(tables)
     raise RcdeployError("the recipe has no [student] table", fix='Write one into it: [student], then name = "c-micro".')

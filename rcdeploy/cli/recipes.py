@@ -53,11 +53,10 @@ def check_command(
 def _summary(recipe: Recipe) -> str:
     train = recipe.train
     conditioning = recipe.conditioning
-    student = recipe.student.name if recipe.student.width is None else f"of width {recipe.student.width:g}"
     random = "no random conditioning" if conditioning.probability == "none" else f"p(t) {conditioning.probability}"
     teacher = short_path(Path(recipe.teacher.path))
     return (
-        f"student {student} of {teacher}, initial weights {recipe.student.first_weights}, "
+        f"student {recipe.student.label} of {teacher}, initial weights {recipe.student.first_weights}, "
         f"{train.max_steps:,} steps of {train.global_batch_size}, {random}"
     )
 

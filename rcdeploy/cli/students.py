@@ -128,7 +128,7 @@ def _show(teacher: str, found: list[Candidate], chosen: Candidate, limits: Budge
     rows = [
         {
             "student": candidate.name,
-            "setting": candidate.setting,
+            "settings": list(candidate.settings),
             "parameters": candidate.parameters,
             **candidate.costs,
             "seconds": list(candidate.seconds),
@@ -159,7 +159,11 @@ def _show(teacher: str, found: list[Candidate], chosen: Candidate, limits: Budge
 
 def _print_next(chosen: Candidate, write: Path | None) -> None:
     out.print(f"{chosen.name}: the largest within the limits. Its size stands for its quality; nothing was trained.")
-    command = f"rcdeploy distill {write}" if write else f"rcdeploy distill RECIPE --set {chosen.setting}"
+    command = (
+        f"rcdeploy distill {write}"
+        if write
+        else "rcdeploy distill RECIPE" + "".join(f" --set {setting}" for setting in chosen.settings)
+    )
     out.print(command, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -68,8 +68,11 @@ def decoder_loss(
         total = total + section.perceptual * losses["perceptual"]
     if critic is not None:
         losses["adversarial"] = adversarial_loss(critic, decoded)
-        losses["critic"] = critic_loss(critic, decoded, images)
-        total = total + section.adversarial * losses["adversarial"] + losses["critic"]
+        total = total + section.adversarial * losses["adversarial"]
     losses["encoder"] = nn.functional.mse_loss(network.encoder(images), target_latents)
     total = total + losses["encoder"]
-    return total, {name: value.detach() for name, value in {"loss": total, **losses}.items()}
+    losses["loss"] = total  # the critic's is none of the network's, whose divergence it would hide
+    if critic is not None:
+        losses["critic"] = critic_loss(critic, decoded, images)
+        total = total + losses["critic"]
+    return total, {name: value.detach() for name, value in losses.items()}

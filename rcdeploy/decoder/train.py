@@ -195,7 +195,8 @@ def _train(training: Training, state: TrainState, progress: Progress) -> None:
             for group in training.optimizer.param_groups:
                 group["lr"] = learning_rate(state.step)
             latents, images = training.pairs.make(state.step)
-            loss, losses = decoder_loss(network, training.teacher, latents, images, section, training.critic)
+            critic = training.critic if state.step >= section.critic_from else None
+            loss, losses = decoder_loss(network, training.teacher, latents, images, section, critic)
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(network.parameters(), section.max_grad_norm)
             training.optimizer.step()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,6 +36,8 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage:
     Raises RcdeployError for everything that cannot be used, and for other sources than the folder's run was made of.
     """
     train = stage.train(recipe)
+    if train.compile:
+        check_compiler()
     accelerator = make_accelerator(train, folder)
     accumulation = accumulation_steps(train, accelerator.num_processes)
     if not accelerator.is_main_process:
@@ -99,6 +103,16 @@ def build_run(recipe: Recipe, folder: Path, progress: Progress, log: Log, stage:
     if resumed:
         check_sources(Manifest.read(folder, "run"), run.sources)
     return run
+
+
+def check_compiler() -> None:
+    """Raises RcdeployError where torch.compile has neither a GPU nor a C++ compiler."""
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
+    if not torch.cuda.is_available() and not any(shutil.which(name) for name in names if name):
+        raise RcdeployError(
+            "train.compile: there is no C++ compiler, which torch.compile needs without a GPU",
+            fix="Install g++, or leave train.compile out.",
+        )
 
 
 def make_accelerator(train: Train, folder: Path) -> Accelerator:

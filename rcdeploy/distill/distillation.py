@@ -74,6 +74,9 @@ class DistillationObjective:
         self.run = run
         self.teacher_features = FeatureRecorder(run.teacher.unet, [tap.teacher for tap in run.taps])
         self._validation_batches: list[tuple[Tensor, Tensor, list[str]]] | None = None
+        if run.train.compile:
+            for network in (run.teacher.unet, run.model.unet):
+                network.compile(dynamic=False)  # in place: names of weights stay, and hooks are compiled, too
 
     def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, Tensor]]:
         run = self.run

@@ -77,13 +77,13 @@ def koala_taps(teacher_config: dict[str, Any], student_config: dict[str, Any]) -
     The student's only layer of a down block is the teacher's first; of the two of an up block the second is the
     teacher's last. Of its transformer layers the first ones were kept.
     """
-    widths = student_config["block_out_channels"]
+    widths, teacher_widths = student_config["block_out_channels"], teacher_config["block_out_channels"]
     layers = student_config["transformer_layers_per_block"]
     last = teacher_config["layers_per_block"]
     taps = []
 
     def tap(teacher: str, student: str, stage: int) -> None:
-        taps.append(FeatureTap(teacher, student, widths[stage], widths[stage]))
+        taps.append(FeatureTap(teacher, student, teacher_widths[stage], widths[stage]))
 
     def attentions(teacher: str, student: str, stage: int) -> None:
         for i in range(layers[stage]):

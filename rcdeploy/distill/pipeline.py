@@ -55,13 +55,17 @@ def _manifest(run: Run, facts: RunFacts) -> Manifest:
 
 @contextmanager
 def ema_weights(run: Run) -> Iterator[torch.nn.Module]:
-    """The student's UNet with its EMA weights, in evaluation mode, for as long as the block runs."""
+    """The student's UNet with its EMA weights, in evaluation mode, for as long as the block runs.
+
+    Nothing runs compiled there: evaluation has other batches than training, and each would be compiled anew.
+    """
     parameters = list(run.model.unet.parameters())
     run.ema.store(parameters)
     run.ema.copy_to(parameters)
     run.model.eval()
     try:
-        yield run.model.unet
+        with torch.compiler.set_stance("force_eager"):
+            yield run.model.unet
     finally:
         run.ema.restore(parameters)
         run.model.train()

@@ -56,7 +56,7 @@ def estimate(
     memory = {**memory_bytes(plan, on_gpu), "device": int(device_bytes)}
     return {
         "recipe": recipe.name,
-        "student": recipe.student.name if recipe.student.width is None else f"width {recipe.student.width:g}",
+        "student": recipe.student.label,
         "device": {"name": device or "this machine", "title": title, "processes": processes, "machine": machine},
         "parameters": plan.parameters,
         "stages": stages,

@@ -118,7 +118,7 @@ def _values(data: RunData, bench: dict[str, Any] | None, comparison: dict[str, A
     best = data.best
     return {
         "name": recipe["name"],
-        "student": f"width × {student.width:g}" if student.width else student.name,
+        "student": student.label,
         "teacher": manifest.teacher.get("id", "a teacher"),
         "today": date.today().isoformat(),
         "step": data.step,

@@ -1,8 +1,8 @@
 """The student's first weights, copied from the teacher or sliced out of it (paper section 4; KOALA: section H).
 
 Besides random weights (build.build_student), which the paper takes for channel students, there are 'teacher', its
-choice for block and KOALA students, and 'sliced', this project's alternative for channel students. Which teacher
-tensor goes where is a rule on parameter names.
+choice for block and KOALA students, and 'sliced', this project's alternative for students with fewer channels,
+whatever blocks they lack. Which teacher tensor goes where is a rule on parameter names.
 
 Why slicing keeps channels aligned
 ----------------------------------
@@ -50,8 +50,8 @@ def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, met
     Args:
         student: of any device and precision.
         teacher: the UNet that the student was made for.
-        method: 'teacher' copies (block and KOALA students), see teacher_name; 'sliced' takes every (teacher width /
-            student width)-th channel (channel students), see this file's head.
+        method: 'teacher' copies (students of the teacher's width), see teacher_name; 'sliced' takes every (teacher
+            width / student width)-th channel, see this file's head.
 
     Raises:
         RcdeployError: the method is not for this student, or a tensor has no teacher tensor of a shape that fits; then
@@ -61,7 +61,7 @@ def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, met
         _require_equal_widths(student, teacher)
         tensors = dict(_copied_tensors(student, teacher))
     else:
-        _require_equal_layers(student, teacher)
+        _require_sliceable(student, teacher)
         tensors = dict(_sliced_tensors(student, teacher))
     with torch.no_grad():
         for name, target in student.state_dict().items():
@@ -99,7 +99,7 @@ def slice_channels(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
 def _copied_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
     """(student's name, teacher's tensor) for every student tensor that the teacher has, too."""
     source = teacher.state_dict()
-    new = {GUIDANCE_WEIGHT} - source.keys() | (set() if gating_names(teacher) else gating_names(student))
+    new = _new_names(student, teacher)
     for name, target in student.state_dict().items():
         if name in new:
             continue
@@ -112,13 +112,21 @@ def _copied_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel
         yield name, source[from_name]
 
 
+def _new_names(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> set[str]:
+    """The student's tensors that no teacher tensor is for."""
+    guidance = {GUIDANCE_WEIGHT} - teacher.state_dict().keys()
+    return guidance | (set() if gating_names(teacher) else gating_names(student))
+
+
 def _sliced_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """(student's name, slice of the teacher's tensor) for every student tensor."""
+    """(student's name, slice of the teacher's tensor) for every student tensor that the teacher has, too."""
     source = teacher.state_dict()
+    new = _new_names(student, teacher)
     for name, target in student.state_dict().items():
-        if name == GUIDANCE_WEIGHT and name not in source:
+        if name in new:
             continue
-        tensor = source[name]
+        from_name = teacher_name(name, student, teacher)
+        tensor = source[from_name]
         sizes_fit = tensor.ndim == target.ndim and all(s <= t for s, t in zip(target.shape, tensor.shape, strict=True))
         if not sizes_fit:
             raise _mismatch(name, f"{tuple(target.shape)} cannot be sliced out of the teacher's {tuple(tensor.shape)}")
@@ -126,7 +134,7 @@ def _sliced_tensors(student: UNet2DConditionModel, teacher: UNet2DConditionModel
             if dim != _skip_dim(name):
                 tensor = slice_channels(tensor, dim, size)
                 continue
-            parts = _skip_parts(name, teacher)
+            parts = _skip_parts(from_name, teacher)
             sizes = _skip_parts(name, student)
             if (sum(parts), sum(sizes)) != (tensor.shape[dim], size):
                 raise _mismatch(name, f"its {size} inputs are not {sizes[0]} hidden and {sizes[1]} skip channels")
@@ -181,20 +189,33 @@ def _require_equal_widths(student: UNet2DConditionModel, teacher: UNet2DConditio
     if widths != teacher_widths[: len(widths)]:
         raise RcdeployError(
             f"a student of width {widths} cannot copy the weights of a teacher of width {teacher_widths}",
-            fix="For channel students set student.init to 'random' or 'sliced'.",
+            fix="For students with fewer channels set student.init to 'random' or 'sliced'.",
         )
 
 
-def _require_equal_layers(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
-    """Raises RcdeployError unless the student has every layer of the teacher, and its heads and norm groups."""
-    if missing := sorted((set(teacher.state_dict()) ^ set(student.state_dict())) - {GUIDANCE_WEIGHT}):
+def _require_sliceable(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    """Raises RcdeployError unless the teacher has every layer of the student, with the same heads and norm groups."""
+    own, source = student.state_dict(), teacher.state_dict()
+    names = {name: teacher_name(name, student, teacher) for name in own.keys() - _new_names(student, teacher)}
+    missing = {source_name for source_name in names.values() if source_name not in source}
+    # a resnet has a shortcut convolution only where its widths differ: the teacher's may, where the student's do not
+    for name, source_name in names.items():
+        if name.endswith(".norm1.weight"):
+            shortcut, source_shortcut = (n.replace("norm1", "conv_shortcut") for n in (name, source_name))
+            if shortcut not in own and source_shortcut in source:
+                missing.add(source_shortcut)
+    widths, stages = _widths(teacher), len(_widths(student))
+    if missing or len(set(widths[stages - 1 : stages + 1])) > 1 and stages < len(widths):
+        example = min(missing) if missing else "the innermost up block reads another width"
         raise RcdeployError(
-            f"the student has not the same layers as the teacher (for example {missing[0]}), so it cannot be sliced",
-            fix="Set student.init = 'random', or 'teacher' for a block or KOALA student.",
+            f"the student has not the layers of the teacher (for example {example}), so it cannot be sliced",
+            fix="Set student.init = 'random', or another width.",
         )
     for key in ("attention_head_dim", "num_attention_heads", "norm_num_groups"):
         value = _as_list(student.config.get(key))
         teacher_value = _as_list(teacher.config.get(key))
+        if isinstance(value, list) and isinstance(teacher_value, list):
+            teacher_value = teacher_value[: len(value)]
         if value != teacher_value:
             raise RcdeployError(
                 f"the student's {key} is {value}, the teacher's {teacher_value}: a slice would mix heads or groups",

@@ -31,7 +31,7 @@ def init_problem(method: str, spec: StudentSpec, teacher_config: Mapping[str, An
     return (
         _copy_problem(student_widths, teacher_widths)
         if method == "teacher"
-        else _slice_problem(spec, student_widths, teacher_widths)
+        else _slice_problem(student_widths, teacher_widths)
     )
 
 
@@ -42,21 +42,26 @@ def _copy_problem(student_widths: Sequence[int], teacher_widths: Sequence[int]) 
             f"student.init: 'teacher' copies whole tensors, but the student's stages have {_joined(student_widths)} "
             f"channels and the teacher's {_joined(teacher_widths)}; use init = 'random' or 'sliced'"
         )
+    return _innermost_problem("teacher", stages, teacher_widths)
+
+
+def _innermost_problem(method: str, stages: int, teacher_widths: Sequence[int]) -> str | None:
     if stages < len(teacher_widths) and teacher_widths[stages] != teacher_widths[stages - 1]:
         return (
-            f"student.init: 'teacher' copies whole tensors, but without the teacher's innermost stage "
+            f"student.init: {method!r} needs the teacher's layers, but without the teacher's innermost stage "
             f"({teacher_widths[stages]} channels) the student's innermost up block reads "
             f"{teacher_widths[stages - 1]} channels; use init = 'random'"
         )
     return None
 
 
-def _slice_problem(spec: StudentSpec, student_widths: Sequence[int], teacher_widths: Sequence[int]) -> str | None:
-    if spec.family != "channel":
-        return "student.init: 'sliced' is for students that keep every layer; use init = 'teacher' or 'random'"
+def _slice_problem(student_widths: Sequence[int], teacher_widths: Sequence[int]) -> str | None:
+    stages = len(student_widths)
+    if problem := _innermost_problem("sliced", stages, teacher_widths):
+        return problem
     # a resnet between stages of different widths has a shortcut convolution, which one between equal widths lacks
     for stage, (student_pair, teacher_pair) in enumerate(
-        zip(_pairs(student_widths), _pairs(teacher_widths), strict=True)
+        zip(_pairs(student_widths), _pairs(teacher_widths[:stages]), strict=True)
     ):
         if (student_pair[0] == student_pair[1]) != (teacher_pair[0] == teacher_pair[1]):
             return (

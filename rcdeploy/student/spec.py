@@ -8,6 +8,8 @@ SD-2.x, SDXL and toy teachers alike. Nothing here imports torch: recipes are che
     KOALA            koala-700m, koala-1b       lack layers and transformer layers of an SDXL teacher
     SLIM             slim-b-base                b-base with wavelet gating in place of down- and upsamplers (section I)
 
+A width narrows any of them (not in the paper): StudentSpec of b-tiny with width = 0.7 lacks blocks and channels.
+
 diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count.
 """
 
