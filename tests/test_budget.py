@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> Result:
 
 def candidate(name: str, parameters: int, *milliseconds: float) -> Candidate:
     return Candidate(
-        name, f"student.name={name}", {}, parameters, 10 * parameters, tuple(m / 1000 for m in milliseconds)
+        name, (f"student.name={name}",), {}, parameters, 10 * parameters, tuple(m / 1000 for m in milliseconds)
     )
 
 
