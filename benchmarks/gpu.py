@@ -182,10 +182,12 @@ def main() -> None:
     args = arguments()
     if args.device == "cuda" and not torch.cuda.is_available():
         build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        sys.exit(
+        print(
             f"No GPU: torch {torch.__version__} ({build}) finds none. docs/gpu.md says what a machine needs; "
-            "--device cpu --teacher examples/teachers/fashion --batch 4 --steps 2 --count 4 walks through the code."
+            "--device cpu --teacher examples/teachers/fashion --batch 4 --steps 2 --count 4 walks through the code.",
+            file=sys.stderr,
         )
+        sys.exit(2)
     args.work.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + SECONDS
     outcomes = []
