@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-interop campaign lint bench slow docs web
+.PHONY: demo test test-interop campaign lint bench gpu slow docs web
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -31,6 +31,9 @@ campaign: $(VENV)/installed-dev  ## 2,000 faults and hostile inputs, half an hou
 
 bench: $(VENV)/installed-dev  ## the short benchmarks; writes benchmarks/RESULTS.md
 	$(BIN)/python benchmarks/results.py
+
+gpu:  ## the tests and benchmarks of a GPU, 8 minutes, with the torch of PYTHON; writes docs/gpu.md's tables
+	PYTHONPATH=.:export:runtime $(PYTHON) benchmarks/gpu.py
 
 web:  ## the runtime of browsers, and a page in web/build/demo; needs Node 20 or newer, tests in Chromium where there is one
 	cd web && npm ci && npm test

@@ -47,13 +47,13 @@ def plain(folder: Path, pipe: Any, prompts: list[str], noise: torch.Tensor, batc
         rows = slice(start, start + batch_size)
         latents = pipe(
             prompts[rows],
-            latents=noise[rows],
+            latents=noise[rows].to(pipe.dtype),
             num_inference_steps=steps,
             guidance_scale=4.0,
             output_type="latent",
         ).images
         for i, latent in enumerate(latents, start):
-            np.save(folder / f"{i}.npy", latent.half().numpy())
+            np.save(folder / f"{i}.npy", latent.half().cpu().numpy())
 
 
 def measure(count: int = 64, batch: int = 32, steps: int = 25, turns: int = 5) -> dict[str, Any]:

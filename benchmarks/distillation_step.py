@@ -8,7 +8,8 @@ EMA, batch and threads; both sample timesteps and prompts with the same probabil
 
 The plain loop is the authors' method in our code: a data loader that reads one file a latent and tokenises
 captions, the text encoder for every sample of every step, every term of the loss gathered and read as a number in each
-step. In fp32, as everything on a processor. Their captions in a pandas Series are in benchmarks/prompt_pool.py.
+step. In fp32, as everything on a processor; benchmarks/gpu.py takes it to a GPU. Their captions in a pandas Series are
+in benchmarks/prompt_pool.py.
 
 Beside the seconds: the multiply-accumulates of a step, counted while it runs, so that its rate can be compared with
 what this machine reaches on plain matrix products; and the bytes that clipping, optimizer and EMA must move.
@@ -30,7 +31,6 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from beside_plain import command, medians_and_ratios, quickstart
-from diffusers import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
@@ -82,7 +82,7 @@ class Pairs(Dataset[dict[str, Any]]):
 
 
 def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> Iterator[dict[str, float]]:
-    """A step at every next(): yields the losses of the step as numbers."""
+    """A step at every next(): yields the losses of the step as numbers. teacher: on accelerate's device."""
     student, config, _ = make_student(recipe.student, teacher)
     taps = feature_taps(teacher.unet_config, config)
     train = recipe.train
@@ -90,14 +90,13 @@ def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> I
         torch.nn.Conv2d(tap.student_channels, tap.teacher_channels, 1) if tap.needs_projector else torch.nn.Identity()
         for tap in taps
     )
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = Accelerator(mixed_precision=train.mixed_precision)
     parameters = [*student.parameters(), *project.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
     loader = DataLoader(pairs, batch_size=train.global_batch_size, shuffle=True, drop_last=True)
-    teacher_unet = UNet2DConditionModel.from_pretrained(teacher.folder, subfolder="unet").requires_grad_(False)
     student, project, optimizer, loader = accelerator.prepare(student.train(), project, optimizer, loader)
     ema = EMAModel(student.parameters(), decay=train.ema_decay)
-    teacher_features = _record(teacher_unet, [tap.teacher for tap in taps])
+    teacher_features = _record(teacher.unet, [tap.teacher for tap in taps])
     student_features = _record(accelerator.unwrap_model(student), [tap.student for tap in taps])
     while True:
         for batch in loader:
@@ -105,11 +104,11 @@ def plain_loop(recipe: Recipe, teacher: LatentDiffusionModel, pairs: Pairs) -> I
             noisy = teacher.schedule.add_noise(batch["latent"], noise, batch["timestep"])
             prompt_embeds = teacher.text_encoder(batch["ids"])[0]
             with torch.no_grad():
-                teacher_output = teacher_unet(noisy, batch["timestep"], prompt_embeds).sample
+                teacher_output = teacher.unet(noisy.to(teacher.dtype), batch["timestep"], prompt_embeds).sample
             student_output = student(noisy, batch["timestep"], prompt_embeds).sample
             output = F.mse_loss(student_output.float(), teacher_output.float())
             taps_of_both = zip(project, student_features.values(), teacher_features.values(), strict=True)
-            feature = sum(F.mse_loss(p(s).float(), t.float()) for p, s, t in taps_of_both)
+            feature = sum(F.mse_loss(p(s.float()), t.float()) for p, s, t in taps_of_both)
             loss = recipe.loss.output * output + recipe.loss.feature * feature
             terms = {"loss": loss, "output": output, "feature": feature}
             losses = {k: accelerator.gather(v.repeat(train.global_batch_size)).mean().item() for k, v in terms.items()}

@@ -35,10 +35,11 @@ class Condition:
         return len(self.prompt_embeds)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        return Condition(self.prompt_embeds.to(device, dtype), {k: v.to(device, dtype) for k, v in self.added.items()})
+        added = {name: to_device(tensor, device, dtype) for name, tensor in self.added.items()}
+        return Condition(to_device(self.prompt_embeds, device, dtype), added)
 
     def take(self, rows: Sequence[int] | Tensor) -> Condition:
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.prompt_embeds.device)
+        index = to_device(torch.as_tensor(rows, dtype=torch.long), self.prompt_embeds.device)
         return Condition(self.prompt_embeds[index], {k: v[index] for k, v in self.added.items()})
 
     def with_guidance(self, scales: GuidanceScales | None, unet: torch.nn.Module) -> Condition:
@@ -57,6 +58,13 @@ class Condition:
             torch.cat([p.prompt_embeds for p in parts]),
             {k: torch.cat([p.added[k] for p in parts]) for k in parts[0].added},
         )
+
+
+def to_device(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """The tensor on `device`, and in `dtype`; a GPU is sent it from pinned memory, and the processor does not wait."""
+    if tensor.is_cpu and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True).to(dtype)
+    return tensor.to(device, dtype)
 
 
 def predict(unet: torch.nn.Module, noisy_latents: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

@@ -10,7 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("rcdeploy", "torch", "diffusers", "transformers", "accelerate", "onnxruntime", "openvino", "numpy")
+PACKAGES = (
+    *("rcdeploy", "torch", "diffusers", "transformers", "accelerate", "numpy"),
+    *("onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx-cu13"),
+)
 """packages whose versions timings depend on; those that are not installed are left out"""
 
 

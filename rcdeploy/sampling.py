@@ -15,7 +15,7 @@ from rcdeploy_runtime.noise import noise_generator
 from rcdeploy_runtime.noise_schedule import Array, NoiseSchedule
 from rcdeploy_runtime.samplers import make_sampler
 
-from .condition import Condition, predict
+from .condition import Condition, predict, to_device
 from .diffusion_model import LatentDiffusionModel
 from .random_streams import CACHE, generator
 
@@ -82,7 +82,7 @@ def sample_latents(
     def noise_pred(x: Tensor, t: Tensor) -> Tensor:
         x = x.to(device, condition.prompt_embeds.dtype)
         x = torch.cat([x, x]) if guided else x
-        output = predict(unet, x, t.to(device).expand(len(x)), conditions).float()
+        output = predict(unet, x, to_device(t, device).expand(len(x)), conditions).float()
         if not guided:
             return output
         unconditional, conditional = output.chunk(2)

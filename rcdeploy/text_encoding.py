@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, CLIPTextM
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.limits import MAX_CONTEXT
 
-from .condition import Condition
+from .condition import Condition, to_device
 
 SDXL_LAYER = -2
 """the hidden states of SDXL's text encoders that make its prompt embeddings: those before the last layer"""
@@ -65,8 +65,8 @@ def encode(tokenizer: Any, encoder: Any, prompts: Sequence[str], folder: Path) -
     """The last hidden states of one encoder, [n, tokens, width]."""
     tokens = tokenise(tokenizer, encoder, prompts, folder)
     use_mask = getattr(encoder.config, "use_attention_mask", False)
-    mask = tokens.attention_mask.to(encoder.device) if use_mask else None
-    return Condition(encoder(tokens.input_ids.to(encoder.device), attention_mask=mask).last_hidden_state)
+    mask = to_device(tokens.attention_mask, encoder.device) if use_mask else None
+    return Condition(encoder(to_device(tokens.input_ids, encoder.device), attention_mask=mask).last_hidden_state)
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def encode_sdxl(
     hidden, pooled = [], None
     for tokenizer, encoder in zip(tokenizers, encoders, strict=True):
         tokens = tokenise(tokenizer, encoder, prompts, folder)
-        output = encoder(tokens.input_ids.to(encoder.device), output_hidden_states=True)
+        output = encoder(to_device(tokens.input_ids, encoder.device), output_hidden_states=True)
         hidden.append(output.hidden_states[SDXL_LAYER])
         pooled = output[0]  # of the second, as diffusers' pipeline reads it
     assert pooled is not None

@@ -35,6 +35,24 @@ pytest_plugins = ["training_runs"]
 
 torch.set_num_threads(1)
 
+
+def no_gpu() -> str | None:
+    """Why tests marked gpu cannot run here; None where they can."""
+    if torch.cuda.is_available():
+        return None
+    version = f"torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"needs a CUDA device, and {version} was built without CUDA"
+    return f"needs a CUDA device, and {version} (CUDA {torch.version.cuda}) finds no GPU or no driver"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := no_gpu():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
 CONTEXT = 16
 COLOURS = ("red", "blue", "green", "black")
 THINGS = ("shirt", "shoe", "bag", "coat", "dress")

@@ -1,9 +1,11 @@
 """The estimate compared with real runs and with published ones."""
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +25,7 @@ from rcdeploy.estimate.estimate import estimate, find_gpu
 from rcdeploy.estimate.memory import GPU_ALLOWANCE, memory_bytes
 from rcdeploy.estimate.on_meta import cost_of
 from rcdeploy.estimate.plan import Plan, make_plan
-from rcdeploy.estimate.stages import unpaired_share
+from rcdeploy.estimate.stages import Stage, unpaired_share
 from rcdeploy.estimate.workload import PromptCount, count_prompts
 from rcdeploy.machine import GPUS, describe, gemm_rate
 from rcdeploy.prompts.recipe_pool import open_pool
@@ -33,6 +35,7 @@ from rcdeploy.student.sd14 import SD14_UNET_CONFIG
 from rcdeploy.student.spec import student_config
 from rcdeploy_runtime.errors import RcdeployError
 
+estimate_module = importlib.import_module("rcdeploy.estimate.estimate")
 ROOT = Path(__file__).parent.parent
 run = CliRunner().invoke
 Recipes = Callable[..., Recipe]
@@ -207,6 +210,23 @@ def test_processes_share_cache_and_training_but_not_sampling(tiny_recipe: Recipe
     assert by_name["latent cache"][1] == pytest.approx(by_name["latent cache"][0] / 2)
     assert by_name["pictures"][0] == by_name["pictures"][1] > 0
     assert by_name["training"][2] == pytest.approx(by_name["training"][3])
+
+
+@pytest.mark.parametrize(("cores", "processes", "seconds"), [(1, 1, 28.0), (1, 2, 36.0), (2, 2, 18.0), (8, 2, 18.0)])
+def test_processes_on_one_processor_share_its_cores(
+    cores: int, processes: int, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten steps of 2 seconds are divided among them; each makes all four updates of 2 seconds."""
+    monkeypatch.setattr(estimate_module, "usable_cores", lambda: cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    calls = {"step": 10.0, "update": 4.0}
+    plan: Any = SimpleNamespace(
+        calls=lambda _stage: calls, num_processes=processes, costs={"step": SimpleNamespace(macs=1)}
+    )
+    stage = Stage("training", "", calls, 0)
+    durations_of_a_call = durations.Durations({"step": 2.0, "update": 2.0}, [])
+    slowdown = estimate_module._slowdown(processes)
+    assert estimate_module._stage_costs(plan, stage, durations_of_a_call, slowdown)["seconds"] == seconds
 
 
 def test_scored_images_are_counted(tiny_recipe: Recipes) -> None:

@@ -31,7 +31,7 @@ BACKENDS = (*TORCH_BACKENDS, *FORMAT_BACKENDS.values())
 REQUIREMENTS = {
     "onnxruntime": (("onnxruntime",), "pip install onnxruntime"),
     "openvino": (("openvino",), 'pip install "rcdeploy[openvino]"'),
-    "tensorrt": (("tensorrt", "tensorrt_rtx"), "pip install tensorrt cuda-python"),
+    "tensorrt": (("tensorrt", "tensorrt_rtx"), "pip install tensorrt cuda-bindings"),
 }
 """backend -> modules of which one must be installed, and the command that installs it"""
 PAUSE_SECONDS = 0.02

@@ -79,13 +79,16 @@ def _serve(model: _TorchModel | _PackageModel, replies: TextIO) -> None:
 
 
 class _TorchModel:
-    """A diffusers folder in fp32; or, without a folder, random weights for the task's configs."""
+    """A diffusers folder in fp32, or in the task's "precision" (the VAE in fp32 all the same); or, without a folder,
+    random weights for the task's configs, in fp32."""
 
     def __init__(self, task: dict[str, Any]) -> None:
         import torch
 
         self.task = task
         self.images_made = 0
+        dtypes = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+        self.dtype = dtypes[task.get("precision", "fp32")]
         torch.set_num_threads(task["threads"])
         torch.set_grad_enabled(False)
         self.device = task["device"]
@@ -104,7 +107,7 @@ class _TorchModel:
     def _load(self) -> None:
         from ..diffusion_model import LatentDiffusionModel
 
-        model = LatentDiffusionModel(self.task["folder"]).to(self.device)
+        model = LatentDiffusionModel(self.task["folder"], dtype=self.dtype).to(self.device)
         model.load(*(name for name in model.components if name != "scheduler"))
         self.unet = model.unet
         self.text_encoders = [getattr(model, name) for name in model.components if name.startswith("text_encoder")]
@@ -144,8 +147,9 @@ class _TorchModel:
         self._encode_random_tokens()
         config = self.unet.config
         shape = (batch_size, self.task["text_length"], config.cross_attention_dim)
-        added = {k: torch.randn(*v, device=self.device) for k, v in added_shapes(config, batch_size).items()}
-        return Condition(torch.randn(*shape, device=self.device), added)
+        options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        added = {k: torch.randn(*v, **options) for k, v in added_shapes(config, batch_size).items()}
+        return Condition(torch.randn(*shape, **options), added)
 
     def image(self) -> None:
         """Make one image in full: tokenizer, text encoder, sampling, decoder."""
@@ -179,7 +183,7 @@ class _TorchModel:
             latents = torch.randn(1, channels, height, width, device=self.device)
             return self._synchronised(lambda: self.vae.decode(latents))
         batch_size = self.task["unet_batch_size"]
-        noisy_latents = torch.randn(batch_size, channels, height, width, device=self.device)
+        noisy_latents = torch.randn(batch_size, channels, height, width, device=self.device, dtype=self.dtype)
         condition = self._random_condition(batch_size)
         timesteps = torch.full((batch_size,), TIMESTEP, device=self.device)
         return self._synchronised(lambda: predict(self.unet, noisy_latents, timesteps, condition))

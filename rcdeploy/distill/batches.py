@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..condition import Condition, training_target
+from ..condition import Condition, to_device, training_target
 from ..conditioning import NULL, PAIRED, UNPAIRED, RandomConditioning
 from ..diffusion_model import LatentDiffusionModel
 from ..latent_cache import LatentCache
@@ -36,6 +36,8 @@ class Batch:
 
 class BatchMaker:
     """Makes the batch of any range of samples of any step. Null and paired conditions are computed once.
+
+    On a GPU nothing here waits for it: while it computes a step, the processor makes the next one's batch.
 
     Args:
         text_cache_bytes: paired embeddings are computed per batch if all of them would need more memory than this.
@@ -71,14 +73,14 @@ class BatchMaker:
         """The batch of samples `samples` (indices within the global batch) of step `step`."""
         draws = [self.conditioning.draw(step, i, self.cache.shape) for i in samples]
         device = self.teacher.device
-        x_0 = self.cache.latents([d.row for d in draws]).to(device)
-        noise = torch.stack([torch.from_numpy(d.noise) for d in draws]).to(device)
-        timesteps = torch.tensor([d.timestep for d in draws], device=device)
+        x_0 = to_device(self.cache.latents([d.row for d in draws]), device)
+        noise = to_device(torch.stack([torch.from_numpy(d.noise) for d in draws]), device)
+        timesteps = to_device(torch.tensor([d.timestep for d in draws]), device)
         schedule = self.teacher.schedule
         return Batch(
             noisy_latents=schedule.add_noise(x_0, noise, timesteps),
             timesteps=timesteps,
-            prompt_kinds=torch.tensor([d.prompt_kind for d in draws], device=device),
+            prompt_kinds=to_device(torch.tensor([d.prompt_kind for d in draws]), device),
             condition=self._condition(
                 kinds=[d.prompt_kind for d in draws], rows=[d.row for d in draws], prompts=[d.prompt for d in draws]
             ),

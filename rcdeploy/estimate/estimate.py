@@ -14,7 +14,7 @@ import torch
 
 from rcdeploy_runtime.errors import RcdeployError
 
-from ..machine import GPUS, Gpu, describe
+from ..machine import GPUS, Gpu, describe, usable_cores
 from ..recipe import Recipe
 from .durations import Durations, measured, on_processor, published
 from .memory import GPU_ALLOWANCE, memory_bytes, memory_warnings
@@ -36,7 +36,7 @@ def estimate(
 
     Args:
         device: a key of machine.GPUS; None: this machine.
-        processes: GPUs that share the work.
+        processes: that share the work, each with a GPU, or all of them this machine's processor.
         measure: time the networks on this machine; by default if that takes half a minute at most.
         seconds: of timing.
 
@@ -52,7 +52,8 @@ def estimate(
     plan = make_plan(recipe, processes, torch.float32 if in_fp32_instead else dtype)
     machine = describe()
     title, device_bytes, durations = _on_device(plan, gpu, machine, measure, seconds)
-    stages = [_stage_costs(plan, stage, durations) for stage in plan.stages]
+    slowdown = 1.0 if on_gpu else _slowdown(processes)
+    stages = [_stage_costs(plan, stage, durations, slowdown) for stage in plan.stages]
     memory = {**memory_bytes(plan, on_gpu), "device": int(device_bytes)}
     return {
         "recipe": recipe.name,
@@ -62,7 +63,7 @@ def estimate(
         "stages": stages,
         "total": _total(plan, stages),
         "memory": memory,
-        "basis": [*plan.notes, *durations.basis, *_remarks(on_gpu, in_fp32_instead)],
+        "basis": [*plan.notes, *durations.basis, *_remarks(on_gpu, in_fp32_instead, slowdown)],
         "warnings": memory_warnings(plan, memory),
     }
 
@@ -96,16 +97,25 @@ def _on_device(
     return title, memory, on_processor(plan, measure, seconds, memory)
 
 
-def _stage_costs(plan: Plan, stage: Stage, durations: Durations) -> dict[str, Any]:
-    """A stage as plain data; its seconds are those of the slowest process."""
+def _slowdown(processes: int) -> float:
+    """How much longer a call takes a process that shares the processor with others: cores are divided among threads."""
+    return max(1.0, processes * torch.get_num_threads() / usable_cores()) if processes > 1 else 1.0
+
+
+def _stage_costs(plan: Plan, stage: Stage, durations: Durations, slowdown: float) -> dict[str, Any]:
+    """A stage as plain data; its seconds are those of the slowest process.
+
+    slowdown: of a call in one of several processes, beside the timed one, which was alone.
+    """
     calls = plan.calls(stage)
     shares = plan.num_processes if stage.shared else 1
+    alone = sum(n * durations.seconds[name] / (1 if name == "update" else shares) for name, n in calls.items())
     return {
         "stage": stage.name,
         "amount": stage.amount,
         "macs": round(sum(n * plan.costs[name].macs for name, n in calls.items() if name != "update")),
         "disk_bytes": stage.disk_bytes,
-        "seconds": sum(n * durations.seconds[name] / (1 if name == "update" else shares) for name, n in calls.items()),
+        "seconds": alone * (slowdown if stage.shared else 1),
     }
 
 
@@ -126,8 +136,10 @@ def _total(plan: Plan, stages: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _remarks(on_gpu: bool, in_fp32_instead: bool) -> list[str]:
+def _remarks(on_gpu: bool, in_fp32_instead: bool, slowdown: float) -> list[str]:
     remarks = []
+    if slowdown > 1:
+        remarks.append(f"Processes share {usable_cores()} cores: a call takes {slowdown:g} times as long as alone.")
     if in_fp32_instead:
         remarks.append("No GPU here: the run would train in fp32 instead of fp16, and is counted so.")
     added = f"times {GPU_ALLOWANCE:g} (calibrated on BK-SDM-Base's 53 GB)" if on_gpu else "plus that of the libraries"

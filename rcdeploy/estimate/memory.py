@@ -9,8 +9,8 @@ from .plan import Plan
 GPU_ALLOWANCE = 1.5
 """what a GPU takes over the tensors alive: context, workspaces of convolutions, fragments. Calibrated: BK-SDM-Base
 at 64 samples at once, 53 GB"""
-LIBRARIES_BYTES = 440_000_000
-"""of a process that has imported torch, diffusers and transformers and done nothing yet. Measured"""
+LIBRARIES_BYTES = 520_000_000
+"""of a run's process beside its tensors: torch, diffusers, transformers, accelerate. Measured (benchmarks/growth.py)"""
 
 CLIP_BYTES = 5_470_000_000
 """of ViT-g/14's weights, where evaluate.clip is a name on the hub"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,7 +29,7 @@ class OnnxSession:
         memory_gb: most memory of a CPU for arrays, beside the weights; None takes what there is.
 
     Raises:
-        RcdeployError: the file cannot be loaded, or this onnxruntime has no such device.
+        RcdeployError: the file cannot be loaded, or this onnxruntime has no such device, or cannot use it here.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class OnnxSession:
         try:
             with memory_limit(options, memory_gb) as further:
                 self._session = onnxruntime.InferenceSession(str(file), options, providers=providers, **further)
+            self.device = _used_device(self._session.get_providers(), self.device, device)
             inputs = self._session.get_inputs()
             self._types = {i.name: TYPES.get(i.type, np.float32) for i in inputs}
             self._output = self._session.get_outputs()[0].name
@@ -83,4 +86,23 @@ def _providers(device: str) -> tuple[str, list[str]]:
             f"this onnxruntime has no {PROVIDERS[device]}",
             fix="Install onnxruntime-gpu (cuda) or onnxruntime-directml in place of onnxruntime, or use device='cpu'.",
         )
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            onnxruntime.preload_dlls()  # CUDA's libraries in site-packages, where torch has not loaded them
     return device, [PROVIDERS[device], "CPUExecutionProvider"]
+
+
+def _used_device(providers: Sequence[str], device: str, requested: str) -> str:
+    """The device that a session runs on: ONNX Runtime goes on with the processor where another cannot be started.
+
+    providers: of the session. device: that was tried. Raises RcdeployError if it was requested by name.
+    """
+    if device == "cpu" or PROVIDERS[device] in providers:
+        return device
+    if requested == "auto":
+        return "cpu"
+    raise RcdeployError(
+        f"ONNX Runtime cannot start {PROVIDERS[device]} on this machine",
+        fix="Its messages above name the library or the GPU that is missing. For CUDA: pip install "
+        "'onnxruntime-gpu[cuda,cudnn]', for the CUDA version of the driver. Or use device='cpu'.",
+    )

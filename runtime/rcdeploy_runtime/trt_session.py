@@ -23,7 +23,7 @@ class TrtSession:
         try:
             from cuda.bindings import runtime as cudart
         except ImportError:
-            raise RcdeployError("cuda-python is not installed", fix="pip install cuda-python") from None
+            raise RcdeployError("cuda-bindings is not installed", fix="pip install cuda-bindings") from None
         self._cuda = cudart
         # before TensorRT: without a GPU some of its libraries end the process
         error, count = cudart.cudaGetDeviceCount()
