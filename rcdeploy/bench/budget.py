@@ -28,7 +28,7 @@ LIMITS = ("unet_ms", "mb", "gmacs")
 BYTES_PER_WEIGHT = 2
 WIDTHS = tuple(round(0.05 * n, 2) for n in range(4, 20))
 """of channel students, beside the named ones"""
-BLOCK_WIDTHS = (0.5, 0.6, 0.7, 0.8, 0.9)
+BLOCK_WIDTHS = (0.5, 0.65, 0.8)
 """of the named students that lack blocks"""
 
 

@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..condition import Condition, predict
+from ..condition import Condition, predict, to_device
 from ..conditioning import UNPAIRED
 from ..guidance import GuidanceScales
 from ..recipe import Loss, Train
@@ -67,7 +67,7 @@ def guided_prediction(
         return conditional
     unconditional = predict(unet, noisy_latents, timesteps, null.take([0] * len(condition)))
     if isinstance(guidance_scale, np.ndarray):
-        scales = torch.from_numpy(guidance_scale).to(conditional.device).view(-1, 1, 1, 1)
+        scales = to_device(torch.from_numpy(guidance_scale), conditional.device).view(-1, 1, 1, 1)
         return unconditional + scales * (conditional - unconditional)
     return unconditional + guidance_scale * (conditional - unconditional)
 
