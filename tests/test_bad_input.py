@@ -62,7 +62,7 @@ def test_first_weights_that_cannot_fit(
     config = json.loads((folder / "unet/config.json").read_text())
     (folder / "unet/config.json").write_text(json.dumps({**config, "block_out_channels": [8, 8, 16, 32]}))
     text = error_of("recipes", "check", recipe_file(teacher={"path": "uneven"}, student={"name": "b-tiny"}))
-    assert "student.init: 'teacher' copies whole tensors" in text and "use init = 'random'" in text
+    assert "without the teacher's innermost stage" in text and "use init = 'random'" in text
 
 
 def test_an_empty_prompt_pool(recipe_file: RecipeFile, error_of: Callable[..., str], tmp_path: Path) -> None:
