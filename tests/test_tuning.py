@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from rcdeploy_runtime.__main__ import main
 from rcdeploy_runtime.limits import MAX_TUNING_BYTES
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.session_options import SessionOptions
-from rcdeploy_runtime.tuning import processes, search
+from rcdeploy_runtime.tuning import candidates, processes, search
 from rcdeploy_runtime.tuning.kept import SCHEMA_VERSION, Tuning, keep
 from rcdeploy_runtime.tuning.machine import physical_cores, this_machine, usable_cores, versions
 from rcdeploy_runtime.tuning.outcome import keep_choice, text_table
@@ -320,3 +321,19 @@ def test_options_that_a_package_does_not_know(package: Path, options: dict[str, 
 
 def test_cores() -> None:
     assert 1 <= physical_cores() <= len(usable_cores()) == this_machine().cores
+
+
+def test_what_could_execute_a_package(opened: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcdeploy_runtime.openvino_session.capabilities", lambda _device: ["FP32", "BF16", "INT8"])
+    assert candidates.variants(opened) == [DEFAULT, OPENVINO, BF16]
+    assert candidates.reference_options(opened) == DEFAULT
+    assert ONE_THREAD in candidates.with_threads(DEFAULT)
+    facts = replace(opened.facts, precision={"unet": "bf16", "text_encoder": "bf16", "vae_decoder": "fp32"})
+    bf16 = SimpleNamespace(format="openvino", facts=facts)
+    assert candidates.variants(bf16) == [OPENVINO, replace(OPENVINO, precision="fp32"), BF16]
+    assert candidates.reference_options(bf16) == replace(OPENVINO, precision="fp32")
+    assert candidates.precision_name(bf16, OPENVINO) == "bf16, decoder fp32"
+    all_bf16 = SimpleNamespace(
+        format="openvino", facts=replace(facts, precision=dict.fromkeys(facts.precision, "bf16"))
+    )
+    assert candidates.variants(all_bf16) == [OPENVINO, replace(OPENVINO, precision="fp32")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import RcdeployError
-from ..package import COMPONENTS, Package
+from ..package import Package
 from ..session_options import BACKENDS, SessionOptions
 from .machine import physical_cores, usable_cores
 
@@ -40,7 +40,11 @@ def variants(package: Package) -> list[SessionOptions]:
 def reference_options(package: Package) -> SessionOptions:
     """What the images of all others are compared with: the default, in fp32 where OpenVINO would compute in bf16."""
     options = default_options(package)
-    return replace(options, precision="fp32") if options.backend == "openvino" and _has_bf16(package) else options
+    return (
+        replace(options, precision="fp32")
+        if options.backend == "openvino" and "bf16" in _computed_in(package)
+        else options
+    )
 
 
 def with_threads(options: SessionOptions) -> list[SessionOptions]:
@@ -56,12 +60,17 @@ def not_installed(package: Package) -> list[str]:
 
 
 def precision_name(package: Package, options: SessionOptions) -> str:
-    """Of the computation, where it is chosen, else of the package's UNet."""
-    return options.precision or package.facts.precision_of("unet")
+    """Of the computation, where it is chosen, else of the package's UNet and of a decoder that has another."""
+    if options.precision:
+        return options.precision
+    unet, decoder = (package.facts.precision_of(component) for component in ("unet", "vae_decoder"))
+    return unet if unet == decoder else f"{unet}, decoder {decoder}"
 
 
-def _has_bf16(package: Package) -> bool:
-    return "bf16" in {package.facts.precision_of(component) for component in COMPONENTS}
+def _computed_in(package: Package) -> set[str]:
+    """What OpenVINO computes a package's networks in, unless it is told otherwise."""
+    precisions = (package.facts.precision_of(name) for name in ("text_encoder", "unet", "vae_decoder"))
+    return {"bf16" if precision == "bf16" else "fp32" for precision in precisions}
 
 
 def _devices(backend: str) -> list[str]:
@@ -78,13 +87,13 @@ def _devices(backend: str) -> list[str]:
 
 
 def _precisions(package: Package, backend: str, device: str) -> list[str | None]:
-    """None is the package's own: fp32, unless it was exported in bf16."""
+    """None is the package's own: fp32, unless it was exported in bf16. Others are what the device computes in."""
     if backend != "openvino":
         return [None]
     from ..openvino_session import capabilities
 
     try:
-        smaller = [CAPABILITIES[name] for name in capabilities(device) if name in CAPABILITIES]
+        possible = ["fp32", *(CAPABILITIES[name] for name in capabilities(device) if name in CAPABILITIES)]
     except RcdeployError:
-        smaller = []
-    return [None, *(["fp32"] if _has_bf16(package) else []), *sorted(smaller)]
+        possible = []
+    return [None, *(precision for precision in possible if {precision} != _computed_in(package))]

@@ -33,6 +33,8 @@ MAX_GREY_LEVELS = 4.0
 """bf16 of a UNet makes 2 on the embedded teacher, whose judge reads both alike; other images differ by 30 or more"""
 SHARE_FOR_ALL = 0.6
 """of the time, for every candidate's own images; the turns get the rest"""
+RESERVED_TURNS = 2
+"""of the default and one other, for which time is left when candidates are measured by themselves"""
 RIVALS = 3
 """candidates that stay loaded beside the default"""
 TURNS = 12
@@ -134,7 +136,7 @@ class _Search:
             )
         for options in self._candidates():
             m = self._measurement(options)
-            turns = HALVE_EVERY * 2 * max(default.elapsed)
+            turns = 2 * RESERVED_TURNS * max(default.elapsed)
             if self.left - sum(self.costs) / len(self.costs) < min(turns, (1 - SHARE_FOR_ALL) * self.seconds):
                 m.problem = NO_TIME
                 continue
