@@ -203,6 +203,28 @@ def test_the_fastest_whose_images_are_the_same_is_chosen(opened: Package, fake: 
     assert tune(opened, 60, max_grey_levels=2).chosen.options == DEFAULT
 
 
+def test_threads_are_tried_where_there_is_but_one_backend(
+    opened: Package, fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "variants", lambda _package: [DEFAULT])
+    monkeypatch.setattr(search, "with_threads", lambda options: [ONE_THREAD] if options == DEFAULT else [])
+    monkeypatch.setattr(search, "not_installed", lambda _package: ["openvino"])
+    fake.seconds |= {ONE_THREAD: 0.5}
+    result = tune(opened, 60)
+    assert result.chosen.options == ONE_THREAD
+    assert "openvino fp32" in text_table(opened, result) and "not installed" in text_table(opened, result)
+
+
+def test_what_is_as_near_to_the_reference_as_the_default_may_be_chosen(
+    opened: Package, fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "reference_options", lambda _package: OPENVINO)
+    fake.seconds |= {OPENVINO: 2.0, ONE_THREAD: 0.8, BF16: 0.4}
+    fake.grey = {DEFAULT: 9, ONE_THREAD: 9, BF16: 12}
+    result = tune(opened, 60)
+    assert result.default.grey_levels == 9 and result.chosen.options == ONE_THREAD
+
+
 def test_nothing_pays(opened: Package, fake: type[FakeProcess]) -> None:
     fake.seconds |= {OPENVINO: 0.97}
     result = tune(opened, 60)

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 
 from . import __version__
+from .command_arguments import add_session_arguments, add_tune_arguments, session_arguments
 from .errors import RcdeployError
 from .server.command import add_serve_arguments, serve
-from .session_arguments import add_session_arguments, session_arguments
 
 EXIT_INTERRUPTED = 130
 
@@ -53,18 +53,7 @@ def _arguments() -> argparse.ArgumentParser:
 
     add_serve_arguments(commands.add_parser("serve", help="an HTTP server with the routes of OpenAI's images API"))
 
-    tune = commands.add_parser("tune", help="measure what draws fastest on this machine, and keep that for load")
-    tune.add_argument("package", help="folder or .zip that rcdeploy export wrote")
-    tune.add_argument("--seconds", type=float, default=60, help="to measure for; 60 by default")
-    tune.add_argument(
-        "--max-difference",
-        type=float,
-        default=4.0,
-        help="mean grey levels of 255 by which an image may differ from the reference's; 4 by default",
-    )
-    tune.add_argument("--digest", help="sha256:..., which the package must have; `digest` prints it")
-    tune.add_argument("--json", action="store_true", help="print what was measured as JSON")
-    tune.add_argument("-q", "--quiet", action="store_true")
+    add_tune_arguments(commands.add_parser("tune", help="measure what draws fastest on this machine, and keep that"))
 
     digest = commands.add_parser("digest", help="print the digest that pins a package: sha256:...")
     digest.add_argument("package")

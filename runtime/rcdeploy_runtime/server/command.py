@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_arguments import add_session_arguments, session_arguments
 from ..errors import RcdeployError
-from ..session_arguments import add_session_arguments, session_arguments
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

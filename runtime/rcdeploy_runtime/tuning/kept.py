@@ -62,8 +62,11 @@ def kept_tuning(package: Package) -> Tuning | None:
     """What was kept for this package on this machine. A tuning that is not for here is a warning, and not taken."""
     try:
         folder = _folder(package.digest)
-        if not folder.is_dir():
-            return None
+    except RcdeployError:  # no home folder, so nothing was kept
+        return None
+    if not folder.is_dir():
+        return None
+    try:
         machine = this_machine()
         file = folder / f"{machine.key}.json"
         if not file.exists():  # of other machines, which share the folder or from which it was copied

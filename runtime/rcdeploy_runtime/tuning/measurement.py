@@ -15,6 +15,8 @@ from ..session_options import SessionOptions
 
 MIN_SPEEDUP = 1.05
 """a smaller ratio is within what one machine's timings vary"""
+AS_NEAR = 1.1
+"""times the default's difference from the reference: other threads add up in another order"""
 MIN_IMAGES = 2
 """that both have drawn: one timing is no measurement"""
 
@@ -56,9 +58,10 @@ class Measurement:
         differences = [np.abs(self.images[k].astype(int) - reference.images[k]).mean() for k in common]
         self.grey_levels = float(max(differences)) if differences else None
 
-    def admitted(self, max_grey_levels: float) -> bool:
-        """Whether it was measured and its images are the reference's."""
-        return not self.problem and self.grey_levels is not None and self.grey_levels <= max_grey_levels
+    def admitted(self, max_grey_levels: float, default: Measurement) -> bool:
+        """Whether it was measured, and its images are the reference's or as near to them as the default's."""
+        limit = max(max_grey_levels, AS_NEAR * (default.grey_levels or 0))
+        return not self.problem and self.grey_levels is not None and self.grey_levels <= limit
 
     def speedup(self, default: Measurement) -> float:
         """How many times as fast as the default: the median over images that both drew, in turns where they did."""

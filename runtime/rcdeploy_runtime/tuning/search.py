@@ -38,6 +38,8 @@ RESERVED_TURNS = 2
 RIVALS = 3
 """candidates that stay loaded beside the default"""
 TURNS = 12
+PAUSE_SECONDS = 0.02
+"""between two processes' turns: threads of the one before still spin for a while"""
 HALVE_EVERY = 3
 """turns"""
 TOO_SLOW = 4
@@ -67,6 +69,7 @@ class TuningResult:
 
     @property
     def default(self) -> Measurement:
+        """The package's own backend, device and precision, with the library's number of threads."""
         return self.measurements[0]
 
     def verdict(self, m: Measurement) -> str:
@@ -75,7 +78,7 @@ class TuningResult:
             return m.problem
         if m is self.default:
             return "default" + (", chosen: nothing else pays" if m is self.chosen else "")
-        if not m.admitted(self.max_grey_levels):
+        if not m.admitted(self.max_grey_levels, self.default):
             return f"not taken: its images differ by {m.grey_levels:.1f} grey levels"
         speed = f"{m.speedup(self.default):.2f} times as fast"
         if m is self.chosen:
@@ -129,6 +132,7 @@ class _Search:
         default = self._measurement(default_options(self.package))
         reference = default
         self._measure(default)
+        default.compare(reference)
         if default.problem:
             raise RcdeployError(
                 f"{self.package.path}: its own backend, {default.options}, cannot be measured: {default.problem}",
@@ -146,11 +150,10 @@ class _Search:
             for other in self.measured:
                 other.compare(reference)
             self._keep_fastest()
-        default.compare(reference)
         self._take_turns()
         for backend in not_installed(self.package):
             self._measurement(SessionOptions(backend=backend)).problem = "not installed"
-        rivals = [m for m in self.measured if m.admitted(self.max_grey_levels) and m.pays(default)]
+        rivals = [m for m in self.measured if self._admitted(m) and m.pays(default)]
         chosen = max(rivals, key=lambda m: m.speedup(default), default=default)
         return TuningResult(self.measured, chosen, self.sampling, self.max_grey_levels, self.elapsed)
 
@@ -170,6 +173,9 @@ class _Search:
     def default(self) -> Measurement:
         return self.measured[0]
 
+    def _admitted(self, m: Measurement) -> bool:
+        return m.admitted(self.max_grey_levels, self.default)
+
     def _measurement(self, options: SessionOptions) -> Measurement:
         m = Measurement(options, precision_name(self.package, options))
         self.measured.append(m)
@@ -179,7 +185,7 @@ class _Search:
         """All but the default, the reference first. What comes later depends on what was measured before."""
         others = dict.fromkeys([reference_options(self.package), *variants(self.package)])
         yield from (options for options in others if options != self.default.options)
-        fastest = sorted((m for m in self.measured if m.admitted(self.max_grey_levels)), key=lambda m: m.median)
+        fastest = sorted(filter(self._admitted, self.measured), key=lambda m: m.median)
         for m in fastest:
             if m.median <= NEAR * fastest[0].median:
                 yield from with_threads(m.options)
@@ -242,6 +248,7 @@ class _Search:
             for m in list(self.open):
                 if self.left < 2 * max(m.elapsed):
                     return
+                time.sleep(PAUSE_SECONDS)
                 try:
                     if max(m.elapsed) < SHORT_SECONDS:
                         self._ask(m, "", 0, self.sampling.num_inference_steps, self.left)
@@ -255,7 +262,7 @@ class _Search:
 
     def _keep_fastest(self, count: int = RIVALS) -> None:
         """Close all but the default and the `count` fastest that may be chosen."""
-        admitted = [m for m in self.open if m is not self.default and m.admitted(self.max_grey_levels)]
+        admitted = [m for m in self.open if m is not self.default and self._admitted(m)]
         kept = [self.default, *sorted(admitted, key=lambda m: m.median)[:count]]
         for m in [m for m in self.open if m not in kept]:
             self._close(m)
