@@ -203,6 +203,26 @@ def test_the_fastest_whose_images_are_the_same_is_chosen(opened: Package, fake: 
     assert tune(opened, 60, max_grey_levels=2).chosen.options == DEFAULT
 
 
+def test_one_that_left_early_is_not_chosen(
+    opened: Package, fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is busy at first, for the default: against its first images everything looks fast."""
+    fake.seconds |= {OPENVINO: 0.8, ONE_THREAD: 0.9}
+    usual = fake.draw
+
+    def draw(self: FakeProcess, request: dict[str, Any], timeout: float) -> dict[str, Any]:
+        reply = usual(self, request, timeout)
+        if self.options == DEFAULT and request["seed"] < 6:
+            reply["seconds"]["unet"] *= 3
+        return reply
+
+    monkeypatch.setattr(fake, "draw", draw)
+    result = tune(opened, 60)
+    early = next(m for m in result.measurements if m.options == ONE_THREAD)
+    assert early.pays(result.default) and early.speedup(result.default) > 3
+    assert result.chosen.options == OPENVINO and result.chosen.speedup(result.default) < 1.3
+
+
 def test_threads_are_tried_where_there_is_but_one_backend(
     opened: Package, fake: type[FakeProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
