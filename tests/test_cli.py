@@ -39,6 +39,7 @@ def test_help_teaches_every_command() -> None:
         "push",
         "students",
         "sweep",
+        "tune",
         "recipes",
         "prompts",
     ):

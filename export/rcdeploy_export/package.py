@@ -19,6 +19,7 @@ from rcdeploy_runtime.files import new_folder, replacing
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
+from rcdeploy_runtime.session_options import SessionOptions
 from rcdeploy_runtime.sessions import Session, open_session
 
 from .calibration import calibration_inputs, representative_prompts
@@ -178,7 +179,7 @@ class _ComponentExporter:
     def _open_session(self, folder: Path, precision: str) -> Session:
         """On this machine's processor; a graph for TensorRT is read by ONNX Runtime here."""
         kind = "onnx" if self.options.format == "trt" else self.options.format
-        return open_session(folder, kind, "cpu", None, precision)
+        return open_session(folder, kind, SessionOptions(device="cpu"), precision)
 
     def _measure(self, raw: Path, session: Session, precision: str, progress: Progress) -> None:
         """Measures what a smaller precision changes: the UNet's seconds against fp32, its error over timesteps."""

@@ -19,6 +19,7 @@ from rcdeploy.sampling import runtime_noise, sample_images
 from rcdeploy_runtime.noise_schedule import Array
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
+from rcdeploy_runtime.session_options import SessionOptions
 from rcdeploy_runtime.sessions import Session
 from rcdeploy_runtime.text_to_image import TextToImage
 
@@ -122,7 +123,7 @@ def compare_images(
         {"count", "grey_levels": mean absolute difference of 255, "judge"?: {"fp32": {attribute: share right},
         precision: ...}, "clip_score"?: {"fp32", precision}}.
     """
-    package = TextToImage(Package(folder, verify=False), "cpu")
+    package = TextToImage(Package(folder, verify=False), SessionOptions("cpu"))
     settings: dict[str, Any] = dict(vars(sampling))
     size = package.height, package.width
     batch_size = max(1, PIXELS_AT_ONCE // (size[0] * size[1]))

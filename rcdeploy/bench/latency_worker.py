@@ -213,7 +213,7 @@ class _PackageModel:
         self.task = task
         self.images_made = 0
         self.device = str(task["device"])
-        self.model = TextToImage.load(task["folder"], device=self.device, threads=task["threads"])
+        self.model = TextToImage.load(task["folder"], device=self.device, threads=task["threads"], tuned=False)
 
     def image(self) -> None:
         """Make one image. Both prompts are new ones, because the runtime caches embeddings."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from .console import check_input_file, print_json, print_line, print_warning, resumable, stages
+from .console import check_input_file, make_log, print_json, print_line, print_warning, resumable, stages
 from .options import DEVICE, QUIET
 
 OWN = "the package's own"
@@ -45,6 +45,15 @@ def generate_command(
     mask: Path | None = typer.Option(None, help="White where --image may change (inpainting)."),
     device: str = DEVICE,
     threads: int | None = typer.Option(None, help="Threads of the processor.", show_default="all"),
+    backend: str | None = typer.Option(
+        None, help="onnxruntime, openvino (executes ONNX packages too) or tensorrt.", show_default=OWN
+    ),
+    precision: str | None = typer.Option(
+        None, help="Precision that OpenVINO computes in: fp32, bf16, fp16.", show_default=OWN
+    ),
+    tuned: bool = typer.Option(
+        True, "--tuned/--no-tuned", help="Use what `rcdeploy tune` kept for this machine, where none of these is given."
+    ),
     digest: str | None = typer.Option(
         None, help="sha256:..., which the package must have; `rcdeploy package digest` prints it."
     ),
@@ -55,6 +64,7 @@ def generate_command(
     from rcdeploy_runtime.generation import ImageSize, check_settings
     from rcdeploy_runtime.image_files import check_image_path, load_image, save_images
     from rcdeploy_runtime.package import Package
+    from rcdeploy_runtime.session_options import SessionOptions
     from rcdeploy_runtime.text_to_image import TextToImage
 
     check_image_path(file)
@@ -80,7 +90,13 @@ def generate_command(
     static_size = files.facts.static_size
     image_size = ImageSize(*(static_size or files.size), files.facts.size_multiple, static_size is not None)
     check_settings(image_size, files.sampling, prompt=prompt, **settings)  # before the networks are loaded
-    model = TextToImage(files, device=device, threads=threads)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        model = TextToImage(files, SessionOptions(device, threads, None, backend, precision), tuned=tuned)
+    for remark in remarks:
+        print_warning(str(remark.message))
+    if model.tuning:
+        make_log(quiet or as_json)(f"tuned: {model.tuning}")
     with (
         resumable("No image was written."),
         stages(quiet or as_json) as progress,

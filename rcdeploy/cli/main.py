@@ -28,6 +28,7 @@ from . import (
     report,
     students,
     sweep,
+    tune,
 )
 from .console import show_error
 from .options import CONTEXT
@@ -58,6 +59,7 @@ app.command("push")(push.push_command)
 app.command("report")(report.report_command)
 app.command("students")(students.students_command)
 app.command("sweep")(sweep.sweep_command)
+app.command("tune")(tune.tune_command)
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(prompts.app, name="prompts")
 app.add_typer(package.app, name="package")

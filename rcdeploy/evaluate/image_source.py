@@ -106,9 +106,10 @@ def _checkpoint(model: ModelFolder, name: str, device: torch.device) -> ImageSou
 
 
 def _package(package: Package, description: ModelDescription, device: str) -> ImageSource:
+    from rcdeploy_runtime.session_options import SessionOptions
     from rcdeploy_runtime.text_to_image import TextToImage
 
-    runtime = TextToImage(package, device)
+    runtime = TextToImage(package, SessionOptions(device), tuned=False)
 
     def generate(prompts: Sequence[str], seeds: Sequence[int], settings: dict[str, Any]) -> Tensor:
         images, _ = runtime.generate(list(prompts), seed=seeds[0], **{"sampler": "ddim", **settings})

@@ -212,7 +212,7 @@ def _compare(data: RunData, prompts: Sequence[str], progress: Progress) -> dict[
     candidates: dict[str, LatentDiffusionModel | TextToImage | None] = {
         "teacher": data.teacher,
         "student": data.student,
-        "package": TextToImage(data.package) if data.package else None,
+        "package": TextToImage(data.package, tuned=False) if data.package else None,
     }
     models = {name: model for name, model in candidates.items() if model is not None}
     if not models:

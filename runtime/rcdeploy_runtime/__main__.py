@@ -1,4 +1,4 @@
-"""Generate images from a package or serve it, print its digest, or build its TensorRT engines: no more is needed."""
+"""Generate images from a package, serve it, tune it, print its digest, or build its TensorRT engines."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import warnings
 from pathlib import Path
 
 from . import __version__
+from .command_arguments import add_session_arguments, add_tune_arguments, session_arguments
 from .errors import RcdeployError
 from .server.command import add_serve_arguments, serve
+
+EXIT_INTERRUPTED = 130
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -42,14 +45,15 @@ def _arguments() -> argparse.ArgumentParser:
     generate.add_argument("--image", type=Path, help="begin from this image")
     generate.add_argument("--strength", type=float, default=0.8, help="how much of --image changes, up to 1")
     generate.add_argument("--mask", type=Path, help="white where --image is generated anew")
-    generate.add_argument("--device", default="auto")
-    generate.add_argument("--threads", type=int)
+    add_session_arguments(generate)
     generate.add_argument("--digest", help="sha256:..., which the package must have; `digest` prints it")
     generate.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
     generate.add_argument("--json", action="store_true", help="print the record: seeds, steps, seconds")
     generate.add_argument("-q", "--quiet", action="store_true")
 
     add_serve_arguments(commands.add_parser("serve", help="an HTTP server with the routes of OpenAI's images API"))
+
+    add_tune_arguments(commands.add_parser("tune", help="measure what draws fastest on this machine, and keep that"))
 
     digest = commands.add_parser("digest", help="print the digest that pins a package: sha256:...")
     digest.add_argument("package")
@@ -75,9 +79,9 @@ def generate(args: argparse.Namespace) -> None:
     check_image_path(args.out)
     image = None if args.image is None else load_image(args.image)
     mask = None if args.mask is None else load_image(args.mask)
-    model = TextToImage.load(
-        args.package, device=args.device, threads=args.threads, verify=not args.no_verify, digest=args.digest
-    )
+    model = TextToImage.load(args.package, verify=not args.no_verify, digest=args.digest, **session_arguments(args))
+    if model.tuning and not args.quiet:
+        print(f"tuned: {model.tuning}", file=sys.stderr)
 
     def show_progress(step: Step) -> None:
         bar = "#" * (30 * step.completed // step.total)
@@ -106,6 +110,29 @@ def generate(args: argparse.Namespace) -> None:
     print(json.dumps({"files": files, **record}) if args.json else "\n".join(files))
 
 
+def tune(args: argparse.Namespace) -> None:
+    from .package import Package
+    from .tuning.outcome import keep_choice, result_json, text_table
+    from .tuning.search import tune as measure
+
+    def show_progress(seconds: float, candidate: str) -> None:
+        part = min(seconds / args.seconds, 1)
+        left = max(args.seconds - seconds, 0)
+        print(
+            f"\r{'#' * int(30 * part):<30} {left:4.0f} s left  {candidate:<40.40}", end="", file=sys.stderr, flush=True
+        )
+
+    package = Package(args.package, digest=args.digest)
+    quiet = args.quiet or args.json
+    result = measure(package, args.seconds, args.max_difference, *([] if quiet else [show_progress]))
+    if not quiet:
+        print(file=sys.stderr)
+    if not args.json:
+        print(text_table(package, result))
+    file = keep_choice(package, result)
+    print(json.dumps({**result_json(package, result), "kept": str(file)}) if args.json else f"kept in {file}")
+
+
 def digest(args: argparse.Namespace) -> None:
     from .package import Package
 
@@ -130,15 +157,24 @@ def build_engine(args: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 something that the user can put right."""
+    """Exit codes: 0 done, 2 something that the user can put right, 130 stopped by Ctrl-C."""
     args = _arguments().parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        commands = {"generate": generate, "serve": serve, "digest": digest, "build-engine": build_engine}
+        commands = {
+            "generate": generate,
+            "serve": serve,
+            "tune": tune,
+            "digest": digest,
+            "build-engine": build_engine,
+        }
         commands[args.command](args)
     except RcdeployError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nstopped: nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return 0
 
 

@@ -44,3 +44,8 @@ MAX_LATENT_SIDE = 4_096
 """of the shape of latents, channels included"""
 MAX_PIXELS_PER_LATENT = 64
 MAX_SCALING_FACTOR = 1_000.0
+
+# what is kept on a machine
+MAX_TUNING_BYTES = 64 * 2**10
+MAX_TUNING_FILES = 64
+"""of one package: one a machine that shares the cache folder"""

@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from .errors import RcdeployError
-from .generation import check_memory
 from .guidance import TIMESTEP_COND, guidance_embedding
 from .images import to_image, to_network
 from .noise import Noise
 from .noise_schedule import Array
 from .package import NETWORK_FILES, Package
+from .session_options import SessionOptions
 from .sessions import Batched, open_session
 from .text_encoding import Condition, TextEncoding, check_output
 
@@ -36,17 +36,15 @@ class Networks:
         text: prompts to conditions.
         unet, vae_decoder: call them with named arrays.
         device: where they run.
+        options: how they are executed.
         guidance_width: of the embedding of the guidance scale that the UNet takes; None where it takes none.
     """
 
-    def __init__(self, package: Package, device: str, threads: int | None, memory_gb: float | None = None) -> None:
-        if memory_gb is not None:
-            check_memory(memory_gb, package.format)
+    def __init__(self, package: Package, options: SessionOptions) -> None:
+        """Raises RcdeployError for options that this package's format does not know."""
+        self.options = options.checked(package.format)
         self.package = package
         self.guidance_width = package.facts.guidance_embedding
-        self._device = device
-        self._threads = threads
-        self._memory_gb = memory_gb
         self.text = TextEncoding(package, self._open)
         self.unet = self._open("unet")
         self.vae_decoder = self._open("vae_decoder")
@@ -59,8 +57,7 @@ class Networks:
         for name in NETWORK_FILES[package.format]:
             package.file(f"{component}/{name}")
         precision = package.facts.precision_of(component)
-        folder = package.folder / component
-        session = open_session(folder, package.format, self._device, self._threads, precision, self._memory_gb)
+        session = open_session(package.folder / component, package.format, self.options, precision)
         return Batched(session, BATCHED_INPUTS[component])
 
     def encode_image(self, image: Image.Image, height: int, width: int, noise: Noise | None = None) -> Array:

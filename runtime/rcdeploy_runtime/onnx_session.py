@@ -70,6 +70,13 @@ class OnnxSession:
             ) from error
 
 
+def available_devices() -> list[str]:
+    """Devices of this onnxruntime by name; that of auto comes first."""
+    available = onnxruntime.get_available_providers()
+    auto = _providers("auto")[0]
+    return list(dict.fromkeys([auto, "cpu", *(d for d, provider in PROVIDERS.items() if provider in available)]))
+
+
 def _providers(device: str) -> tuple[str, list[str]]:
     """(device, ONNX Runtime's execution providers for it)."""
     available = onnxruntime.get_available_providers()

@@ -14,6 +14,8 @@ from .errors import RcdeployError
 from .noise_schedule import Array
 
 Shapes = tuple[tuple[int, ...], ...]
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""OpenVINO's names of precisions"""
 
 
 @lru_cache(maxsize=1)
@@ -29,6 +31,27 @@ def core() -> Any:
     return openvino.Core()
 
 
+def available_devices() -> list[str]:
+    """Devices by name, the CPU first; none where OpenVINO is not installed."""
+    try:
+        names = core().available_devices
+    except ImportError:
+        return []
+    return ["cpu", *(name for name in names if name != "CPU")]
+
+
+def capabilities(device: str) -> list[str]:
+    """What a device computes in, in OpenVINO's names: FP32, BF16 ..."""
+    try:
+        return list(core().get_property(_device_name(device), "OPTIMIZATION_CAPABILITIES"))
+    except RuntimeError as error:
+        raise RcdeployError(f"OpenVINO cannot ask {device}: {error}") from error
+
+
+def _device_name(device: str) -> str:
+    return "CPU" if device in ("auto", "cpu") else device.upper()
+
+
 class OpenVinoSession:
     """A network that is compiled at its first run, for the shapes that it then gets.
 
@@ -36,12 +59,20 @@ class OpenVinoSession:
     shapes share a second compilation.
     """
 
-    def __init__(self, folder: Path, device: str = "auto", threads: int | None = None, precision: str = "f32") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "auto",
+        threads: int | None = None,
+        precision: str = "f32",
+        network: str = "openvino_model.xml",
+    ) -> None:
         """Args:
-            folder: has openvino_model.xml and .bin.
+            folder: has the network.
             device: auto, cpu, or one of OpenVINO's names.
             threads: of a CPU; None takes all.
-            precision: of the computation, f32 or bf16; OpenVINO's own default is bf16 where the processor has it.
+            precision: of the computation, one of HINTS; OpenVINO's own default is bf16 where the processor has it.
+            network: openvino_model.xml, beside its .bin, or model.onnx.
 
         Raises:
             RcdeployError: OpenVINO is not installed, or cannot load the network.
@@ -52,14 +83,15 @@ class OpenVinoSession:
             raise RcdeployError(
                 "this package needs OpenVINO, which is not installed", fix='pip install "rcdeploy-runtime[openvino]"'
             ) from None
-        self.device = "CPU" if device in ("auto", "cpu") else device.upper()
+        self.device = _device_name(device)
         self._folder = folder
         self._settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None and self.device == "CPU":
             self._settings["INFERENCE_NUM_THREADS"] = threads
         try:
             self._core.get_property(self.device, "FULL_DEVICE_NAME")  # raises for an unknown device
-            self._model = self._core.read_model(str(folder / "openvino_model.xml"), str(folder / "openvino_model.bin"))
+            weights = [str(folder / "openvino_model.bin")] if network.endswith(".xml") else []
+            self._model = self._core.read_model(str(folder / network), *weights)
             self._types = {i.any_name: np.dtype(i.element_type.to_dtype()) for i in self._model.inputs}
             first = self._model.inputs[0].partial_shape[0]
             self.batch_size = None if first.is_dynamic else first.get_length()
@@ -76,7 +108,7 @@ class OpenVinoSession:
     def run_for(self, outputs: Sequence[str], inputs: dict[str, Array]) -> list[Array]:
         try:
             feed = {name: np.asarray(inputs[name], dtype, order="C") for name, dtype in self._types.items()}
-            if "timestep" in feed:
+            if "timestep" in feed and self._model.input("timestep").partial_shape.rank.get_length():
                 feed["timestep"] = feed["timestep"].reshape(-1)
             request = self._request(tuple(array.shape for array in feed.values()))
             request.infer(feed)

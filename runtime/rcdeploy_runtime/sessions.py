@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import RcdeployError
 from .noise_schedule import Array
+from .session_options import BACKENDS, SessionOptions
 
 
 class Session(Protocol):
@@ -55,36 +56,31 @@ class Batched:
         return np.concatenate(outputs)
 
 
-def open_session(
-    folder: Path,
-    kind: str,
-    device: str,
-    threads: int | None,
-    precision: str = "fp32",
-    memory_gb: float | None = None,
-) -> Session:
+def open_session(folder: Path, kind: str, options: SessionOptions, precision: str = "fp32") -> Session:
     """Load the network in a component's folder.
 
     Args:
         folder: of the component.
         kind: the package's format: onnx, openvino or trt.
-        device: auto, cpu, cuda ...
-        threads: of a CPU; None takes all.
-        memory_gb: most memory for arrays, beside the weights; of ONNX Runtime on a CPU only.
-        precision: the component's; OpenVINO computes in it, graphs of ONNX and TensorRT carry their own.
+        options: checked for this format.
+        precision: the component's, in which OpenVINO computes unless the options say otherwise; graphs of ONNX and
+            TensorRT carry their own.
 
     Raises:
         RcdeployError: the network cannot be loaded, or what executes it is not installed.
     """
-    if kind == "onnx":
+    backend = options.backend or BACKENDS.get(kind, (None,))[0]
+    if backend == "onnxruntime":
         from .onnx_session import OnnxSession
 
-        return OnnxSession(folder / "model.onnx", device, threads, memory_gb)
-    if kind == "openvino":
-        from .openvino_session import OpenVinoSession
+        return OnnxSession(folder / "model.onnx", options.device, options.threads, options.memory_gb)
+    if backend == "openvino":
+        from .openvino_session import HINTS, OpenVinoSession
 
-        return OpenVinoSession(folder, device, threads, "bf16" if precision == "bf16" else "f32")
-    if kind == "trt":
+        network = "model.onnx" if kind == "onnx" else "openvino_model.xml"
+        hint = HINTS[options.precision or ("bf16" if precision == "bf16" else "fp32")]
+        return OpenVinoSession(folder, options.device, options.threads, hint, network)
+    if backend == "tensorrt":
         from .trt_session import TrtSession
 
         return TrtSession(folder)

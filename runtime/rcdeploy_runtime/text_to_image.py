@@ -19,15 +19,16 @@ from PIL import Image
 
 from . import images as image_arrays
 from .errors import RcdeployError
-from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings, whole_number
+from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings
 from .images import ImageLike
-from .limits import MAX_THREADS
 from .networks import Networks
 from .noise import Noise, seeded_noise
 from .noise_schedule import Array, NoiseSchedule
 from .package import Package
 from .sampler_base import Sampler
 from .samplers import make_sampler
+from .session_options import SessionOptions
+from .tuning.kept import Tuning, kept_tuning
 
 
 class TextToImage:
@@ -38,21 +39,19 @@ class TextToImage:
         networks: its tokenizer, text encoder, UNet and VAE.
         schedule: the noise schedule.
         device: where the networks run.
+        tuning: what `rcdeploy tune` has kept and is in use; None where nothing is, or an option was given.
         height, width: of its images, in pixels.
     """
 
-    def __init__(
-        self, package: Package, device: str = "auto", threads: int | None = None, memory_gb: float | None = None
-    ) -> None:
-        if not isinstance(device, str):
-            raise RcdeployError(f"device is {device!r}; it must be a string: auto, cpu, cuda ...")
+    def __init__(self, package: Package, options: SessionOptions | None = None, *, tuned: bool = True) -> None:
+        """options, tuned: as in `load`."""
         self.package = package
-        if threads is not None:
-            threads = whole_number("threads", threads, 1, MAX_THREADS)
         self.schedule = NoiseSchedule.from_config(
             package.json("scheduler/scheduler_config.json"), f"{package.path}: scheduler/scheduler_config.json"
         )
-        self.networks = Networks(package, device, threads, memory_gb)
+        options = options or SessionOptions()
+        self.tuning: Tuning | None = kept_tuning(package) if tuned and options == SessionOptions() else None
+        self.networks = self._open(options)
         self.pixels_per_latent = package.facts.pixels_per_latent
         self.size_multiple = package.facts.size_multiple
         self.height, self.width = package.facts.static_size or package.size
@@ -67,6 +66,10 @@ class TextToImage:
         verify: bool = True,
         digest: str | None = None,
         memory_gb: float | None = None,
+        *,
+        backend: str | None = None,
+        precision: str | None = None,
+        tuned: bool = True,
     ) -> TextToImage:
         """Load a package.
 
@@ -78,11 +81,26 @@ class TextToImage:
             digest: "sha256:...", which `rcdeploy package digest` prints: load that very package and no other.
             memory_gb: most memory that each network may take beside its weights, for packages from strangers; of
                 ONNX Runtime on a CPU only. None sets no limit.
+            backend: onnxruntime, openvino or tensorrt; None takes the package's own. OpenVINO executes ONNX too.
+            precision: that OpenVINO computes in: fp32, bf16, fp16; None takes that of the package.
+            tuned: use what `rcdeploy tune` has kept for this package on this machine, where neither device, threads,
+                memory_gb, backend nor precision is given. One of another machine or of other versions is a warning.
 
         Raises:
             RcdeployError: the package is damaged, foreign or of another digest, or what it needs is not installed.
         """
-        return cls(Package(package, verify=verify, digest=digest), device, threads, memory_gb)
+        options = SessionOptions(device, threads, memory_gb, backend, precision)
+        return cls(Package(package, verify=verify, digest=digest), options, tuned=tuned)
+
+    def _open(self, options: SessionOptions) -> Networks:
+        """The networks, tuned; as `options` say where they are not, or cannot be loaded so any more."""
+        if self.tuning is not None:
+            try:
+                return Networks(self.package, self.tuning.options)
+            except RcdeployError as error:
+                warnings.warn(f"{self.package.path}: its tuning is ignored: {error.problem}", stacklevel=4)
+                self.tuning = None
+        return Networks(self.package, options)
 
     def generate(
         self,
@@ -309,5 +327,9 @@ class TextToImage:
             "height": settings.height,
             "width": settings.width,
             "device": self.device,
+            "backend": self.networks.options.backend,
+            "precision": self.networks.options.precision,
+            "threads": self.networks.options.threads,
+            "tuned": self.tuning is not None,
             "seconds": seconds,
         }

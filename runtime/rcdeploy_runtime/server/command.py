@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..command_arguments import add_session_arguments, session_arguments
 from ..errors import RcdeployError
 
 if TYPE_CHECKING:
@@ -47,8 +48,7 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url-seconds", type=float, default=3_600, help="how long images have a url")
     parser.add_argument("--grace-seconds", type=int, default=60, help="to finish what was taken, when it is stopped")
     parser.add_argument("--log-prompts", action="store_true")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int)
+    add_session_arguments(parser)
     parser.add_argument("--memory-gb", type=float, help="most that a network may take beside its weights")
     parser.add_argument(
         "--digest",
@@ -103,16 +103,19 @@ def serve(args: argparse.Namespace) -> None:
         models = {
             name: TextToImage.load(
                 package,
-                device=args.device,
-                threads=args.threads,
                 verify=not args.no_verify,
                 digest=digest,
                 memory_gb=args.memory_gb,
+                **session_arguments(args),
             )
             for name, package, digest in zip(names, args.packages, digests, strict=True)
         }
         configure_logging(args.log_prompts)
-        for model in models.values():  # what is compiled or read at the first image, is so now
+        for name, model in models.items():  # what is compiled or read at the first image, is so now
+            if model.tuning:
+                logging.getLogger("rcdeploy_runtime.server").info(
+                    "tuned", extra={"model": name, "options": str(model.tuning)}
+                )
             model.generate("", seed=0, num_inference_steps=1)
         _run(create_app(models, settings), listener, grace_s)
 
