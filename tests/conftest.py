@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# a developer's own tunings and digests are not the tests'
+USER_CACHE = tempfile.TemporaryDirectory(prefix="rcdeploy-tests-")
+os.environ["XDG_CACHE_HOME"] = USER_CACHE.name
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
