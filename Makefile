@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-interop campaign lint bench gpu slow docs web
+.PHONY: demo test test-interop test-executorch test-coreml compatibility campaign lint bench gpu slow docs web
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -20,6 +20,19 @@ test-interop: $(VENV)/installed-dev  ## opens a package with Optimum, in an envi
 	test -d .venv-interop || $(PYTHON) -m venv .venv-interop
 	.venv-interop/bin/pip install -q -c constraints-interop.txt -e '.[optimum]' pytest pytest-timeout
 	.venv-interop/bin/python -m pytest -q -m interop tests/test_interop.py -p no:cacheprovider
+
+test-executorch:  ## exports for phones and runs them by ExecuTorch, in an environment of its own (.venv-executorch): 15 minutes
+	test -d .venv-executorch || $(PYTHON) -m venv .venv-executorch
+	.venv-executorch/bin/pip install -q -c constraints-executorch.txt -e '.[executorch]' pytest pytest-timeout
+	.venv-executorch/bin/python -m pytest -q -m executorch tests/test_executorch.py -p no:cacheprovider --timeout 1800
+
+test-coreml:  ## converts for Core ML and reads it back, in an environment of its own (.venv-coreml); nothing is run
+	test -d .venv-coreml || $(PYTHON) -m venv .venv-coreml
+	.venv-coreml/bin/pip install -q -c constraints-coreml.txt -e '.[coreml]' pytest pytest-timeout
+	.venv-coreml/bin/python -m pytest -q -m coreml tests/test_coreml.py -p no:cacheprovider
+
+compatibility: $(VENV)/installed-dev  ## who opens which student; writes docs/compatibility.md
+	$(BIN)/python docs/compatibility.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -151,3 +151,10 @@ def test_the_citation_file_names_the_paper():
     text = (ROOT / "CITATION.cff").read_text("utf-8")
     assert "cff-version: 1.2.0" in text
     assert "Random Conditioning with Distillation for Data-Efficient Diffusion Model Compression" in text
+
+
+def test_the_compatibility_page_cites_tests_that_exist():
+    compatibility = load_script("compatibility")
+    assert compatibility.missing_tests() == []
+    page = compatibility.PAGE.read_text("utf-8")
+    assert all(f"\n| {row.name} |" in page for row in compatibility.ROWS)

@@ -122,7 +122,12 @@ def test_nothing_that_is_shipped_imports_the_campaign() -> None:
 def test_the_runtime_imports_nothing_heavy_and_none_of_ours() -> None:
     allowed = {"numpy", "tokenizers", "PIL", "onnxruntime", "rcdeploy_runtime", *sys.stdlib_module_names}
     server = {"fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-    extras = {"openvino_session.py": {"openvino"}, "trt_session.py": {"cuda"}, "trt_engines.py": {"cuda"}}
+    extras = {
+        "openvino_session.py": {"openvino"},
+        "trt_session.py": {"cuda"},
+        "trt_engines.py": {"cuda"},
+        "executorch_session.py": {"executorch", "torch"},  # its Python interface takes torch's tensors
+    }
     for module, file in FILES.items():
         if room(module) == "rcdeploy_runtime":
             extra = server if file.parent.name == "server" else extras.get(file.name, set())

@@ -16,6 +16,7 @@ from rcdeploy.diffusion_model import LatentDiffusionModel
 from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import student_config
 from rcdeploy_export.single_file import write_single_file
+from rcdeploy_runtime.errors import RcdeployError
 
 
 def check_same_weights(loaded: torch.nn.Module, expected: torch.nn.Module) -> None:
@@ -45,3 +46,10 @@ def test_diffusers_reads_it_back(student: str | None, tmp_path: Path) -> None:
 def test_command(tiny_teacher: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tiny_teacher), "--format", "single-file"])
     assert result.exit_code == 0 and (tmp_path / "packages/tiny.safetensors").is_file()
+
+
+def test_a_unet_that_takes_the_guidance_scale_is_refused(tmp_path: Path) -> None:
+    model = LatentDiffusionModel(str(save_teacher(tmp_path / "model", time_cond_proj_dim=8)))
+    with pytest.raises(RcdeployError, match="takes the guidance scale as an input"):
+        write_single_file(model, tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()

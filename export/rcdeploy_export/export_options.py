@@ -19,11 +19,21 @@ PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8", "int8-matmul"),
     "openvino": ("fp32", "fp16", "bf16", "int8", "int8-weights"),
     "trt": ("fp32", "fp16", "int8"),
+    "executorch": ("fp32", "int8"),
+    "coreml": ("fp32", "fp16"),
 }
 """format -> the precisions of UNet and text encoder. int8: weights and arithmetic. int8-matmul: matrix products alone,
 convolutions in fp32. int8-weights: weights alone, arithmetic in fp32"""
+FOR_PHONES = ("executorch", "coreml")
+"""formats of programs for one shape, made without ONNX"""
 FORMER_PRECISIONS = {("onnx", "mixed"): "int8-matmul", ("openvino", "mixed"): "int8-weights"}
 """(format, precision of packages up to version 0.1) -> its name today"""
+HALF_VAES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("onnx", "trt", "coreml"), ("fp16",)),
+    "openvino": ("fp16", "bf16"),
+    "executorch": (),
+}
+"""format -> the precisions of the VAE beside fp32"""
 OPSETS = {"onnx": 23, "openvino": 20, "trt": 20}
 """23 has Attention and GroupNormalization as one node each, which halves ONNX Runtime's memory; 20 is what OpenVINO,
 quantisation and the TensorRT of a Jetson read"""
@@ -36,6 +46,11 @@ REASONS = {
     "where the processor has it; for a GPU take fp16.",
     ("onnx", "int8-weights"): "int8-weights is OpenVINO's; for ONNX take int8-matmul, or --format openvino.",
     ("openvino", "int8-matmul"): "int8-matmul is ONNX Runtime's; for OpenVINO take int8-weights, or --format onnx.",
+    ("executorch", "fp16"): "XNNPACK computes in fp32 or int8 here: take fp32 or int8.",
+    (
+        "coreml",
+        "int8",
+    ): "For Core ML take fp16, in which the Neural Engine computes; for int8 take --format executorch.",
     ("trt", "bf16"): "A bf16 graph cannot be compared with torch here: take fp16.",
     **{
         ("trt", precision): "TensorRT reads int8 as Q/DQ pairs around each product: take int8."
@@ -58,13 +73,13 @@ class ExportOptions:
     """Format, precision and variants of one export. Raises RcdeployError for a contradiction or a missing file.
 
     Args:
-        format: onnx, openvino or trt (ONNX that TensorRT reads).
+        format: onnx, openvino, trt (ONNX that TensorRT reads), executorch or coreml.
         precision: of UNet and text encoder, one of PRECISIONS[format].
         vae_precision: fp32, fp16 or (OpenVINO) bf16; fp16 decoders of some models overflow into black images, bf16 has
             the range of fp32. None takes bf16 beside a UNet in bf16, else fp32.
         opset: of the ONNX graphs; None takes the format's default.
-        static: fixes every shape at one image of the model's native size, or of `image_size`; two rows in the
-            UNet for guidance, one where the model is sampled without.
+        static: fixes every shape (of executorch and coreml it always is) at one image of the model's native size, or of
+            `image_size`; two rows in the UNet for guidance, one where the model is sampled without.
         image_size: (height, width) in pixels, for static exports.
         external_data: stores weights beside the graph, even below 2 GB.
         prompts: a file of captions to calibrate with and to draw; by default those of the run.
@@ -93,20 +108,27 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         _check_choice("--format", self.format, tuple(PRECISIONS))
-        half = ("fp16", "bf16") if self.format == "openvino" else ("fp16",)
+        half = HALF_VAES[self.format]
         if self.vae_precision is not None:
             reason = REASONS.get((self.format, self.vae_precision))
             _check_choice(f"--vae-precision for {self.format}", self.vae_precision, ("fp32", *half), reason)
         reason = REASONS.get((self.format, self.precision))
         _check_choice(f"--precision for {self.format}", self.precision, PRECISIONS[self.format], reason)
+        if self.format in FOR_PHONES and (self.opset is not None or self.external_data):
+            raise RcdeployError(f"--opset and --external-data are of ONNX graphs, and --format {self.format} has none")
         largest = MAX_OPSET_CONVERTED if self.quantised or self.format == "openvino" else MAX_OPSET
         if self.opset is not None and not MIN_OPSET <= self.opset <= largest:
             title = f"--format {self.format} --precision {self.precision}"
             raise RcdeployError(f"--opset {self.opset}: allowed for {title} are {MIN_OPSET} to {largest}")
-        if self.image_size and not self.static:
+        if self.image_size and not self.fixed_shapes:
             raise RcdeployError(
                 "--size is for --static only",
                 fix="Without --static the package draws any size that the model can.",
+            )
+        if self.image_size and self.format == "executorch" and self.quantised:
+            raise RcdeployError(
+                "--size: int8 for ExecuTorch is calibrated at the model's own size",
+                fix="Leave --size out, or take --precision fp32.",
             )
         if self.image_count is not None and self.image_count < 0:
             raise RcdeployError(f"--pictures {self.image_count}: must be 0 or more")
@@ -130,8 +152,19 @@ class ExportOptions:
         return self.precision.startswith("int8")
 
     @property
-    def resolved_opset(self) -> int:
-        if self.opset is not None:
+    def fixed_shapes(self) -> bool:
+        """Whether every network takes one shape only."""
+        return self.static or self.format in FOR_PHONES
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine can execute the result, and so compare it with torch."""
+        return self.format != "coreml"
+
+    @property
+    def resolved_opset(self) -> int | None:
+        """None of a format without ONNX graphs."""
+        if self.opset is not None or self.format in FOR_PHONES:
             return self.opset
         return 20 if self.quantised else OPSETS[self.format]
 
@@ -146,12 +179,14 @@ class ExportOptions:
 
     def check_installed(self) -> None:
         """Raises RcdeployError when the format needs a library that is not installed."""
-        if self.format != "openvino":
-            return
-        needed = ["openvino", "openvino_tokenizers", *(["nncf"] if self.quantised else [])]
-        for name in needed:
+        needed = {
+            "openvino": ["openvino", "openvino_tokenizers", *(["nncf"] if self.quantised else [])],
+            "executorch": ["executorch", "torchao"],
+            "coreml": ["coremltools"],
+        }
+        for name in needed.get(self.format, []):
             if importlib.util.find_spec(name) is None:
-                raise RcdeployError(f"{name} is not installed", fix='pip install "rcdeploy[openvino]"')
+                raise RcdeployError(f"{name} is not installed", fix=f'pip install "rcdeploy[{self.format}]"')
 
 
 def check_target(out: Path) -> None:

@@ -24,7 +24,9 @@ from rcdeploy_runtime.sessions import Session, open_session
 
 from .calibration import calibration_inputs, representative_prompts
 from .components import Component, components
-from .export_options import ExportOptions, check_target
+from .coreml_package import export_mlpackage
+from .executorch_pte import export_pte
+from .export_options import FOR_PHONES, ExportOptions, check_target
 from .onnx_graph import export_onnx
 from .onnx_int8 import quantise_onnx
 from .openvino_ir import to_openvino, tokenizer_to_openvino
@@ -59,19 +61,20 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
         copy_configs(source, model, networks, decoder, folder)
         if options.judge:
             copy_judge(source, folder)
-        reduced = options.precision != "fp32"
+        reduced = options.precision != "fp32" and options.runs_here
         calibrated = options.precision == "int8" and options.format != "onnx"  # ONNX Runtime scales as it runs
         samples = calibration_inputs(source, model, options.prompts, sampling, calibrated, progress) if reduced else []
         exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
-        parities = [exporter.export(component, progress) for component in networks]
-        shutil.rmtree(folder / ".raw")
+        compared = [exporter.export(component, progress) for component in networks]
+        parities = [parity for parity in compared if parity is not None]
+        shutil.rmtree(folder / ".raw", ignore_errors=True)
         if options.format == "openvino":
             for name, tokenizer in tokenizers(model).items():
                 tokenizer_to_openvino(tokenizer, folder / name)
         progress("manifest", 0, 2)
         manifest = package_manifest(source, model, options, parities, networks, decoder, folder)
         manifest.facts |= exporter.measured
-        if options.static:
+        if options.fixed_shapes:
             manifest.facts["static_size"] = [x * model.pixels_per_latent for x in latent_size]
         progress("manifest", 1, 2)
         manifest.add_files(folder)
@@ -119,26 +122,32 @@ class _ComponentExporter:
         """Rows of a UNet call for one image."""
         return branches(self.sampling.guidance_scale, bool(self.model.unet_config.get("time_cond_proj_dim")))
 
-    def export(self, component: Component, progress: Progress) -> Parity:
-        """Traces, converts and compares a component; its fp32 graph stays in .raw/ meanwhile, to be compared with."""
+    def export(self, component: Component, progress: Progress) -> Parity | None:
+        """Writes a component and compares it with torch; None where this machine cannot execute the format."""
         options = self.options
         precision = options.precision_of(component.name)
-        static = (self.unet_rows if component.name == "unet" else 1, *self.latent_size) if options.static else None
+        rows = self.unet_rows if component.name == "unet" else 1
+        static = (rows, *self.latent_size) if options.fixed_shapes else None
         multiple = size_multiple(self.model.unet_config)
-        shapes = shapes_to_compare(component.name, self.latent_size, multiple, static)
+        shapes = shapes_to_compare(component.name, self.latent_size, multiple, static) if options.runs_here else []
         if precision == "int8":  # scales were calibrated at the native size, and hold there
             shapes = [s for s in shapes if s[1:] == self.latent_size]
         steps = 2 + len(shapes)
         progress(component.name, 0, steps)
         raw = self.folder / ".raw" / component.name
-        self._trace(component, raw, static, torch.float32)
-        progress(component.name, 1, steps)
         target = self.folder / component.name
-        if precision == "fp16" and options.format != "openvino":  # OpenVINO halves a finished graph itself
-            self._trace(component, target, static, torch.float16)
+        if static and options.format in FOR_PHONES:
+            self._write_for_phones(component, raw, target, static, progress)
         else:
-            self._convert(raw, target, precision, progress)
+            self._trace(component, raw, static, torch.float32)
+            progress(component.name, 1, steps)
+            if precision == "fp16" and options.format != "openvino":  # OpenVINO halves a finished graph itself
+                self._trace(component, target, static, torch.float16)
+            else:
+                self._convert(raw, target, precision, progress)
         progress(component.name, 2, steps)
+        if not options.runs_here:
+            return None
         session = self._open_session(target, precision)
         parity = compare(
             component, session, shapes, precision, lambda compared: progress(component.name, 2 + compared, steps)
@@ -146,15 +155,35 @@ class _ComponentExporter:
         progress(component.name, steps, steps, {"relative error": parity.relative_error})
         if component.name == "unet" and precision != "fp32":
             self._measure(raw, session, precision, progress)
-        shutil.rmtree(raw)
+        shutil.rmtree(raw, ignore_errors=True)
         return parity
+
+    def _write_for_phones(
+        self, component: Component, raw: Path, folder: Path, shape: Shape, progress: Progress
+    ) -> None:
+        """Writes a program for one shape; of a UNet in int8 one in fp32 as well, in raw/, to be timed beside it."""
+        precision = self.options.precision_of(component.name)
+        if self.options.format == "coreml":
+            export_mlpackage(component, folder, shape=shape, half=precision == "fp16")
+            return
+        quantised = precision == "int8"
+        samples = self.samples if component.name == "unet" and quantised else []
+
+        def on_sample(used: int) -> None:
+            progress(f"{component.name} calibration", used, len(samples))
+
+        export_pte(component, folder, shape=shape, quantised=quantised, calibration=samples, on_sample=on_sample)
+        if samples:
+            export_pte(component, raw, shape=shape, quantised=False, calibration=[], on_sample=on_sample)
 
     def _trace(self, component: Component, folder: Path, static: Shape | None, dtype: torch.dtype) -> None:
         smallest = 2 * size_multiple(self.model.unet_config)
+        opset = self.options.resolved_opset
+        assert opset is not None  # only formats for phones have none
         export_onnx(
             component,
             folder / "model.onnx",
-            opset=self.options.resolved_opset,
+            opset=opset,
             dtype=dtype,
             static=static,
             trace_at=(max(16, smallest),) * 2,
@@ -197,7 +226,7 @@ class _ComponentExporter:
             lambda done, total: progress("unet speed", done, total),
         )
         self.measured = {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
-        if not self.options.static:  # a static UNet takes its own batch and size
+        if not self.options.fixed_shapes:  # a static UNet takes its own batch and size
             self.measured["unet_error_by_timestep"] = error_by_timestep(
                 session, self.model, self.samples, lambda done, total: progress("unet error", done, total)
             )

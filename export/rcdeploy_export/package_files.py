@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from rcdeploy.model_config import size_multiple, trimmed_model_index, zeros_for_
 from rcdeploy.model_files import model_file
 from rcdeploy.sampling import starting_noise
 from rcdeploy_runtime.errors import RcdeployError
+from rcdeploy_runtime.executorch_session import SIGNATURE
 from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
@@ -136,7 +138,7 @@ def package_manifest(
         "pixels_per_latent": model.pixels_per_latent,
         "size_multiple": model.pixels_per_latent * size_multiple(model.unet_config),
         "latent_to_rgb": latent_to_rgb(model),
-        "versions": {"torch": torch.__version__, "onnx": onnx.__version__},
+        "versions": {"torch": torch.__version__, **_version_of(options.format)},
         "source": source.name,
         "export": options.as_facts(),
         "student": run.facts.get("student") if run else None,
@@ -160,14 +162,23 @@ def package_manifest(
         teacher=teacher,
         noise_schedule=dict(read_json(folder / "scheduler" / "scheduler_config.json")),
         latents={"shape": list(model.latent_shape()), "scaling_factor": model.scaling_factor},
-        onnx={c.name: _inputs_and_outputs(folder / c.name / "model.onnx") for c in components},
+        onnx={c.name: _inputs_and_outputs(folder / c.name) for c in components},
         made_from=[*source.made_from(), *([{"kind": "decoder", "sha256": decoder.digest}] if decoder else [])],
         facts=facts,
     )
 
 
-def _inputs_and_outputs(file: Path) -> dict[str, Any]:
-    """Names, types and shapes of a graph's inputs and outputs; dynamic dimensions by their names."""
+def _version_of(format: str) -> dict[str, str]:
+    """Of the library that wrote the networks: a program of ExecuTorch is read by its own version and newer ones."""
+    library = {"executorch": "executorch", "coreml": "coremltools"}.get(format, "onnx")
+    return {library: importlib.metadata.version(library)}
+
+
+def _inputs_and_outputs(component: Path) -> dict[str, Any]:
+    """Names, types and shapes of a network's inputs and outputs; dynamic dimensions by their names."""
+    if (component / SIGNATURE).is_file():
+        return dict(read_json(component / SIGNATURE))
+    file = component / "model.onnx"
     if not file.is_file():
         return {}
     graph = onnx.load(file, load_external_data=False).graph

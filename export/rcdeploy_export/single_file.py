@@ -1,7 +1,7 @@
 """One safetensors file in the layout of the original Stable Diffusion release, for programs that read that.
 
-stable-diffusion.cpp, web UIs and diffusers' from_single_file read it. They derive the UNet's shape from its keys or
-assume SD-1.x: channel-compressed students and block-removed ones are only for those that can be told the shape.
+diffusers' from_single_file reads every student, told its config. stable-diffusion.cpp and web UIs derive the UNet's
+shape from its keys or assume SD-1.x, and refuse most students: docs/compatibility.md has the table.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
             fix="Take --format onnx.",
         )
     config = model.unet_config
+    if config.get("time_cond_proj_dim"):
+        raise RcdeployError(
+            f"{model.folder}: its UNet takes the guidance scale as an input, for which single files have no layout",
+            fix="Export a package (onnx, openvino, trt): those have that input.",
+        )
     if has_wavelet_gating(config):
         raise RcdeployError(
             f"{model.folder}: its UNet has wavelet gating, for which single files have no layout",

@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 def export_command(
     source: Path | None = typer.Argument(None, help="A run, or any diffusers text-to-image folder; the newest run."),
     folder: Path | None = typer.Option(None, "--out", "-o", help="The package; by default packages/NAME-FORMAT."),
-    format: str = typer.Option("onnx", "--format", "-f", help="onnx, openvino, trt, or single-file."),
+    format: str = typer.Option(
+        "onnx", "--format", "-f", help="onnx, openvino, trt, executorch, coreml, or single-file."
+    ),
     precision: str = typer.Option(
         "fp32",
-        help="Of UNet and text encoder: fp32; fp16; bf16 (openvino); int8; int8-matmul (onnx: matrix products alone); "
+        help="Of UNet and text encoder: fp32; fp16 (not executorch); bf16 (openvino); int8 (not coreml); "
+        "int8-matmul (onnx: matrix products alone); "
         "int8-weights (openvino: weights alone).",
     ),
     vae_precision: str | None = typer.Option(
@@ -82,7 +85,9 @@ def export_command(
     """Turn a student (or any Stable Diffusion folder) into a package that generates images without torch.
 
     Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines
-    where they can be built), single-file (safetensors in the original layout, for stable-diffusion.cpp and web UIs).
+    where they can be built), executorch and coreml (programs of one size for phones, in an environment of their own:
+    docs/guide/phones.md), single-file (safetensors in the original layout). Of a single file stable-diffusion.cpp opens
+    no student today, ComfyUI those of the b- family, diffusers all when told the config: docs/compatibility.md.
 
     Every network is compared with torch at several shapes before the package is written; if one differs, nothing is
     written. A precision below fp32 is measured on the spot: errors over the timesteps, images, seconds. Generate from
@@ -146,13 +151,17 @@ def export_command(
     if as_json:
         out.print_json(json.dumps({**result, "components": rows, "facts": manifest.facts}))
     elif not quiet:
-        show_table(f"{target}: compared with torch at several shapes", list(rows[0]), rows, as_json=False)
+        compared = "compared with torch" if options.runs_here else "converted"
+        show_table(f"{target}: {compared}", list(rows[0]), rows, as_json=False)
         if "verdict" in manifest.facts:
             _print_quality(manifest.facts, precision)
         for name in ("zip", "engines"):
             if result[name]:
                 out.print(f"{name}: {result[name]}", soft_wrap=True)
-        out.print(f'Generate from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+        if options.runs_here:
+            out.print(f'Generate from it:  rcdeploy generate {target} "a prompt"', soft_wrap=True)
+        else:
+            out.print("Not run here: Core ML needs one of Apple's systems (examples/embed/ios.md).", soft_wrap=True)
 
 
 def _export(source: ExportSource, target: Path, options: ExportOptions, quiet: bool) -> Manifest:
@@ -179,16 +188,17 @@ def _zip(package: Path) -> str:
 
 def _component_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """Precision, megabytes and difference from torch of each network."""
+    parity = {p["component"]: p for p in manifest.facts["parity"]}
     return [
-        {
-            "component": p["component"],
-            "precision": manifest.facts["precision"][p["component"]],
-            "MB": manifest.size_of(p["component"]) / 1e6,
-            "max_abs_error": f"{p['max_abs_error']:.1e}",
-            "relative_error": f"{p['relative_error']:.1e}",
-        }
-        for p in manifest.facts["parity"]
+        {"component": name, "precision": precision, "MB": manifest.size_of(name) / 1e6, **_errors(parity.get(name))}
+        for name, precision in manifest.facts["precision"].items()
     ]
+
+
+def _errors(parity: dict[str, Any] | None) -> dict[str, str]:
+    if parity is None:
+        return {"max_abs_error": "not run", "relative_error": "not run"}
+    return {name: f"{parity[name]:.1e}" for name in ("max_abs_error", "relative_error")}
 
 
 def _print_quality(facts: dict[str, Any], precision: str) -> None:
@@ -229,8 +239,11 @@ def _check_trt_options(options: ExportOptions, engines: EngineOptions, check: st
 
     if check not in (None, "trt"):
         raise RcdeployError(f"--check {check!r}: the only one is trt")
-    if check and options.format == "openvino":
-        raise RcdeployError("--check trt reads ONNX graphs, and an OpenVINO package has none", fix="Use --format trt.")
+    if check and options.format not in ("onnx", "trt"):
+        raise RcdeployError(
+            f"--check trt reads ONNX graphs, and a package of --format {options.format} has none",
+            fix="Use --format trt.",
+        )
     if options.format != "trt" and engines != EngineOptions():
         raise RcdeployError(
             "--compute-capability, --workspace-gb, --max-batch, --profile, --hardware-compatible: only for --format trt"

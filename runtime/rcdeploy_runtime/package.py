@@ -17,6 +17,7 @@ from . import typed
 from .archive import unpack
 from .digests import DigestCache
 from .errors import RcdeployError
+from .executorch_session import PROGRAM, SIGNATURE
 from .files import inside, read_json
 from .graph_checks import check_graph
 from .limits import (
@@ -37,6 +38,7 @@ NETWORK_FILES = {
     "onnx": ("model.onnx",),
     "openvino": ("openvino_model.xml", "openvino_model.bin"),
     "trt": ("model.engine",),
+    "executorch": (PROGRAM, SIGNATURE),
 }
 """format -> the files of a component that a session opens"""
 SHARED_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json")
@@ -61,9 +63,10 @@ class SdxlFacts:
 class PackageFacts:
     """The facts of a package's manifest.
 
-    format: onnx, openvino or trt. target: the format that it was exported for. precision: by component. parity: one
-    entry a component, {"component", "max_abs_error", "relative_error", "shapes"}. pixels_per_latent: a latent's side
-    in pixels. size_multiple: height and width are multiples of it. latent_to_rgb: [channels + 1][3], for previews.
+    format: onnx, openvino, trt or executorch. target: the format that it was exported for. precision: by component.
+    parity: one entry a component, {"component", "max_abs_error", "relative_error", "shapes"}. pixels_per_latent: a
+    latent's side in pixels. size_multiple: height and width are multiples of it. latent_to_rgb: [channels + 1][3], for
+    previews.
     static_size: (height, width) of a package that generates one size only. captions: the file of captions that the
     model is used with. sampling: how it wants to be sampled; None in packages of rcdeploy 0.1. judge: the classifier
     that evaluates it, {"teacher", "folder", "digest"}, which lies beside the teacher or in judge/. sdxl: of packages
@@ -141,6 +144,11 @@ class Package:
         self.manifest = Manifest.read(self.folder, "package")
         self.digest = manifest_digest(self.folder / NAME)
         self.format = str(self.manifest.facts.get("format", ""))
+        if self.format == "coreml":
+            raise RcdeployError(
+                f"{path} is a Core ML package: apps on iOS and macOS open it (examples/embed/ios.md), Python does not",
+                fix="For this runtime export the model with --format onnx.",
+            )
         if self.format not in NETWORK_FILES:
             raise RcdeployError(
                 f"{path} has the format {self.format!r}; this runtime reads {', '.join(NETWORK_FILES)}",

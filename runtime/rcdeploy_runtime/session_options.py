@@ -8,7 +8,12 @@ from .errors import RcdeployError
 from .generation import check_memory, whole_number
 from .limits import MAX_THREADS
 
-BACKENDS = {"onnx": ("onnxruntime", "openvino"), "openvino": ("openvino",), "trt": ("tensorrt",)}
+BACKENDS = {
+    "onnx": ("onnxruntime", "openvino"),
+    "openvino": ("openvino",),
+    "trt": ("tensorrt",),
+    "executorch": ("executorch",),
+}
 """a package's format -> what executes it, the default first"""
 PRECISIONS = ("fp32", "bf16", "fp16")
 """that OpenVINO computes in"""

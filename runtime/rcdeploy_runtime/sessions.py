@@ -1,7 +1,7 @@
 """One interface to whatever executes a network: named arrays in, arrays out.
 
-ONNX Runtime (onnx_session.py) always comes along; OpenVINO and TensorRT are extras (openvino_session.py,
-trt_session.py). Each is imported when a package needs it.
+ONNX Runtime (onnx_session.py) always comes along; OpenVINO, TensorRT and ExecuTorch are extras (openvino_session.py,
+trt_session.py, executorch_session.py). Each is imported when a package needs it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_session(folder: Path, kind: str, options: SessionOptions, precision: st
 
     Args:
         folder: of the component.
-        kind: the package's format: onnx, openvino or trt.
+        kind: the package's format: onnx, openvino, trt or executorch.
         options: checked for this format.
         precision: the component's, in which OpenVINO computes unless the options say otherwise; graphs of ONNX and
             TensorRT carry their own.
@@ -84,4 +84,8 @@ def open_session(folder: Path, kind: str, options: SessionOptions, precision: st
         from .trt_session import TrtSession
 
         return TrtSession(folder)
+    if backend == "executorch":
+        from .executorch_session import ExecutorchSession
+
+        return ExecutorchSession(folder, options.device, options.threads)
     raise RcdeployError(f"this runtime does not know the format {kind!r}", fix="Upgrade rcdeploy-runtime.")
