@@ -31,6 +31,7 @@ from rcdeploy_runtime.engine_options import EngineOptions
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import Manifest
 from rcdeploy_runtime.onnx_session import OnnxSession, onnxruntime
+from rcdeploy_runtime.session_options import SessionOptions
 from rcdeploy_runtime.sessions import open_session
 from rcdeploy_runtime.trt_engines import build_engines, load_builder
 
@@ -132,7 +133,7 @@ def test_onnx_runtime_agrees_with_torch(package: Path, small_model: Path, device
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has no CUDA: docs/gpu.md has the two lines that swap it for onnxruntime-gpu")
     for component in components(LatentDiffusionModel(str(small_model)), encoder=False):
-        session = open_session(package / component.name, "onnx", device, None)
+        session = open_session(package / component.name, "onnx", SessionOptions(device))
         assert session.device == device
         # CUDA multiplies fp32 in TF32, which has the ten bits of fp16
         compare(component, session, SHAPES, "fp16" if device == "cuda" else "fp32")
@@ -171,7 +172,7 @@ def test_engines_agree_with_torch(package: Path, small_model: Path, tmp_path: Pa
     sizes = ((32, 32), (64, 64), (64, 64))
     built = build_engines(package, tmp_path / "e", EngineOptions(max_batch=2, sizes=sizes, compute_capabilities=ahead))
     for component in components(LatentDiffusionModel(str(small_model)), encoder=False):
-        session = open_session(built / component.name, "trt", "cuda", None)
+        session = open_session(built / component.name, "trt", SessionOptions("cuda"))
         compare(component, session, [(1, 8, 8), (2, 8, 8)], "fp16")
     images, record = TextToImage.load(built).generate("a bag", num_inference_steps=2)
     assert images[0].size == (64, 64) and record["device"] == "cuda"

@@ -73,9 +73,10 @@ def test_foreign_and_newer_ones(copy: Path, small_model: Path, tmp_path: Path) -
     (copy / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
     with pytest.raises(RcdeployError, match="schema version 99"):
         Package(copy)
-    (copy / "manifest.json").write_text(json.dumps({**manifest, "facts": {**manifest["facts"], "format": "coreml"}}))
-    with pytest.raises(RcdeployError, match="format 'coreml'"):
-        Package(copy)
+    for name, message in (("coreml", "is a Core ML package"), ("tflite", "format 'tflite'")):
+        (copy / "manifest.json").write_text(json.dumps({**manifest, "facts": {**manifest["facts"], "format": name}}))
+        with pytest.raises(RcdeployError, match=message):
+            Package(copy)
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "unet/../../secret"])
