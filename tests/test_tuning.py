@@ -20,12 +20,12 @@ from typer.testing import CliRunner
 from rcdeploy.cli.main import app
 from rcdeploy_runtime import RcdeployError, TextToImage
 from rcdeploy_runtime.__main__ import main
+from rcdeploy_runtime.kept_tuning import SCHEMA_VERSION, Tuning, keep
 from rcdeploy_runtime.limits import MAX_TUNING_BYTES
+from rcdeploy_runtime.machine import physical_cores, this_machine, usable_cores, versions
 from rcdeploy_runtime.package import Package
 from rcdeploy_runtime.session_options import SessionOptions
 from rcdeploy_runtime.tuning import candidates, processes, search
-from rcdeploy_runtime.tuning.kept import SCHEMA_VERSION, Tuning, keep
-from rcdeploy_runtime.tuning.machine import physical_cores, this_machine, usable_cores, versions
 from rcdeploy_runtime.tuning.outcome import keep_choice, text_table
 from rcdeploy_runtime.tuning.search import NO_TIME, tune
 

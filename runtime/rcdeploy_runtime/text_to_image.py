@@ -21,6 +21,7 @@ from . import images as image_arrays
 from .errors import RcdeployError
 from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings
 from .images import ImageLike
+from .kept_tuning import Tuning, kept_tuning
 from .networks import Networks
 from .noise import Noise, seeded_noise
 from .noise_schedule import Array, NoiseSchedule
@@ -28,7 +29,6 @@ from .package import Package
 from .sampler_base import Sampler
 from .samplers import make_sampler
 from .session_options import SessionOptions
-from .tuning.kept import Tuning, kept_tuning
 
 
 class TextToImage:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..errors import RcdeployError
+from ..machine import physical_cores, usable_cores
 from ..package import Package
 from ..session_options import BACKENDS, SessionOptions
-from .machine import physical_cores, usable_cores
 
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}
 """OpenVINO's names of what a device computes in"""

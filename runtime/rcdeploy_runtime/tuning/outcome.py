@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..kept_tuning import SCHEMA_VERSION, Tuning, keep
+from ..machine import this_machine, versions
 from ..package import Package
 from ..session_options import SessionOptions
-from .kept import SCHEMA_VERSION, Tuning, keep
-from .machine import this_machine, versions
 from .measurement import Measurement
 from .search import TuningResult
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from ..errors import RcdeployError
 from ..generation import number
+from ..machine import available_memory
 from ..package import Package
 from ..sampling_defaults import SamplingDefaults
 from ..session_options import SessionOptions
 from .candidates import default_options, not_installed, precision_name, reference_options, variants, with_threads
-from .machine import available_memory
 from .measurement import Measurement, image_seconds
 from .processes import CandidateProcess, TookTooLong
 from .prompts import COUNT, tuning_prompts

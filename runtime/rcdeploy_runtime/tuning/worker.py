@@ -14,7 +14,7 @@ import time
 from typing import Any, TextIO
 
 from ..errors import RcdeployError
-from .machine import peak_memory
+from ..machine import peak_memory
 
 
 def main() -> None:

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..errors import RcdeployError
-from ..files import read_json, user_cache, write_json
-from ..limits import MAX_TUNING_BYTES, MAX_TUNING_FILES
-from ..package import Package
-from ..session_options import SessionOptions
-from ..typed import from_json
+from .errors import RcdeployError
+from .files import read_json, user_cache, write_json
+from .limits import MAX_TUNING_BYTES, MAX_TUNING_FILES
 from .machine import Machine, this_machine, versions
+from .package import Package
+from .session_options import SessionOptions
+from .typed import from_json
 
 SCHEMA_VERSION = 1
 FOLDER = "tunings"
