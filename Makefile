@@ -11,7 +11,7 @@ demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; say
 test: $(VENV)/installed-dev  ## everything but what is marked slow, in two processes
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
-slow: $(VENV)/installed-dev  ## the tests at full size: 15 GB of memory
+slow: $(VENV)/installed-dev  ## the tests at full size: 15 to 20 GB of memory
 	$(BIN)/python -m pytest -q -m slow -s
 
 test-interop: $(VENV)/installed-dev  ## opens a package with Optimum, in an environment of its own (.venv-interop)

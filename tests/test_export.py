@@ -93,13 +93,15 @@ def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Pat
 
 
 def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
-    """The variants in one export: fixed shapes, weights beside the graph, half precision."""
-    options = ExportOptions(precision="fp16", vae_precision="fp16", static=True, external_data=True, image_count=1)
+    """The variants in one export: fixed shapes of another size, weights beside the graph, half precision."""
+    options = ExportOptions(
+        precision="fp16", vae_precision="fp16", static=True, image_size=(64, 96), external_data=True, image_count=1
+    )
     export_package(ExportSource.open(small_model), tmp_path / "p", options, no_progress)
     manifest = Manifest.read(tmp_path / "p", "package")
     assert (tmp_path / "p/unet/model.onnx.data").is_file()
-    assert manifest.facts["static_size"] == [64, 64]
-    assert manifest.onnx["unet"]["inputs"]["sample"] == {"type": "float16", "shape": [2, 4, 8, 8]}
+    assert manifest.facts["static_size"] == [64, 96]
+    assert manifest.onnx["unet"]["inputs"]["sample"] == {"type": "float16", "shape": [2, 4, 8, 12]}
     assert manifest.onnx["vae_decoder"]["inputs"]["latent_sample"]["type"] == "float16"
     assert "fp32 on this machine" in manifest.facts["verdict"]
     model = TextToImage.load(tmp_path / "p")
@@ -107,7 +109,7 @@ def test_static_external_and_fp16(small_model: Path, tmp_path: Path) -> None:
     third, _ = model.generate("a red shirt", seed=3, num_inference_steps=2)
     assert np.array_equal(np.asarray(three[2]), np.asarray(third[0]))
     assert len(model.generate("a bag", seed=1, batch=3, num_inference_steps=2, guidance_scale=1.0)[0]) == 3
-    with pytest.raises(RcdeployError, match="64 x 64 pixels only"):
+    with pytest.raises(RcdeployError, match="96 x 64 pixels only"):
         model.generate("a red shirt", width=128)
 
 

@@ -26,7 +26,7 @@ rtx = pytest.mark.skipif(
 
 
 @rtx
-def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
+def test_every_graph_is_read_and_built(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(check_graphs(package)) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     remarks: list[str] = []
     options = EngineOptions(max_batch=2, sizes=((32, 32), (64, 64), (96, 64)), compute_capabilities=("8.6", "8.9"))
@@ -38,6 +38,9 @@ def test_every_graph_is_read_and_built(package: Path, tmp_path: Path) -> None:
     assert engines["max_batch"] == 2 and engines["sizes"] == [[32, 32], [64, 64], [96, 64]]
     assert all(engines["bytes"][name] == (built / name / "model.engine").stat().st_size for name in engines["bytes"])
     with pytest.raises(RcdeployError, match="cuda-bindings|GPU"):
+        TextToImage.load(built)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)  # beside it tensorrt may be there, which cannot read these
+    with pytest.raises(RcdeployError, match="^tensorrt_rtx is not installed"):
         TextToImage.load(built)
 
 

@@ -82,27 +82,29 @@ def calibration_inputs(
     model: LatentDiffusionModel,
     file: Path | None,
     sampling: SamplingDefaults,
+    latent_size: tuple[int, int],
     calibrated: bool,
     progress: Progress,
 ) -> list[dict[str, Array]]:
     """UNet inputs of batch size 1 at timesteps that are spread evenly: noised latents with their prompts.
 
-    Latents and prompts come from the run's latent cache where it still exists. Else the prompts are captions of `file`,
-    or representative ones; their latents the model samples as it wants to be sampled (in MAX_STEPS at most) if ranges
-    of activations are `calibrated` with them, and are noise if a precision is measured with them alone.
+    Latents and prompts come from the run's latent cache where it still exists and has this size. Else the prompts are
+    captions of `file`, or representative ones; their latents the model samples as it wants to be sampled (in MAX_STEPS
+    at most) if ranges of activations are `calibrated` with them, and are noise if a precision is measured with them
+    alone.
     """
     count = CALIBRATION_SAMPLES if calibrated else MEASURED_SAMPLES
     cache = _open_cache(source) if file is None else None
-    if cache:
+    if cache and tuple(cache.latents([0]).shape[2:]) == latent_size:
         rows = [i * len(cache) // count for i in range(count)]
         x_0 = cache.latents(rows)
         prompts = [cache.prompts[i] for i in rows]
     else:
         distinct = representative_prompts(source, file, 8)
         if calibrated:
-            latents = _sample(model, distinct, sampling, progress)
+            latents = _sample(model, distinct, sampling, latent_size, progress)
         else:
-            latents = starting_noise(0, range(len(distinct)), model.latent_shape(), CALIBRATION)
+            latents = starting_noise(0, range(len(distinct)), (model.latent_shape()[0], *latent_size), CALIBRATION)
         rows = [i % len(distinct) for i in range(count)]
         x_0 = latents[rows]
         prompts = [distinct[i] for i in rows]
@@ -124,12 +126,16 @@ def calibration_inputs(
 
 
 def _sample(
-    model: LatentDiffusionModel, prompts: list[str], sampling: SamplingDefaults, progress: Progress
+    model: LatentDiffusionModel,
+    prompts: list[str],
+    sampling: SamplingDefaults,
+    latent_size: tuple[int, int],
+    progress: Progress,
 ) -> torch.Tensor:
     """Latents [n, c, h, w] of the prompts, in batches that memory can hold."""
-    shape = model.latent_shape()
+    shape = (model.latent_shape()[0], *latent_size)
     batch_size = max(1, PIXELS_AT_ONCE // (shape[1] * shape[2] * model.pixels_per_latent**2))
-    null = model.null_condition()
+    null = model.null_condition(latent_size)
     batches_of_latents = []
     for start in range(0, len(prompts), batch_size):
         progress("calibration latents", start, len(prompts))
@@ -139,7 +145,7 @@ def _sample(
                 model.unet,
                 model.schedule,
                 starting_noise(1, indices, shape, CALIBRATION),
-                model.encode_prompts([prompts[i] for i in indices]),
+                model.encode_prompts([prompts[i] for i in indices], latent_size),
                 null,
                 **vars(sampling.override(num_inference_steps=min(MAX_STEPS, sampling.num_inference_steps))),
             )

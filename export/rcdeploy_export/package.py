@@ -63,7 +63,11 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
             copy_judge(source, folder)
         reduced = options.precision != "fp32" and options.runs_here
         calibrated = options.precision == "int8" and options.format != "onnx"  # ONNX Runtime scales as it runs
-        samples = calibration_inputs(source, model, options.prompts, sampling, calibrated, progress) if reduced else []
+        samples = (
+            calibration_inputs(source, model, options.prompts, sampling, latent_size, calibrated, progress)
+            if reduced
+            else []
+        )
         exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
         compared = [exporter.export(component, progress) for component in networks]
         parities = [parity for parity in compared if parity is not None]
@@ -130,7 +134,7 @@ class _ComponentExporter:
         static = (rows, *self.latent_size) if options.fixed_shapes else None
         multiple = size_multiple(self.model.unet_config)
         shapes = shapes_to_compare(component.name, self.latent_size, multiple, static) if options.runs_here else []
-        if precision == "int8":  # scales were calibrated at the native size, and hold there
+        if precision == "int8":  # scales were calibrated at this size, and hold there
             shapes = [s for s in shapes if s[1:] == self.latent_size]
         steps = 2 + len(shapes)
         progress(component.name, 0, steps)

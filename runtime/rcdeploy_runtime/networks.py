@@ -57,7 +57,8 @@ class Networks:
         for name in NETWORK_FILES[package.format]:
             package.file(f"{component}/{name}")
         precision = package.facts.precision_of(component)
-        session = open_session(package.folder / component, package.format, self.options, precision)
+        builder = package.facts.engines.get("builder")
+        session = open_session(package.folder / component, package.format, self.options, precision, builder)
         return Batched(session, BATCHED_INPUTS[component])
 
     def encode_image(self, image: Image.Image, height: int, width: int, noise: Noise | None = None) -> Array:

@@ -56,7 +56,9 @@ class Batched:
         return np.concatenate(outputs)
 
 
-def open_session(folder: Path, kind: str, options: SessionOptions, precision: str = "fp32") -> Session:
+def open_session(
+    folder: Path, kind: str, options: SessionOptions, precision: str = "fp32", builder: str | None = None
+) -> Session:
     """Load the network in a component's folder.
 
     Args:
@@ -65,6 +67,7 @@ def open_session(folder: Path, kind: str, options: SessionOptions, precision: st
         options: checked for this format.
         precision: the component's, in which OpenVINO computes unless the options say otherwise; graphs of ONNX and
             TensorRT carry their own.
+        builder: of TensorRT's engines, tensorrt or tensorrt_rtx; each reads only its own.
 
     Raises:
         RcdeployError: the network cannot be loaded, or what executes it is not installed.
@@ -83,7 +86,7 @@ def open_session(folder: Path, kind: str, options: SessionOptions, precision: st
     if backend == "tensorrt":
         from .trt_session import TrtSession
 
-        return TrtSession(folder)
+        return TrtSession(folder, builder)
     if backend == "executorch":
         from .executorch_session import ExecutorchSession
 

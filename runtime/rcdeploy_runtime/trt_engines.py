@@ -42,8 +42,8 @@ def load_builder(*, rtx: bool | None = None) -> Any:
             return module
     raise RcdeployError(
         f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} not installed",
-        fix="On a machine with a GPU: pip install tensorrt. To build ahead of time without one: pip install "
-        "tensorrt-rtx-cu13, and give the compute capabilities of the devices.",
+        fix="On a machine with a GPU: pip install tensorrt; engines of TensorRT-RTX need tensorrt-rtx-cu13, which "
+        "builds without a GPU too, given the compute capabilities of the devices.",
     )
 
 

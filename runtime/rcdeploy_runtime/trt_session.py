@@ -17,9 +17,10 @@ from .trt_engines import ENGINE, load_builder
 class TrtSession:
     """An engine, with one execution context, stream and set of buffers for each thread that calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, builder: str | None = None) -> None:
+        """builder: tensorrt or tensorrt_rtx, which built the engine; None takes whichever is installed."""
         self.device = "cuda"
-        self._trt = load_builder()
+        self._trt = load_builder(rtx=None if builder is None else builder == "tensorrt_rtx")
         try:
             from cuda.bindings import runtime as cudart
         except ImportError:
