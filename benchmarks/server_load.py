@@ -2,11 +2,16 @@
 
     python benchmarks/server_load.py                      # examples/students/fashion, 20 seconds
     python benchmarks/server_load.py PACKAGE --seconds 60 --times 4 --threads 4
+    python benchmarks/server_load.py --beside-litserve .venv-litserve/bin/python
 
 First it measures how many images a second the server draws for clients who wait for their answers. Then requests come
 in at `--times` that rate, whether or not earlier ones are answered; more than the queue takes get status 429. Each
 request has a prompt and a seed of its own, and its image is compared with the one that the runtime draws alone. The
 client runs on the same machine, and takes its share of the processor.
+
+--beside-litserve measures the first figure alone, for our server and for the same runtime behind LitServe
+(litserve_app.py), in turns. It names the Python of an environment with litserve and the runtime:
+pip install litserve ./runtime
 """
 
 from __future__ import annotations
@@ -14,10 +19,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import io
 import itertools
 import json
+import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -68,6 +76,21 @@ def serving(package: Path, threads: int, queue: int) -> Iterator[str]:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
         drain.wait(10)
+
+
+@contextmanager
+def litserve(python: Path, package: Path, threads: int) -> Iterator[str]:
+    """The same runtime behind LitServe; yields its url."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(python), str(ROOT / "benchmarks/litserve_app.py"), str(package), str(port), str(threads)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
 
 
 async def ask(client: httpx.AsyncClient, case: int) -> Answer:
@@ -135,14 +158,49 @@ def summary(answers: list[Answer], seconds: float, expected: list[np.ndarray]) -
     }
 
 
-async def measure(url: str, args: argparse.Namespace) -> tuple[float, list[Answer], float]:
+def client_of(url: str) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False) as client:
-        while (await client.get("/readyz")).status_code != 200:
-            await asyncio.sleep(0.1)
+    return httpx.AsyncClient(base_url=url, timeout=120, limits=limits, trust_env=False)
+
+
+async def until_ready(client: httpx.AsyncClient, path: str) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if (await client.get(path)).status_code == 200:
+                return
+        await asyncio.sleep(0.1)
+    raise SystemExit("the server was not ready within a minute")
+
+
+async def measure(url: str, args: argparse.Namespace) -> tuple[float, list[Answer], float]:
+    async with client_of(url) as client:
+        await until_ready(client, "/readyz")
         rate = await capacity(client, clients=10, seconds=args.seconds / 4)
         answers, seconds = await overload(client, args.times * rate, args.seconds)
     return rate, answers, seconds
+
+
+async def carried(url: str, ready: str, seconds: float) -> float:
+    """Images a second, after a first answer that is not counted."""
+    async with client_of(url) as client:
+        await until_ready(client, ready)
+        await ask(client, 0)
+        return await capacity(client, clients=10, seconds=seconds)
+
+
+def beside_litserve(args: argparse.Namespace) -> dict[str, Any]:
+    """Images a second of both servers, each started anew for every turn."""
+    rates: dict[str, list[float]] = {"rcdeploy_runtime": [], "litserve": []}
+    for turn in range(args.turns):
+        with serving(args.package, args.threads, args.queue) as url:
+            rates["rcdeploy_runtime"].append(asyncio.run(carried(url, "/readyz", args.seconds / 4)))
+        with litserve(args.beside_litserve, args.package, args.threads) as url:
+            rates["litserve"].append(asyncio.run(carried(url, "/health", args.seconds / 4)))
+        print(f"turn {turn + 1} of {args.turns}", file=sys.stderr)
+    return {
+        "images a second, median": {name: round(statistics.median(values), 1) for name, values in rates.items()},
+        "range": {name: [round(min(values), 1), round(max(values), 1)] for name, values in rates.items()},
+    }
 
 
 def main() -> None:
@@ -152,7 +210,12 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=4, help="of what the server can carry")
     parser.add_argument("--queue", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--beside-litserve", type=Path, metavar="PYTHON", help="of an environment with litserve")
+    parser.add_argument("--turns", type=int, default=5, help="of each server beside LitServe (default: 5)")
     args = parser.parse_args()
+    if args.beside_litserve:
+        print(json.dumps(beside_litserve(args), indent=1))
+        return
     model = TextToImage.load(args.package, threads=args.threads)
     expected = [np.asarray(model.generate(p, seed=k)[0][0]).astype(int) for k, p in enumerate(PROMPTS)]
     with serving(args.package, args.threads, args.queue) as url:

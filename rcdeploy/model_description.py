@@ -31,7 +31,7 @@ Config = dict[str, Any]
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 """the networks that draw an image"""
 TORCH_BACKENDS = ("torch", "torch.compile")
-FORMAT_BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino", "trt": "tensorrt"}
+FORMAT_BACKENDS = {"onnx": "onnxruntime", "openvino": "openvino", "trt": "tensorrt", "executorch": "executorch"}
 _WEIGHT_FILE = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 _MAX_SAFETENSORS_HEADER = 2**27
 

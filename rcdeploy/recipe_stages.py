@@ -174,7 +174,9 @@ class Decoder(Section):
 
 
 class Export(Section):
-    format: Literal["onnx", "openvino", "trt"] = Field("onnx", description="format of the package")
+    format: Literal["onnx", "openvino", "trt", "executorch", "coreml"] = Field(
+        "onnx", description="format of the package; the last two are for phones and need environments of their own"
+    )
     precision: Literal["fp32", "fp16", "bf16", "int8", "int8-matmul", "int8-weights"] = Field(
         "fp32", description="precision of UNet and text encoder, as `rcdeploy export --precision`"
     )
@@ -186,7 +188,7 @@ class Export(Section):
     size: str | None = Field(
         None,
         pattern=r"^\d{1,5}x\d{1,5}$",
-        description="the fixed size in pixels, HxW (static = true); the model's own by default",
+        description="the fixed size in pixels, HxW (static = true, or a format for phones); the model's own by default",
     )
     external_data: bool = Field(False, description="weights in files of their own, also below 2 GB")
     pictures: int | None = Field(

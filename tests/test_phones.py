@@ -13,8 +13,13 @@ import torch
 from conftest import listing
 from typer.testing import CliRunner
 
+from rcdeploy.bench.latency import Settings, bench
 from rcdeploy.cli.main import app
 from rcdeploy.diffusion_model import LatentDiffusionModel
+from rcdeploy.model_description import describe_model
+from rcdeploy.model_folder import resolve
+from rcdeploy.progress import no_progress
+from rcdeploy.report.card import write_card
 from rcdeploy_export.components import components
 from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.fixed_shape import signature, with_plain_attention
@@ -30,7 +35,6 @@ run = CliRunner().invoke
     [
         ({"format": "executorch", "precision": "fp16"}, "XNNPACK computes in fp32 or int8"),
         ({"format": "executorch", "vae_precision": "fp16"}, "'fp16' is none of fp32"),
-        ({"format": "executorch", "precision": "int8", "image_size": (64, 64)}, "calibrated at the model's own size"),
         ({"format": "coreml", "precision": "int8"}, "take --format executorch"),
         ({"format": "executorch", "opset": 20}, "--opset and --external-data are of ONNX graphs"),
         ({"format": "coreml", "external_data": True}, "--opset and --external-data are of ONNX graphs"),
@@ -95,6 +99,22 @@ def test_an_executorch_package_names_what_opens_it(package: Path, tmp_path: Path
     with pytest.raises(RcdeployError, match="apps on Android and iOS open it") as caught:
         TextToImage.load(folder)
     assert caught.value.fix and "rcdeploy[executorch]" in caught.value.fix
+
+
+@pytest.mark.parametrize(("format", "title"), [("executorch", "ExecuTorch programs"), ("coreml", "Core ML models")])
+def test_their_card_names_apps(package: Path, tmp_path: Path, format: str, title: str) -> None:
+    folder = of_format(package, tmp_path / "p", format, "model.pte")
+    card = write_card(folder).read_text()
+    assert f"a package of {title}, for phones" in card and "examples/embed" in card
+    assert "```python" not in card and "takes these by default" not in card
+
+
+def test_bench_counts_an_executorch_package(package: Path, tmp_path: Path) -> None:
+    folder = of_format(package, tmp_path / "p", "executorch", "model.pte")
+    model = describe_model(resolve(folder))
+    assert model.backends == ("executorch",)
+    counted = bench([model], Settings(time=False), no_progress)["subjects"][0]
+    assert counted["components"]["unet"]["macs"] > 0
 
 
 def test_plain_attention_computes_the_same_and_leaves_the_model_alone(small_model: Path) -> None:

@@ -125,11 +125,6 @@ class ExportOptions:
                 "--size is for --static only",
                 fix="Without --static the package draws any size that the model can.",
             )
-        if self.image_size and self.format == "executorch" and self.quantised:
-            raise RcdeployError(
-                "--size: int8 for ExecuTorch is calibrated at the model's own size",
-                fix="Leave --size out, or take --precision fp32.",
-            )
         if self.image_count is not None and self.image_count < 0:
             raise RcdeployError(f"--pictures {self.image_count}: must be 0 or more")
         for option, path in (("--prompts", self.prompts), ("--clip", self.clip), ("--decoder", self.decoder)):

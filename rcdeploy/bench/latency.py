@@ -32,6 +32,7 @@ REQUIREMENTS = {
     "onnxruntime": (("onnxruntime",), "pip install onnxruntime"),
     "openvino": (("openvino",), 'pip install "rcdeploy[openvino]"'),
     "tensorrt": (("tensorrt", "tensorrt_rtx"), "pip install tensorrt cuda-bindings"),
+    "executorch": (("executorch",), 'in an environment of its own: pip install "rcdeploy[executorch]"'),
 }
 """backend -> modules of which one must be installed, and the command that installs it"""
 PAUSE_SECONDS = 0.02

@@ -28,6 +28,7 @@ IMPORTS = {
     "onnxruntime": ("rcdeploy_runtime.text_to_image", "rcdeploy_runtime.onnx_session"),
     "openvino": ("rcdeploy_runtime.text_to_image", "openvino"),
     "tensorrt": ("rcdeploy_runtime.text_to_image",),
+    "executorch": ("rcdeploy_runtime.text_to_image", "rcdeploy_runtime.executorch_session"),
 }
 """modules by backend, imported before loading is timed"""
 SHORT_CALL_SECONDS = 0.1

@@ -24,7 +24,18 @@ from .provenance import provenance, random_conditioning, student_name
 from .publication import CARD, SAMPLES, Publication, is_on_hub, local_teacher
 
 TEMPLATE = Path(__file__).parent / "templates" / "card.md"
-FORMAT_TITLES = {"onnx": "ONNX", "openvino": "OpenVINO IR", "trt": "TensorRT engines"}
+FORMAT_TITLES = {
+    "onnx": "ONNX",
+    "openvino": "OpenVINO IR",
+    "trt": "TensorRT engines",
+    "executorch": "ExecuTorch programs",
+    "coreml": "Core ML models",
+}
+APPS = {
+    "executorch": "Apps on Android and iOS open it by ExecuTorch: a caller in Kotlin is in rcdeploy's examples/embed.",
+    "coreml": "Apps on iOS 17 and macOS 14 open it by Core ML: a caller in Swift is in rcdeploy's examples/embed.",
+}
+"""format -> how what is made for phones is used"""
 DIFFUSERS_SCHEDULERS = {"lcm": "LCMScheduler", "tcd": "TCDScheduler"}
 """diffusers' class for a sampler that its pipeline would not take by itself"""
 TARGET_TAGS = {"trt": "tensorrt"}
@@ -86,6 +97,7 @@ def card_text(publication: Publication, options: CardOptions) -> str:
         "summary": _summary(publication),
         "samples": SAMPLES if _samples(publication) else None,
         "package": publication.is_package,
+        "apps": APPS.get(manifest.facts.get("format", "")) if publication.is_package else None,
         "own_unet": has_wavelet_gating(read_json(publication.root / "unet" / "config.json")),
         "repo_id": options.repo_id,
         "prompt": json.dumps((evaluate.get("prompts") or ["a prompt of your own"])[0], ensure_ascii=False),
@@ -146,7 +158,9 @@ def _summary(publication: Publication) -> str:
         model = f"The text-to-image model {teacher}, packaged by rcdeploy without any distillation."
     if not publication.is_package:
         return f"{model} This folder is a diffusers pipeline; its UNet has the EMA weights."
-    return f"{model} This folder is a package of {FORMAT_TITLES[manifest.facts['format']]}, which runs without torch."
+    made_for = manifest.facts["format"]
+    use = "for phones" if made_for in APPS else "which runs without torch"
+    return f"{model} This folder is a package of {FORMAT_TITLES[made_for]}, {use}."
 
 
 def _unets(publication: Publication, teacher: Path | None) -> list[dict[str, Any]]:
