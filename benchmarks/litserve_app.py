@@ -1,7 +1,5 @@
 """The runtime behind LitServe, for server_load.py --beside-litserve: litserve_app.py PACKAGE PORT THREADS."""
 
-from __future__ import annotations
-
 import base64
 import io
 import sys

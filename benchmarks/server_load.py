@@ -184,7 +184,8 @@ async def carried(url: str, ready: str, seconds: float) -> float:
     """Images a second, after a first answer that is not counted."""
     async with client_of(url) as client:
         await until_ready(client, ready)
-        await ask(client, 0)
+        if (await ask(client, 0)).status != 200:
+            raise SystemExit(f"{url} draws no image")
         return await capacity(client, clients=10, seconds=seconds)
 
 
