@@ -30,7 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 
 from rcdeploy_runtime import TextToImage
@@ -60,8 +61,8 @@ class Answer:
 
 
 @contextmanager
-def serving(package: Path, threads: int, queue: int) -> Iterator[str]:
-    """The server as a process of its own; yields its url."""
+def serving(package: Path, threads: int, queue: int) -> Iterator[tuple[str, psutil.Process]]:
+    """The server as a process of its own; yields its url and the process."""
     command = [sys.executable, "-m", "rcdeploy_runtime", "serve", str(package), "--port", "0"]
     command += ["--threads", str(threads), "--queue", str(queue)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -71,7 +72,7 @@ def serving(package: Path, threads: int, queue: int) -> Iterator[str]:
         raise SystemExit(first + process.stderr.read())
     drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)  # a full pipe would stop it
     try:
-        yield f"http://127.0.0.1:{json.loads(first)['port']}"
+        yield f"http://127.0.0.1:{json.loads(first)['port']}", psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(120)
@@ -121,15 +122,19 @@ async def capacity(client: httpx.AsyncClient, clients: int, seconds: float) -> f
     return count / (time.perf_counter() - begun)
 
 
-async def overload(client: httpx.AsyncClient, rate: float, seconds: float) -> tuple[list[Answer], float]:
-    """The answers to `rate` requests a second, and the seconds up to the last one."""
+async def overload(
+    client: httpx.AsyncClient, rate: float, seconds: float, used: list[float], memory: Callable[[], float]
+) -> tuple[list[Answer], float]:
+    """The answers to `rate` requests a second, and the seconds up to the last one; then notes the memory in `used`."""
     begun = time.perf_counter()
     tasks = []
     for number in range(round(rate * seconds)):
         await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(ask(client, number % len(PROMPTS))))
     answers = await asyncio.gather(*tasks)
-    return list(answers), time.perf_counter() - begun
+    taken = time.perf_counter() - begun
+    used.append(memory())
+    return list(answers), taken
 
 
 def mixed_up(answers: list[Answer], expected: list[np.ndarray]) -> int:
@@ -172,12 +177,15 @@ async def until_ready(client: httpx.AsyncClient, path: str) -> None:
     raise SystemExit("the server was not ready within a minute")
 
 
-async def measure(url: str, args: argparse.Namespace) -> tuple[float, list[Answer], float]:
+async def measure(url: str, args: argparse.Namespace, memory: Callable[[], float]) -> dict[str, Any]:
+    """-> {"rate", "answers", "seconds", "memory": before the overload, halfway and after it}."""
     async with client_of(url) as client:
         await until_ready(client, "/readyz")
-        rate = await capacity(client, clients=10, seconds=args.seconds / 4)
-        answers, seconds = await overload(client, args.times * rate, args.seconds)
-    return rate, answers, seconds
+        rate = await capacity(client, clients=10, seconds=min(30, args.seconds / 4))
+        used = [memory()]
+        halves = [await overload(client, args.times * rate, args.seconds / 2, used, memory) for _ in range(2)]
+    answers = [answer for half, _ in halves for answer in half]
+    return {"rate": rate, "answers": answers, "seconds": sum(seconds for _, seconds in halves), "memory": used}
 
 
 async def carried(url: str, ready: str, seconds: float) -> float:
@@ -193,7 +201,7 @@ def beside_litserve(args: argparse.Namespace) -> dict[str, Any]:
     """Images a second of both servers, each started anew for every turn."""
     rates: dict[str, list[float]] = {"rcdeploy_runtime": [], "litserve": []}
     for turn in range(args.turns):
-        with serving(args.package, args.threads, args.queue) as url:
+        with serving(args.package, args.threads, args.queue) as (url, _):
             rates["rcdeploy_runtime"].append(asyncio.run(carried(url, "/readyz", args.seconds / 4)))
         with litserve(args.beside_litserve, args.package, args.threads) as url:
             rates["litserve"].append(asyncio.run(carried(url, "/health", args.seconds / 4)))
@@ -219,9 +227,13 @@ def main() -> None:
         return
     model = TextToImage.load(args.package, threads=args.threads)
     expected = [np.asarray(model.generate(p, seed=k)[0][0]).astype(int) for k, p in enumerate(PROMPTS)]
-    with serving(args.package, args.threads, args.queue) as url:
-        rate, answers, seconds = asyncio.run(measure(url, args))
-    result = {"capacity, images a second": round(rate, 1), **summary(answers, seconds, expected)}
+    with serving(args.package, args.threads, args.queue) as (url, process):
+        measured = asyncio.run(measure(url, args, lambda: process.memory_info().rss / 1e6))
+    result = {
+        "capacity, images a second": round(measured["rate"], 1),
+        **summary(measured["answers"], measured["seconds"], expected),
+        "memory before, halfway, after, MB": [round(x) for x in measured["memory"]],
+    }
     print(json.dumps(result, indent=1))
     sys.exit(1 if result["lost"] or result["mixed up"] else 0)
 

@@ -41,9 +41,9 @@ OURS: dict[str, Any] = {
     "train.learning_rate": 2e-3,
 }
 RATES = (1e-3, 2e-3, 4e-3)
-SHORT = 600
+SHORT = 400
 """steps of each rate"""
-LENGTHS = (500, 1000, 1500, 2000)
+LENGTHS = (1000, 2000)
 
 
 def main() -> None:

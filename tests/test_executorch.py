@@ -68,17 +68,18 @@ def test_another_size_and_a_damaged_program_are_refused(pte: Path, tmp_path: Pat
 
 
 def test_int8_is_smaller_and_measured(pte: Path, small_model: Path, tmp_path: Path) -> None:
-    """One row: the model is sampled without guidance, as few-step students are."""
+    """One row, since the model is sampled without guidance, as few-step students are; calibrated at its own size."""
     (tmp_path / "captions.txt").write_text("a red bag\na blue coat\na shoe\n")
     result = CliRunner().invoke(
         app,
         ["export", str(small_model), "-o", "p", "--format", "executorch", "--precision", "int8", "--no-encoder"]
-        + ["--guidance-scale", "1", "--steps", "2", "--prompts", "captions.txt", "--pictures", "2", "--json"],
+        + ["--guidance-scale", "1", "--steps", "2", "--prompts", "captions.txt", "--pictures", "2"]
+        + ["--size", "64x96", "--json"],
     )
     assert result.exit_code == 0, result.output
     facts = json.loads(result.stdout[result.stdout.index("{") :])["facts"]
     assert facts["precision"] == {"text_encoder": "int8", "unet": "int8", "vae_decoder": "fp32"}
     assert facts["seconds_per_step"].keys() == {"fp32", "int8"} and facts["pictures"]["count"] == 2
     manifest = Manifest.read(tmp_path / "p", "package")
-    assert manifest.onnx["unet"]["inputs"]["sample"]["shape"] == [1, 4, 8, 8]
+    assert manifest.onnx["unet"]["inputs"]["sample"]["shape"] == [1, 4, 8, 12]
     assert manifest.size_of("unet") < Manifest.read(pte, "package").size_of("unet")
