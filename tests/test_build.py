@@ -15,6 +15,7 @@ from rcdeploy.cli import build_stages as module
 from rcdeploy.cli.build_stages import Build, build_stages
 from rcdeploy.cli.main import app
 from rcdeploy.distill.loop import Stopped
+from rcdeploy.progress import no_progress
 from rcdeploy.recipe_file import load_recipe
 from rcdeploy_runtime import RcdeployError, TextToImage
 from rcdeploy_runtime.files import read_json, sha256, write_json
@@ -117,6 +118,21 @@ def test_a_recipe_goes_all_the_way_to_a_package(recipe_file: RecipeFile) -> None
     before = listing(Path("runs")) | listing(Path("packages"))
     assert all(finished_before(build(file)).values())
     assert listing(Path("runs")) | listing(Path("packages")) == before
+
+
+def test_the_report_leaves_out_a_package_that_only_a_phone_opens(
+    recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reported: dict[str, Path | None] = {}
+    for format in ("onnx", "executorch", "coreml"):
+        build = Build.of(load_recipe(recipe_file(**SHORT, export={"format": format})), None, None)
+
+        def write_report(*args: Any, name: str = format) -> None:
+            reported[name] = args[2].package
+
+        monkeypatch.setattr("rcdeploy.report.page.write_report", write_report)
+        module._report(build, no_progress)
+    assert [package and package.name for package in reported.values()] == ["tiny-onnx", "tiny-executorch", None]
 
 
 def test_stages_are_those_of_the_recipes_sections(recipe_file: RecipeFile) -> None:

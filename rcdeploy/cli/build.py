@@ -135,7 +135,7 @@ def _show(build: Build, every: list[Stage]) -> None:
     results = {name: path for name, path in _results(build, every).items() if path}
     for name, path in results.items():
         print_line(f"  {name:<8}  {short_path(Path(path))}")
-    if "package" in results:
+    if "package" in results and build.package_opens_here:
         print_line("next:")
         prompt = (build.recipe.evaluate.prompts or ["a prompt"])[0]
         print_next(f'rcdeploy generate {short_path(build.package)} "{prompt}"')

@@ -59,6 +59,11 @@ class Build:
         return self.run / DECODER if self.recipe.decoder else None
 
     @property
+    def package_opens_here(self) -> bool:
+        """Whether the recipe makes one that Python opens: those of Core ML it does not."""
+        return self.recipe.export is not None and self.export_options.runs_here
+
+    @property
     def export_options(self) -> ExportOptions:
         """Of [export]; the decoder is named when it has been trained. Raises RcdeployError for a contradiction."""
         from rcdeploy_export.export_options import ExportOptions
@@ -274,5 +279,5 @@ def _is_reported(build: Build) -> bool:
 def _report(build: Build, progress: Progress) -> dict[str, Any]:
     from ..report.page import ReportOptions, write_report
 
-    options = ReportOptions(package=build.package if build.recipe.export else None)
+    options = ReportOptions(package=build.package if build.package_opens_here else None)
     return write_report(build.student, build.run / REPORT, options, progress)
