@@ -36,6 +36,7 @@ PROGRAMS = (
     Program("ours on ONNX Runtime, fp32", "ours", ("onnx", "fp32"), "fp32"),
     Program("ours on OpenVINO, fp32", "ours", ("openvino", "fp32"), "fp32"),
     Program("ours on OpenVINO, bf16", "ours", ("openvino", "bf16"), "bf16"),
+    Program("ours on OpenVINO, int8", "ours", ("openvino", "int8"), "int8"),
     Program("openvino-genai, bf16", "openvino-genai", ("openvino", "bf16"), "bf16"),
 )
 

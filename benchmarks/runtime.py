@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("source", type=Path, nargs="?", help="a run, or a diffusers folder")
     parser.add_argument("--full-size", action="store_true", help="c-micro of SD-1.4 with random weights, --per-step")
     parser.add_argument("--per-step", action="store_true", help="seconds a step and memory, in fp32 and bf16")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="of --per-step: programs whose name has one of these")
     parser.add_argument("--prompt", default="a photo of a red boot on a white background")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--guidance", type=float, default=7.5)
@@ -162,7 +163,10 @@ def measure_steps(args: argparse.Namespace) -> None:
     folder = args.source / "pipeline" if (args.source / "pipeline").is_dir() else args.source
     print(f"load of the machine when it begins: {os.getloadavg()[0]:.1f}", file=sys.stderr)
     rows = []
-    for program in per_step.PROGRAMS:
+    programs = [p for p in per_step.PROGRAMS if not args.only or any(word in p.name for word in args.only)]
+    if not programs:
+        raise SystemExit(f"--only: the programs are {', '.join(p.name for p in per_step.PROGRAMS)}")
+    for program in programs:
         path = folder if program.package is None else per_step.export(args.source, args.work, program.package)
         process = start_worker(program.kind, path, program.precision, 1, args)
         next_json(process)  # import, load, first image
