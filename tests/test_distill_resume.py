@@ -51,7 +51,8 @@ def test_a_compiled_run_resumes_to_the_bit_and_equals_one_that_is_not(
     """Evaluation amid the steps, with other batches, included."""
     distill = {"guidance_scale": guidance_scale}
     settings = {"evaluate": {"every": 3}, "distill": distill}
-    plain, compiled = (tiny_recipe(train={"compile": on, "keep_checkpoints": 6}, **settings) for on in (False, True))
+    train = {"checkpoint_every": 1, "keep_checkpoints": 6}
+    plain, compiled = (tiny_recipe(train={"compile": on, **train}, **settings) for on in (False, True))
     ran(plain, "plain")
     ran(compiled, "one")
     with pytest.raises(Killed):
