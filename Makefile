@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-interop test-executorch test-coreml compatibility campaign lint bench gpu slow docs web
+.PHONY: demo test test-interop test-executorch test-coreml test-sdcpp compatibility campaign lint bench gpu slow docs web
 
 demo: $(VENV)/installed  ## a student from the embedded teacher, in minutes; says where its pictures are
 	$(BIN)/rcdeploy distill recipes/quickstart.toml
@@ -30,6 +30,12 @@ test-coreml:  ## converts for Core ML and reads it back, in an environment of it
 	test -d .venv-coreml || $(PYTHON) -m venv .venv-coreml
 	.venv-coreml/bin/pip install -q -c constraints-coreml.txt -e '.[coreml]' pytest pytest-timeout
 	.venv-coreml/bin/python -m pytest -q -m coreml tests/test_coreml.py -p no:cacheprovider
+
+test-sdcpp: $(VENV)/installed-dev  ## full-size models in stable-diffusion.cpp, which pip compiles, in an environment of its own (.venv-sdcpp)
+	$(BIN)/python tests/full_size_models.py build/sdcpp b-tiny b-base
+	test -d .venv-sdcpp || $(PYTHON) -m venv .venv-sdcpp
+	.venv-sdcpp/bin/pip install -q -c constraints-sdcpp.txt stable-diffusion-cpp-python numpy pillow pytest pytest-timeout
+	.venv-sdcpp/bin/python -m pytest -q -m sdcpp tests/test_stable_diffusion_cpp.py -p no:cacheprovider --noconftest
 
 compatibility: $(VENV)/installed-dev  ## who opens which student; writes docs/compatibility.md
 	$(BIN)/python docs/compatibility.py

@@ -1,189 +1,99 @@
 """Who opens which student: docs/compatibility.md.
 
-    make compatibility                       # or: python docs/compatibility.py
+    make compatibility                                        # or: python docs/compatibility.py
+    python docs/compatibility.py --consumers ExecuTorch --rows b-tiny c-micro
+    python docs/compatibility.py --rows                       # asks nobody; writes the page from the answers kept
 
-diffusers is asked on the spot, with small models of random weights made by each student's rule. What stable-
-diffusion.cpp and ComfyUI do with a single file was read in their sources. The other cells name the test that opens
-such a package; where no test does, they say "not run". A test that no longer exists fails this script.
+Small models of random weights, made by each student's rule, are handed to each program (docs/consumers), and its image
+is compared with torch's. stable-diffusion.cpp knows SD-1.x's full size alone, and gets that. A program that needs an
+environment of its own is asked where `make test-...` has made it. docs/compatibility.json keeps every answer until
+the next. What ComfyUI does was read in its sources.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import argparse
+import json
 import sys
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-
-from rcdeploy.diffusion_model import LatentDiffusionModel
-from rcdeploy.sampling import runtime_noise, sample_images
-from rcdeploy.student.build import build_student
 from rcdeploy.student.spec import SD14_UNET_CONFIG, student_config
-from rcdeploy_export.single_file import write_single_file
-from rcdeploy_runtime.errors import RcdeployError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/compatibility.md"
+ANSWERS = ROOT / "docs/compatibility.json"
 NOTE = "<!-- Written by docs/compatibility.py: `make compatibility`. -->\n"
-NOT_RUN = "not run"
-TESTED_CONSUMERS = ("Optimum", "openvino-genai", "onnxruntime-web", "ExecuTorch", "Core ML converter")
-PROMPT, SIZE, STEPS, SCALE = "a red shirt", 64, 2, 4.0
+COMFYUI = "ComfyUI (read)"
+COLUMNS = [
+    "diffusers",
+    "diffusers, single file",
+    "stable-diffusion.cpp, diffusers folder",
+    "stable-diffusion.cpp, single file",
+    COMFYUI,
+    "Optimum",
+    "openvino-genai",
+    "onnxruntime-web",
+    "ExecuTorch",
+    "Core ML converter",
+]
 
 
 @dataclass(frozen=True)
 class Row:
     """A kind of model. name: as the page has it. teacher: embedded, that the toy is made from. rule: of the student.
 
-    changes: of the toy's UNet config. tested: consumer -> (answer, test).
+    changes: of the toy's UNet config. tiny_decoder: in the place of the VAE.
     """
 
     name: str
     teacher: str = "fashion"
     rule: str | None = None
     changes: dict[str, Any] = field(default_factory=dict)
-    tested: dict[str, tuple[str, str]] = field(default_factory=dict)
+    tiny_decoder: bool = False
 
 
-GENAI = "tests/test_openvino.py::test_genai_draws_with_the_embedded_teachers"
-INTEROP = "tests/test_interop.py::test_optimum_generates_the_same_image"
-EXECUTORCH = "tests/test_executorch.py::test_it_generates_what_diffusers_generates"
-COREML = "tests/test_coreml.py::test_every_network_is_converted_and_its_structure_is_checked"
 ROWS = [
-    Row(
-        "SD-1.x teacher",
-        tested={
-            "Optimum": ("draws the same", INTEROP),
-            "openvino-genai": ("draws the same", GENAI),
-            "ExecuTorch": ("draws the same", EXECUTORCH),
-            "Core ML converter": ("converts", COREML),
-        },
-    ),
+    Row("SD-1.x teacher"),
     *(Row(name, rule=name) for name in ("b-base", "b-small")),
-    Row(
-        "b-tiny, also few-step",
-        rule="b-tiny",
-        tested={"onnxruntime-web": ("draws the same", "tests/test_web.py::test_numbers_and_packages_in_node")},
-    ),
+    Row("b-tiny, also few-step", rule="b-tiny"),
     *(Row(name, rule=name) for name in ("c-base", "c-small", "c-tiny", "c-micro")),
-    Row(
-        "guidance as an input",
-        changes={"time_cond_proj_dim": 32},
-        tested={"onnxruntime-web": ("draws the same", "tests/test_web.py::test_numbers_and_packages_in_node")},
-    ),
-    Row(
-        "SDXL teacher",
-        "fashion_xl",
-        tested={
-            "Optimum": ("draws the same", INTEROP),
-            "openvino-genai": ("draws the same", GENAI),
-            "onnxruntime-web": ("draws the same", "tests/test_web.py::test_numbers_and_packages_in_node"),
-        },
-    ),
+    Row("guidance as an input", changes={"time_cond_proj_dim": 32}),
+    Row("b-tiny with a tiny decoder", rule="b-tiny", tiny_decoder=True),
+    Row("SDXL teacher", "fashion_xl"),
     *(Row(name, "fashion_xl", rule=name) for name in ("koala-700m", "koala-1b")),
 ]
 
 
 def main() -> int:
-    missing = missing_tests()
-    if missing:
-        print("These tests do not exist:", *missing, sep="\n  ")
-        return 1
-    torch.set_grad_enabled(False)
-    header = [
-        "model",
-        "diffusers",
-        "diffusers, single file",
-        "stable-diffusion.cpp (read)",
-        "ComfyUI (read)",
-        *TESTED_CONSUMERS,
-    ]
-    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in COLUMNS if name != COMFYUI]
+    parser.add_argument("--consumers", nargs="*", default=names, choices=names, help="columns; by default all")
+    parser.add_argument("--rows", nargs="*", default=[row.name for row in ROWS], help="names, or rules of students")
+    arguments = parser.parse_args()
+    sys.path.append(str(ROOT / "docs/consumers"))
     for row in ROWS:
-        with tempfile.TemporaryDirectory() as folder:
-            cells = [
-                row.name,
-                *in_diffusers(row, Path(folder) / "model"),
-                in_stable_diffusion_cpp(row),
-                in_comfyui(row),
-            ]
-        for consumer in TESTED_CONSUMERS:
-            answer, test = row.tested.get(consumer, (NOT_RUN, ""))
-            cells.append(f"[{answer}](../{test.partition('::')[0]})" if test else answer)
-        lines.append(f"| {' | '.join(cells)} |")
-        print(lines[-1])
-    PAGE.write_text(NOTE + PREFACE + "\n".join(lines) + "\n" + REMARKS, encoding="utf-8")
+        if {row.name, row.rule} & set(arguments.rows):
+            from ask import ask_all  # imports torch
+
+            for name, answer in ask_all(row, arguments.consumers):
+                print(f"{row.name}: {name}: {answer}", flush=True)
+                keep(name, row.name, answer)
+    PAGE.write_text(page(), encoding="utf-8")
     return 0
 
 
-def missing_tests() -> list[str]:
-    """Cited tests that are in no file."""
-    cited = {test for row in ROWS for _, test in row.tested.values()}
-    return [t for t in sorted(cited) if f"def {t.partition('::')[2]}(" not in (ROOT / t.partition("::")[0]).read_text()]
+def keep(consumer: str, row: str, answer: str) -> None:
+    answers = read_answers()
+    answers.setdefault(consumer, {})[row] = answer
+    ANSWERS.write_text(json.dumps(answers, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def in_diffusers(row: Row, folder: Path) -> list[str]:
-    """Whether diffusers draws what torch draws here, and whether from_single_file gives the same weights."""
-    source = LatentDiffusionModel(str(ROOT / "examples/teachers" / row.teacher))
-    pipeline = DiffusionPipeline.from_pretrained(source.folder, torch_dtype=torch.float32)
-    if row.rule or row.changes:
-        config = dict(source.unet_config)
-        config = student_config(row.rule, config)[0] if row.rule else config
-        pipeline.unet = build_student({**config, **row.changes}, 0)
-    pipeline.save_pretrained(folder)
-    return [attempt(lambda: drawn(folder, row)), attempt(lambda: read_back(folder))]
-
-
-def drawn(folder: Path, row: Row) -> str:
-    model = LatentDiffusionModel(str(folder))
-    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipeline.set_progress_bar_config(disable=True)
-    noise = runtime_noise(model, [0], (SIZE, SIZE))
-    settings = {"num_inference_steps": STEPS, "guidance_scale": SCALE}
-    ours = sample_images(model, [PROMPT], noise, sampler="ddim", seeds=[0], **settings)[0]
-    image = pipeline(PROMPT, latents=noise, height=SIZE, width=SIZE, **settings).images[0]
-    theirs = torch.from_numpy(np.array(image)).movedim(-1, 0) / 255
-    difference = round((ours - theirs).abs().max().item() * 255)
-    return "draws the same" if difference <= 1 else f"opens; draws otherwise (up to {difference} of 255)"
-
-
-def read_back(folder: Path) -> str:
-    model = LatentDiffusionModel(str(folder))
-    file = folder / "single.safetensors"
-    write_single_file(model, file)
-    loaded = UNet2DConditionModel.from_single_file(str(file), config=str(folder), subfolder="unet").state_dict()
-    expected = model.unet.state_dict()
-    same = loaded.keys() == expected.keys() and all(torch.equal(loaded[k], expected[k]) for k in expected)
-    return "the same weights, told the config" if same else "opens; other weights"
-
-
-def attempt(check: Callable[[], str]) -> str:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            return check()
-    except RcdeployError as error:
-        return f"not written: {error.message.partition(', ')[2] or error.message}"
-    except Exception as error:  # a table of what other programs do: whatever they raise is the answer
-        return f"refuses: {type(error).__name__}"
-
-
-def in_stable_diffusion_cpp(row: Row) -> str:
-    """By its rule of 0.4.7: 320 channels, 1, 2, 4, 4 times; two layers a stage; or, without mid block, three stages."""
-    if row.teacher == "fashion_xl" or row.changes:
-        return "no single file"
-    config = dict(student_config(row.rule, SD14_UNET_CONFIG)[0]) if row.rule else SD14_UNET_CONFIG
-    if config["block_out_channels"][0] != 320:
-        return "refuses: other widths than 320, 640, 1280"
-    if config.get("mid_block_type", "") is None:
-        three = len(config["block_out_channels"]) == 3
-        return "refuses: it numbers blocks by three a stage" if three else "refuses: no mid block, four stages"
-    return "opens" if config["layers_per_block"] == 2 else "refuses: one layer a stage"
+def read_answers() -> dict[str, dict[str, str]]:
+    """Column -> row -> answer."""
+    answers: dict[str, dict[str, str]] = json.loads(ANSWERS.read_text(encoding="utf-8")) if ANSWERS.exists() else {}
+    return answers
 
 
 def in_comfyui(row: Row) -> str:
@@ -194,26 +104,42 @@ def in_comfyui(row: Row) -> str:
     return "opens" if config["block_out_channels"][0] == 320 else "refuses: other widths than 320"
 
 
+def page() -> str:
+    answers = read_answers() | {COMFYUI: {row.name: in_comfyui(row) for row in ROWS}}
+    lines = [f"| {' | '.join(['model', *COLUMNS])} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in ROWS:
+        cells = [answers.get(column, {}).get(row.name, "not run") for column in COLUMNS]
+        lines.append(f"| {' | '.join([row.name, *cells])} |")
+    return NOTE + PREFACE + "\n".join(lines) + "\n" + REMARKS
+
+
 PREFACE = """# Who opens what
 
 Every package and folder is made of standard parts; not every program knows every shape of a UNet. "draws the same": the
-image from the same noise, to one or two grey levels of 255. "not run": nobody has tried it here, which says nothing
-against it: an ONNX or OpenVINO graph of one student has the same operators as another's.
+image from the same noise, to two grey levels of 255. "not run": nobody has tried it here, which says nothing against
+it. "refuses": with what the program said.
 
 """
 REMARKS = """
 
-- **diffusers** was run by this page's script, on toys of random weights with each rule's shape.
-- **stable-diffusion.cpp** and **ComfyUI** were read, not run: of the first the sources in its Python binding 0.4.7,
-  of the second its model detection. Cells are for a student of SD-1.4 in its full size. stable-diffusion.cpp's
-  sources after that release take the first width from the file, so c-base to c-micro should open there; its tiny
-  UNets have b-tiny's shape, but number blocks by three a stage, as a file of two layers a stage would, where
-  `--format single-file` numbers those that exist, as ComfyUI and diffusers count them. For UNets without mid block
-  ComfyUI has a case of its own.
-- A **tiny decoder** goes along in ONNX and OpenVINO packages, and diffusers opens it as AutoencoderTiny. There is
-  no single file with one: web UIs and stable-diffusion.cpp take it as a file of its own.
-- **ExecuTorch**: `make test-executorch`. **Core ML**: `make test-coreml`, converted and not executed. **Optimum**:
-  `make test-interop`.
+- **diffusers** opens the run's folder `pipeline/`, and a single file when told the folder as `config`.
+- **stable-diffusion.cpp** was run: its Python binding 0.4.7, compiled for a CPU, on models of SD-1.4's full size with
+  random weights, 64 x 64 pixels, two Euler steps, from torch's noise of a seed (`make test-sdcpp`). Its `model_path`
+  (its command's `-m`) takes a diffusers folder as well, `runs/NAME/pipeline`, and b-tiny only as that: the numbers
+  that it gives the blocks leave gaps where a stage could have another layer, while `--format single-file` numbers
+  the blocks that exist, as ComfyUI and diffusers count them. The names in the folder's text encoder must begin with
+  `text_model.`, as in SD-1.x's own file; transformers 5 leaves that out of files that it writes. A run copies its
+  teacher's. Of a model that it refuses the binding raises nothing, and crashes when it is used. Its sources after that
+  release take the first width from the file, so c-base to c-micro may open there. SDXL's size was not tried.
+- **ComfyUI** was read, not run: its model detection, for a student of SD-1.4 in its full size. For UNets without mid
+  block it has a case of its own.
+- A **tiny decoder**: with stable-diffusion.cpp it is a file of its own, `--taesd runs/NAME/decoder/vae/` and there
+  `diffusion_pytorch_model.safetensors`, with the channels and blocks that `[decoder]` has by default (TAESD's).
+  openvino-genai takes none: give it a package with the VAE's decoder.
+- **Optimum** (`make test-interop`), **ExecuTorch** (`make test-executorch`) and the **Core ML converter** (`make
+  test-coreml`, nothing is executed) were run in the environments that those make; **onnxruntime-web** in Node, by this
+  project's runtime for browsers. On toys of some 100,000 weights with each rule's shape: a graph of the full size has
+  the same operators.
 - This project's runtime opens what `rcdeploy export` writes as ONNX and OpenVINO, of every row: it compares each
   network with torch first, or writes nothing.
 """

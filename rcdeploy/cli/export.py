@@ -86,8 +86,9 @@ def export_command(
 
     Formats: onnx (the runtime, Optimum), openvino (the runtime, openvino-genai), trt (ONNX for TensorRT, and engines
     where they can be built), executorch and coreml (programs of one size for phones, in an environment of their own:
-    docs/guide/phones.md), single-file (safetensors in the original layout). Of a single file stable-diffusion.cpp opens
-    no student today, ComfyUI those of the b- family, diffusers all when told the config: docs/compatibility.md.
+    docs/guide/phones.md), single-file (safetensors in the original layout). stable-diffusion.cpp opens no student's
+    single file today, and b-tiny as the run's pipeline/ folder; ComfyUI single files of the b- family; diffusers all
+    when told the config: docs/compatibility.md.
 
     Every network is compared with torch at several shapes before the package is written; if one differs, nothing is
     written. A precision below fp32 is measured on the spot: errors over the timesteps, images, seconds. Generate from
