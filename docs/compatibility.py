@@ -133,13 +133,13 @@ REMARKS = """
   release take the first width from the file, so c-base to c-micro may open there. SDXL's size was not tried.
 - **ComfyUI** was read, not run: its model detection, for a student of SD-1.4 in its full size. For UNets without mid
   block it has a case of its own.
-- A **tiny decoder**: with stable-diffusion.cpp it is a file of its own, `--taesd runs/NAME/decoder/vae/` and there
-  `diffusion_pytorch_model.safetensors`, with the channels and blocks that `[decoder]` has by default (TAESD's).
-  openvino-genai takes none: give it a package with the VAE's decoder.
+- A **tiny decoder**: stable-diffusion.cpp takes it as a file of its own (`taesd_path`, in its command `--taesd`),
+  `diffusion_pytorch_model.safetensors` in `runs/NAME/decoder/vae`, with the channels and blocks that `[decoder]` has by
+  default (TAESD's). openvino-genai takes none: give it a package with the VAE's decoder.
 - **Optimum** (`make test-interop`), **ExecuTorch** (`make test-executorch`) and the **Core ML converter** (`make
-  test-coreml`, nothing is executed) were run in the environments that those make; **onnxruntime-web** in Node, by this
-  project's runtime for browsers. On toys of some 100,000 weights with each rule's shape: a graph of the full size has
-  the same operators.
+  test-coreml`, nothing is executed) were run in the environments that those make, **onnxruntime-web** in Node, by this
+  project's runtime for browsers: on toys of a million weights with each rule's shape. A graph of the full size has the
+  same operators.
 - This project's runtime opens what `rcdeploy export` writes as ONNX and OpenVINO, of every row: it compares each
   network with torch first, or writes nothing.
 """
