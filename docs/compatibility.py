@@ -129,8 +129,9 @@ REMARKS = """
   that it gives the blocks leave gaps where a stage could have another layer, while `--format single-file` numbers
   the blocks that exist, as ComfyUI and diffusers count them. The names in the folder's text encoder must begin with
   `text_model.`, as in SD-1.x's own file; transformers 5 leaves that out of files that it writes. A run copies its
-  teacher's. Of a model that it refuses the binding raises nothing, and crashes when it is used. Its sources after that
-  release take the first width from the file, so c-base to c-micro may open there. SDXL's size was not tried.
+  teacher's. Of a model that it refuses the binding raises nothing, and crashes when it is used. It wants 320
+  channels first, which no c-* student has; its sources after that release take the width from the file, so those may
+  open there. SDXL's size was not tried.
 - **ComfyUI** was read, not run: its model detection, for a student of SD-1.4 in its full size. For UNets without mid
   block it has a case of its own.
 - A **tiny decoder**: stable-diffusion.cpp takes it as a file of its own (`taesd_path`, in its command `--taesd`),
