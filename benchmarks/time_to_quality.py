@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -98,10 +97,6 @@ def last(metrics: list[dict[str, Any]]) -> float:
     return curve(metrics)[-1][1]
 
 
-def seconds_per_step(metrics: list[dict[str, Any]]) -> float:
-    return statistics.median(m["seconds_per_step"] for m in metrics if "seconds_per_step" in m)
-
-
 def summary(
     reference: list[dict[str, Any]], ours: dict[int, list[dict[str, Any]]], rates: dict[str, float]
 ) -> dict[str, Any]:
@@ -111,10 +106,6 @@ def summary(
         "reference": curve(reference),
         "ours": {str(steps): curve(metrics) for steps, metrics in ours.items()},
         "enough": min(enough, default=None),
-        "seconds_per_step": {
-            "reference": seconds_per_step(reference),
-            "ours": statistics.median(seconds_per_step(m) for m in ours.values()),
-        },
     }
 
 
@@ -136,10 +127,9 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(
             f"| ours: sliced weights, cosine | {int(name):,} | {points[-1][1]:.4f} | {int(name) / steps:.3f} |"
         )
-    each = result["seconds_per_step"]
-    lines += ["", f"Median seconds a step: {each['reference']:.3f} and {each['ours']:.3f}."]
     if result["enough"]:
-        lines[-1] += f" **{result['enough']:,} steps are enough: {result['enough'] / steps:.3f} of the reference's.**"
+        share = f"{result['enough'] / steps:.3f} of the reference's"
+        lines += ["", f"**{result['enough']:,} steps are enough, {share}.** A step costs the same in both."]
     return "\n".join([*lines, "", "![curves](time_to_quality.png)", ""])
 
 
