@@ -61,7 +61,8 @@ def test_a_compiled_run_resumes_to_the_bit_and_equals_one_that_is_not(
     same_bytes("one", "other", 6)
     # losses, not weights: AdamW makes steps of what is rounding alone, such as the gradient of a bias before a norm
     for a, b in zip(metrics("plain"), metrics("one"), strict=True):
-        assert a.pop("grad_norm") == pytest.approx(b.pop("grad_norm"), rel=2e-2)  # toy norms magnify rounding
+        norms = a.pop("grad_norm", 0.0), b.pop("grad_norm", 0.0)
+        assert norms[0] == pytest.approx(norms[1], rel=2e-2)  # toy norms magnify rounding
         assert a == pytest.approx(b, rel=1e-3)
 
 
