@@ -122,19 +122,15 @@ async def capacity(client: httpx.AsyncClient, clients: int, seconds: float) -> f
     return count / (time.perf_counter() - begun)
 
 
-async def overload(
-    client: httpx.AsyncClient, rate: float, seconds: float, used: list[float], memory: Callable[[], float]
-) -> tuple[list[Answer], float]:
-    """The answers to `rate` requests a second, and the seconds up to the last one; then notes the memory in `used`."""
+async def overload(client: httpx.AsyncClient, rate: float, seconds: float) -> tuple[list[Answer], float]:
+    """The answers to `rate` requests a second, and the seconds up to the last one."""
     begun = time.perf_counter()
     tasks = []
     for number in range(round(rate * seconds)):
         await asyncio.sleep(max(0.0, begun + number / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(ask(client, number % len(PROMPTS))))
     answers = await asyncio.gather(*tasks)
-    taken = time.perf_counter() - begun
-    used.append(memory())
-    return list(answers), taken
+    return list(answers), time.perf_counter() - begun
 
 
 def mixed_up(answers: list[Answer], expected: list[np.ndarray]) -> int:
@@ -183,9 +179,14 @@ async def measure(url: str, args: argparse.Namespace, memory: Callable[[], float
         await until_ready(client, "/readyz")
         rate = await capacity(client, clients=10, seconds=min(30, args.seconds / 4))
         used = [memory()]
-        halves = [await overload(client, args.times * rate, args.seconds / 2, used, memory) for _ in range(2)]
-    answers = [answer for half, _ in halves for answer in half]
-    return {"rate": rate, "answers": answers, "seconds": sum(seconds for _, seconds in halves), "memory": used}
+        answers: list[Answer] = []
+        seconds = 0.0
+        for _half in range(2):
+            more, taken = await overload(client, args.times * rate, args.seconds / 2)
+            answers += more
+            seconds += taken
+            used.append(memory())
+    return {"rate": rate, "answers": answers, "seconds": seconds, "memory": used}
 
 
 async def carried(url: str, ready: str, seconds: float) -> float:

@@ -42,7 +42,7 @@ OURS: dict[str, Any] = {
 RATES = (1e-3, 2e-3, 4e-3)
 SHORT = 400
 """steps of each rate"""
-LENGTHS = (1000, 2000)
+LENGTHS = (2000,)
 
 
 def main() -> None:
