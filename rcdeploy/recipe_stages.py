@@ -181,7 +181,7 @@ class Export(Section):
         "fp32", description="precision of UNet and text encoder, as `rcdeploy export --precision`"
     )
     vae_precision: Literal["fp32", "fp16", "bf16"] | None = Field(
-        None, description="precision of the VAE; by default bf16 beside a UNet in bf16, else fp32"
+        None, description="precision of the VAE; by default bf16 beside openvino's bf16 or int8, else fp32"
     )
     opset: int | None = Field(None, description="ONNX opset; by default that of the format")
     static: bool = Field(False, description="fixed shapes, for accelerators that need them")
@@ -191,8 +191,14 @@ class Export(Section):
         description="the fixed size in pixels, HxW (static = true, or a format for phones); the model's own by default",
     )
     external_data: bool = Field(False, description="weights in files of their own, also below 2 GB")
+    measure_seconds: float = Field(
+        60.0, ge=0, le=86_400, description="for measuring a smaller precision: speed, error, images; 0 measures nothing"
+    )
     pictures: int | None = Field(
-        None, ge=0, le=1000, description="images that compare a smaller precision with torch; by default a minute's"
+        None,
+        ge=0,
+        le=1000,
+        description="images that compare a smaller precision with torch; by default as many as measure_seconds allows",
     )
     encoder: bool = Field(True, description="packs the VAE's encoder, which img2img needs")
     judge: bool = Field(

@@ -28,7 +28,8 @@ class Component:
 
     Args:
         name: of its folder in the package.
-        module: takes the inputs by position.
+        load: makes the module, which takes the inputs by position, of the model's network; a component itself keeps no
+            weights, so that who exports one after another can release each.
         inputs: name -> makes an example for (batch size, latent height, latent width).
         dynamic: name -> {dimension: its range}, for dimensions that stay open.
         outputs: their names.
@@ -36,11 +37,15 @@ class Component:
     """
 
     name: str
-    module: nn.Module
+    load: Callable[[], nn.Module]
     inputs: dict[str, Callable[[int, int, int], Tensor]]
     dynamic: dict[str, dict[int, Any]]
     outputs: tuple[str, ...]
     compared: tuple[str, ...] = ()
+
+    @property
+    def module(self) -> nn.Module:
+        return self.load()
 
     @property
     def compared_outputs(self) -> tuple[str, ...]:
@@ -106,12 +111,6 @@ SDXL_OUTPUTS = {
 """before the hidden states, in the order that others expect"""
 
 
-def hidden_state_name(encoder: nn.Module) -> str:
-    """The output that SDXL takes of a text encoder."""
-    config: Any = encoder.config
-    return f"hidden_states.{config.num_hidden_layers + 1 + SDXL_LAYER}"
-
-
 def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Component]:
     """The networks of a text-to-image model, on the CPU, in evaluation mode. encoder: with that of the VAE.
 
@@ -134,7 +133,7 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
         *_text_encoders(model, batch),
         Component(
             "unet",
-            _Unet(model.unet, tuple(added)),
+            lambda: _Unet(model.unet, tuple(added)),
             {
                 "sample": lambda n, h, w: torch.randn(n, channels, h, w),
                 "timestep": lambda _n, h, w: torch.tensor((h * 131 + w * 17) % 1000),
@@ -151,7 +150,7 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
         ),
         Component(
             "vae_decoder",
-            model.vae_decoder,
+            lambda: model.vae_decoder,
             {"latent_sample": lambda n, h, w: torch.randn(n, channels, h, w)},
             {"latent_sample": decoder_latents},
             ("sample",),
@@ -161,7 +160,7 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
         networks.append(
             Component(
                 "vae_encoder",
-                VaeEncoder(model.vae),
+                lambda: VaeEncoder(model.vae),
                 {"sample": lambda n, h, w: torch.rand(n, 3, h * pixels, w * pixels) * 2 - 1},
                 {"sample": encoder_images},
                 ("latent_parameters",),
@@ -171,21 +170,16 @@ def components(model: LatentDiffusionModel, encoder: bool = True) -> list[Compon
 
 
 def _text_encoders(model: LatentDiffusionModel, batch: Any) -> list[Component]:
-    if not model.has_two_text_encoders:
-        return [_text_encoder("text_encoder", model.text_encoder, model.tokenizer, batch)]
-    return [
-        _text_encoder("text_encoder", model.text_encoder, model.tokenizer, batch, SDXL_OUTPUTS["text_encoder"]),
-        _text_encoder("text_encoder_2", model.text_encoder_2, model.tokenizer_2, batch, SDXL_OUTPUTS["text_encoder_2"]),
-    ]
+    names = [name for name in model.components if name.startswith("text_encoder")]
+    return [_text_encoder(model, name, batch) for name in names]
 
 
-def _text_encoder(
-    name: str, encoder: nn.Module, tokenizer: Any, batch: Any, sdxl_outputs: tuple[str, str] | None = None
-) -> Component:
+def _text_encoder(model: LatentDiffusionModel, name: str, batch: Any) -> Component:
     """Raises RcdeployError for a text encoder that a package cannot carry."""
-    config: Any = encoder.config
+    config: Any = getattr(model, name).config
     if getattr(config, "use_attention_mask", False):
         raise RcdeployError(f"{name}: it needs an attention mask, which packages do not support")
+    tokenizer = getattr(model, name.replace("text_encoder", "tokenizer"))
     context = int(tokenizer.model_max_length)
 
     def token_ids(batch_size: int, _height: int, _width: int) -> Tensor:
@@ -194,12 +188,14 @@ def _text_encoder(
         return ids
 
     inputs: tuple[Any, Any] = {"input_ids": token_ids}, {"input_ids": {0: batch}}
-    if sdxl_outputs is None:
-        return Component(name, _TextEncoder(encoder), *inputs, ("last_hidden_state", "pooler_output"))
+    if not model.has_two_text_encoders:
+        outputs = ("last_hidden_state", "pooler_output")
+        return Component(name, lambda: _TextEncoder(getattr(model, name)), *inputs, outputs)
+    first = SDXL_OUTPUTS[name]
     hidden = tuple(f"hidden_states.{i}" for i in range(config.num_hidden_layers + 1))
-    pooled = [output for output in sdxl_outputs if output == "text_embeds"]
-    compared = (hidden_state_name(encoder), *pooled)
-    return Component(name, _SdxlTextEncoder(encoder, sdxl_outputs), *inputs, (*sdxl_outputs, *hidden), compared)
+    taken = f"hidden_states.{config.num_hidden_layers + 1 + SDXL_LAYER}"  # by SDXL
+    compared = (taken, *(output for output in first if output == "text_embeds"))
+    return Component(name, lambda: _SdxlTextEncoder(getattr(model, name), first), *inputs, (*first, *hidden), compared)
 
 
 def _added_inputs(model: LatentDiffusionModel) -> dict[str, Callable[[int, int, int], Tensor]]:

@@ -6,6 +6,7 @@ Nothing of torch is imported here: contradictions are reported before seconds of
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME
+from rcdeploy_runtime.openvino_session import IN_BF16
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 PRECISIONS = {
@@ -76,14 +78,17 @@ class ExportOptions:
         format: onnx, openvino, trt (ONNX that TensorRT reads), executorch or coreml.
         precision: of UNet and text encoder, one of PRECISIONS[format].
         vae_precision: fp32, fp16 or (OpenVINO) bf16; fp16 decoders of some models overflow into black images, bf16 has
-            the range of fp32. None takes bf16 beside a UNet in bf16, else fp32.
+            the range of fp32. None takes bf16 beside OpenVINO's UNet in bf16 or int8, else fp32.
         opset: of the ONNX graphs; None takes the format's default.
         static: fixes every shape (of executorch and coreml it always is) at one image of the model's native size, or of
             `image_size`; two rows in the UNet for guidance, one where the model is sampled without.
         image_size: (height, width) in pixels, for static exports.
         external_data: stores weights beside the graph, even below 2 GB.
         prompts: a file of captions to calibrate with and to draw; by default those of the run.
-        image_count: images that compare a smaller precision with torch; None takes as many as a minute allows.
+        measure_seconds: that the measurements of a smaller precision may take together: a third for the UNet's speed, a
+            third for its error over the timesteps, what is left for images. One turn and one sample are always taken;
+            0 measures nothing. The comparison with torch is not among them.
+        image_count: images that compare a smaller precision with torch; None takes as many as those seconds allow.
         clip: the folder of a CLIP model that scores those images.
         decoder: the folder of a tiny decoder, in the place of the VAE's.
         encoder: packs the VAE's encoder, which img2img needs.
@@ -99,6 +104,7 @@ class ExportOptions:
     image_size: tuple[int, int] | None = None
     external_data: bool = False
     prompts: Path | None = None
+    measure_seconds: float = 60.0
     image_count: int | None = None
     clip: Path | None = None
     decoder: Path | None = None
@@ -125,6 +131,8 @@ class ExportOptions:
                 "--size is for --static only",
                 fix="Without --static the package draws any size that the model can.",
             )
+        if not 0 <= self.measure_seconds < math.inf:
+            raise RcdeployError(f"--measure-seconds {self.measure_seconds}: must be 0 or more")
         if self.image_count is not None and self.image_count < 0:
             raise RcdeployError(f"--pictures {self.image_count}: must be 0 or more")
         for option, path in (("--prompts", self.prompts), ("--clip", self.clip), ("--decoder", self.decoder)):
@@ -165,7 +173,8 @@ class ExportOptions:
 
     def precision_of(self, component: str) -> str:
         if component.startswith("vae"):
-            return self.vae_precision or ("bf16" if self.precision == "bf16" else "fp32")
+            beside_half = self.format == "openvino" and self.precision in IN_BF16
+            return self.vae_precision or ("bf16" if beside_half else "fp32")
         # the text encoder runs once per image: TensorRT's int8 and the two partial int8 precisions leave it in fp32
         whole_in_int8 = self.precision == "int8" and self.format != "trt"
         if component.startswith("text_encoder") and self.quantised and not whole_in_int8:

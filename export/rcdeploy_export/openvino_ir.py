@@ -60,7 +60,7 @@ def to_openvino(
     """Writes folder/openvino_model.{xml,bin} from an ONNX file of opset 20.
 
     Args:
-        file: the fp32 graph.
+        file: the fp32 graph; what is changed in it is written beside it.
         folder: of the component.
         precision: fp16 and bf16 store weights in half precision; int8-weights stores them in int8 and computes in
             fp32; int8 computes in int8 too, calibrated.
@@ -69,20 +69,11 @@ def to_openvino(
     """
     import openvino
 
-    model = onnx.load(file)
-    if any(i.name == "timestep" for i in model.graph.input):
-        _timestep_as_vector(model)
-    patched = folder / "patched.onnx"
-    external_data = file.with_name(file.name + ".data").exists()
-    onnx.save(model, patched, save_as_external_data=external_data, location="patched.onnx.data")
-    converted = core().read_model(patched)
+    converted = core().read_model(_with_timestep_as_vector(file))
     if precision.startswith("int8"):
         with _quiet_nncf() as nncf:
             converted = _quantised(nncf, converted, calibration if precision == "int8" else (), on_sample)
     _save(openvino, converted, folder / "openvino_model.xml", fp16=precision in ("fp16", "bf16"))
-    del converted
-    patched.unlink()
-    patched.with_name("patched.onnx.data").unlink(missing_ok=True)
 
 
 def tokenizer_to_openvino(tokenizer: Any, folder: Path) -> None:
@@ -101,10 +92,15 @@ def _save(openvino: Any, model: Any, file: Path, *, fp16: bool) -> None:
         raise OSError(f"OpenVINO cannot write {file.name}: {error}") from error
 
 
-def _timestep_as_vector(model: Any) -> None:
-    """Makes the timestep an input of shape [1], as openvino-genai passes it; ONNX has a scalar, for Optimum."""
+def _with_timestep_as_vector(file: Path) -> Path:
+    """The graph; one with a timestep in a file beside it, where that is an input of shape [1], as openvino-genai passes
+    it (ONNX has a scalar, for Optimum). Weights in a file of their own stay there, and are not read.
+    """
+    model = onnx.load(file, load_external_data=False)
     graph = model.graph
-    timestep = next(i for i in graph.input if i.name == "timestep")
+    timestep = next((i for i in graph.input if i.name == "timestep"), None)
+    if timestep is None:
+        return file
     for node in graph.node:
         for k, name in enumerate(node.input):
             if name == "timestep":
@@ -112,3 +108,6 @@ def _timestep_as_vector(model: Any) -> None:
     squeeze = onnx.helper.make_node("Squeeze", ["timestep"], ["timestep_scalar"], name="squeeze_timestep")
     graph.node.insert(0, squeeze)
     timestep.CopyFrom(onnx.helper.make_tensor_value_info("timestep", onnx.TensorProto.INT64, [1]))
+    changed = file.with_name("timestep_as_vector.onnx")
+    onnx.save(model, changed)
+    return changed

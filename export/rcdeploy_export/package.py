@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from .onnx_int8 import quantise_onnx
 from .openvino_ir import to_openvino, tokenizer_to_openvino
 from .package_files import copy_configs, copy_judge, package_manifest, tokenizers
 from .parity import Parity, Shape, compare, shapes_to_compare
-from .quality import affordable_images, compare_images, error_by_timestep, seconds_per_step, verdict
+from .quality import MAX_IMAGES, affordable, compare_images, error_by_timestep, seconds_per_step, verdict
 from .source import ExportSource
 
 
@@ -69,8 +70,12 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
             else []
         )
         exporter = _ComponentExporter(model, options, folder, latent_size, samples, sampling)
-        compared = [exporter.export(component, progress) for component in networks]
-        parities = [parity for parity in compared if parity is not None]
+        parities = []
+        for component in networks:
+            parity = exporter.export(component, progress)
+            parities += [parity] if parity else []
+            if not component.name.startswith("vae"):  # its two halves are one model, and the previews' map decodes
+                model.release(component.name)
         shutil.rmtree(folder / ".raw", ignore_errors=True)
         if options.format == "openvino":
             for name, tokenizer in tokenizers(model).items():
@@ -111,6 +116,7 @@ class _ComponentExporter:
         samples: UNet inputs to calibrate and measure with; empty for fp32.
         sampling: how the model wants to be sampled.
         measured: facts about a smaller precision, filled by the UNet's export.
+        seconds_left: for measuring, of the options' measure_seconds.
     """
 
     model: LatentDiffusionModel
@@ -120,6 +126,10 @@ class _ComponentExporter:
     samples: list[dict[str, Array]]
     sampling: SamplingDefaults
     measured: dict[str, Any] = field(default_factory=dict)
+    seconds_left: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seconds_left = self.options.measure_seconds
 
     @property
     def unet_rows(self) -> int:
@@ -143,10 +153,11 @@ class _ComponentExporter:
         if static and options.format in FOR_PHONES:
             self._write_for_phones(component, raw, target, static, progress)
         else:
-            self._trace(component, raw, static, torch.float32)
+            is_copied = options.format != "openvino"  # OpenVINO maps the weights, if they are in a file of their own
+            self._trace(component, raw, static, torch.float32, options.external_data or not is_copied)
             progress(component.name, 1, steps)
-            if precision == "fp16" and options.format != "openvino":  # OpenVINO halves a finished graph itself
-                self._trace(component, target, static, torch.float16)
+            if precision == "fp16" and is_copied:  # OpenVINO halves a finished graph itself
+                self._trace(component, target, static, torch.float16, options.external_data)
             else:
                 self._convert(raw, target, precision, progress)
         progress(component.name, 2, steps)
@@ -157,8 +168,10 @@ class _ComponentExporter:
             component, session, shapes, precision, lambda compared: progress(component.name, 2 + compared, steps)
         )
         progress(component.name, steps, steps, {"relative error": parity.relative_error})
-        if component.name == "unet" and precision != "fp32":
+        if component.name == "unet" and precision != "fp32" and self.seconds_left > 0:
+            started = time.perf_counter()
             self._measure(raw, session, precision, progress)
+            self.seconds_left -= time.perf_counter() - started
         shutil.rmtree(raw, ignore_errors=True)
         return parity
 
@@ -180,7 +193,9 @@ class _ComponentExporter:
         if samples:
             export_pte(component, raw, shape=shape, quantised=False, calibration=[], on_sample=on_sample)
 
-    def _trace(self, component: Component, folder: Path, static: Shape | None, dtype: torch.dtype) -> None:
+    def _trace(
+        self, component: Component, folder: Path, static: Shape | None, dtype: torch.dtype, external_data: bool
+    ) -> None:
         smallest = 2 * size_multiple(self.model.unet_config)
         opset = self.options.resolved_opset
         assert opset is not None  # only formats for phones have none
@@ -191,7 +206,7 @@ class _ComponentExporter:
             dtype=dtype,
             static=static,
             trace_at=(max(16, smallest),) * 2,
-            external_data=self.options.external_data,
+            external_data=external_data,
         )
 
     def _convert(self, raw: Path, folder: Path, precision: str, progress: Progress) -> None:
@@ -215,33 +230,46 @@ class _ComponentExporter:
         return open_session(folder, kind, SessionOptions(device="cpu"), precision)
 
     def _measure(self, raw: Path, session: Session, precision: str, progress: Progress) -> None:
-        """Measures what a smaller precision changes: the UNet's seconds against fp32, its error over timesteps."""
+        """Measures what a smaller precision changes: the UNet's error over timesteps, its seconds against fp32.
+
+        A third of the seconds for each, and what is left for images. The speed last, without torch's UNet: two sessions
+        are the most memory that an export takes.
+        """
+        third = self.seconds_left / 3
+        if not self.options.fixed_shapes:  # a static UNet takes its own batch and size
+            self.measured["unet_error_by_timestep"] = error_by_timestep(
+                session,
+                self.model,
+                self.samples,
+                third,
+                lambda done, total: progress("unet error", done, total),
+            )
+        self.model.release("unet")
         baseline = raw / "fp32"
         baseline.mkdir()
         if self.options.format == "openvino":
             to_openvino(raw / "model.onnx", baseline, "fp32", [], lambda _used: None)
         else:
             baseline = raw
-        sessions = {"fp32": self._open_session(baseline, "fp32"), precision: session}
         seconds = seconds_per_step(
-            sessions,
+            {"fp32": self._open_session(baseline, "fp32"), precision: session},
             self.samples[len(self.samples) // 2],
             self.unet_rows,
+            third,
             lambda done, total: progress("unet speed", done, total),
         )
-        self.measured = {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
-        if not self.options.fixed_shapes:  # a static UNet takes its own batch and size
-            self.measured["unet_error_by_timestep"] = error_by_timestep(
-                session, self.model, self.samples, lambda done, total: progress("unet error", done, total)
-            )
+        self.measured |= {"seconds_per_step": seconds, "verdict": verdict(seconds, precision)}
 
 
 def _compare_images(source: ExportSource, exporter: _ComponentExporter, progress: Progress) -> dict[str, Any]:
-    """Compares the finished package's images with torch's: as many as the options say, or as time allows."""
+    """Compares the finished package's images with torch's: as many as the options say, or as time is left for."""
     options = exporter.options
     count = options.image_count
     if count is None:
-        count = affordable_images(exporter.measured["seconds_per_step"], exporter.sampling.num_inference_steps)
+        both = sum(
+            exporter.measured.get("seconds_per_step", {"": float("inf")}).values()
+        )  # torch is about as slow as fp32
+        count = affordable(exporter.seconds_left, both * exporter.sampling.num_inference_steps, MAX_IMAGES)
     if count == 0:
         return {"count": 0}
     return compare_images(

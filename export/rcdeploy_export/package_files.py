@@ -25,7 +25,7 @@ from rcdeploy_runtime.files import read_json, write_json
 from rcdeploy_runtime.manifest import Manifest
 
 from .calibration import packaged_captions
-from .components import Component, hidden_state_name
+from .components import Component
 from .export_options import ExportOptions
 from .parity import Parity
 from .source import ExportSource
@@ -149,7 +149,7 @@ def package_manifest(
         facts["guidance_embedding"] = int(width)
     if model.has_two_text_encoders:
         facts["sdxl"] = {
-            "hidden_states": [hidden_state_name(encoder) for encoder in (model.text_encoder, model.text_encoder_2)],
+            "hidden_states": [c.compared[0] for c in components if c.name.startswith("text_encoder")],
             "zeros_for_empty_prompt": zeros_for_empty_prompt(model.folder),
         }
     if (folder / CAPTIONS).is_file():
@@ -200,9 +200,10 @@ def latent_to_rgb(model: LatentDiffusionModel, latent_pixels: int = 1024) -> lis
     """[channels + 1, 3]: the linear map (last row: constant) from scaled latents to small images in [0, 1].
 
     Least squares over decoded smooth random latents, accurate enough for previews. latent_pixels: to fit on, in as few
-    images as have so many (one of SD's takes seconds and a gigabyte).
+    images as have so many, of 32 x 32 at most: a whole one of SD's takes ten seconds.
     """
-    shape = model.latent_shape()
+    channels, height, width = model.latent_shape()
+    shape = (channels, min(32, height), min(32, width))
     count = max(1, latent_pixels // (shape[1] * shape[2]))
     noise = starting_noise(0, range(count), shape)
     latents = torch.nn.functional.avg_pool2d(noise, 3, 1, 1, count_include_pad=False) * 2

@@ -23,14 +23,13 @@ from rcdeploy_runtime.session_options import SessionOptions
 from rcdeploy_runtime.sessions import Session
 from rcdeploy_runtime.text_to_image import TextToImage
 
-from .calibration import PIXELS_AT_ONCE
+from .calibration import PIXELS_AT_ONCE, evenly
 
-SECONDS_FOR_IMAGES = 60.0
-"""budget of the comparison by images, when their number is not given"""
 MAX_IMAGES = 32
-"""of that comparison, when their number is not given"""
+"""of a comparison whose number of images is not given"""
 WARM_UP_TURNS = 2
 TIMED_TURNS = 7
+"""at most, and at least one"""
 MIN_SPEEDUP = 1.05
 """a smaller ratio of times is within what one machine's timings vary"""
 
@@ -43,22 +42,23 @@ def error_by_timestep(
     session: Session,
     model: LatentDiffusionModel,
     samples: Sequence[dict[str, Array]],
+    budget: float,
     progress: OnProgress,
     ranges: int = 8,
 ) -> list[dict[str, float]]:
-    """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `ranges` of timesteps."""
+    """Relative error of the UNet by timestep: [{"timestep", "relative_error"}], means over `ranges` of timesteps.
+
+    budget: seconds, for as many samples, evenly spread, as the first one's time allows; for one at least.
+    """
+    started = time.perf_counter()
+    _relative_error(session, model, samples[0])
+    chosen = evenly(samples, max(1, affordable(budget, time.perf_counter() - started, len(samples))))
     errors: list[float] = []
-    timesteps: list[int] = []
-    for number, sample in enumerate(samples, 1):
-        added = {name: torch.from_numpy(sample[name]) for name in added_shapes(model.unet_config, 1)}
-        condition = Condition(torch.from_numpy(sample["encoder_hidden_states"]), added)
-        timestep = torch.from_numpy(np.asarray(sample["timestep"])).reshape(1)
-        expected = predict(model.unet, torch.from_numpy(sample["sample"]), timestep, condition).numpy()
-        output = session.run(dict(sample))
-        errors.append(float(np.linalg.norm(output - expected) / np.linalg.norm(expected)))
-        timesteps.append(int(timestep))
-        progress(number, len(samples))
-    bounds = [i * len(samples) // ranges for i in range(ranges + 1)]
+    for number, sample in enumerate(chosen, 1):
+        errors.append(_relative_error(session, model, sample))
+        progress(number, len(chosen))
+    timesteps = [int(sample["timestep"]) for sample in chosen]
+    bounds = [i * len(chosen) // ranges for i in range(ranges + 1)]
     return [
         {"timestep": float(np.mean(timesteps[a:b])), "relative_error": float(f"{np.mean(errors[a:b]):.4g}")}
         for a, b in zip(bounds, bounds[1:], strict=False)
@@ -66,21 +66,38 @@ def error_by_timestep(
     ]
 
 
+def _relative_error(session: Session, model: LatentDiffusionModel, sample: dict[str, Array]) -> float:
+    added = {name: torch.from_numpy(sample[name]) for name in added_shapes(model.unet_config, 1)}
+    condition = Condition(torch.from_numpy(sample["encoder_hidden_states"]), added)
+    timestep = torch.from_numpy(np.asarray(sample["timestep"])).reshape(1)
+    expected = predict(model.unet, torch.from_numpy(sample["sample"]), timestep, condition).numpy()
+    output = session.run(dict(sample))
+    return float(np.linalg.norm(output - expected) / np.linalg.norm(expected))
+
+
 def seconds_per_step(
-    sessions: dict[str, Session], sample: dict[str, Array], rows: int, progress: OnProgress
+    sessions: dict[str, Session], sample: dict[str, Array], rows: int, budget: float, progress: OnProgress
 ) -> dict[str, float]:
-    """Median seconds of one UNet step by session, in turns, so that other load affects all. rows: 2 with guidance."""
+    """Median seconds of one UNet step by session, in turns, so that other load affects all.
+
+    rows: 2 with guidance. budget: seconds after which no turn is begun, once each session has been timed. The first
+    turn compiles and is never timed, the second not either where there is time for others.
+    """
     step = {k: np.concatenate([v] * rows) if np.ndim(v) > 1 else v for k, v in sample.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     turns = WARM_UP_TURNS + TIMED_TURNS
+    begun = time.perf_counter()
     for turn in range(turns):
         for name, session in sessions.items():
             started = time.perf_counter()
             session.run(step)
-            if turn >= WARM_UP_TURNS:
+            if turn:
                 times[name].append(time.perf_counter() - started)
-        progress(turn + 1, turns)
-    return {name: float(np.median(t)) for name, t in times.items()}
+        is_last = turn > 0 and time.perf_counter() - begun >= budget
+        progress(turns if is_last else turn + 1, turns)
+        if is_last:
+            break
+    return {name: float(np.median(t[WARM_UP_TURNS - 1 :] or t)) for name, t in times.items()}
 
 
 def verdict(seconds: dict[str, float], precision: str) -> str:
@@ -91,9 +108,9 @@ def verdict(seconds: dict[str, float], precision: str) -> str:
     return f"not faster than fp32 on this machine ({ratio:.2f} times as fast): it saves bytes, not time"
 
 
-def affordable_images(seconds: dict[str, float], num_inference_steps: int) -> int:
-    """Images that fit into SECONDS_FOR_IMAGES, each drawn by the package and by torch (about as slow as fp32)."""
-    return min(MAX_IMAGES, int(SECONDS_FOR_IMAGES / (num_inference_steps * sum(seconds.values()))))
+def affordable(budget: float, seconds_each: float, most: int) -> int:
+    """How many of something fit into `budget` seconds, at most `most`."""
+    return min(most, int(max(0.0, budget) / seconds_each))
 
 
 def compare_images(

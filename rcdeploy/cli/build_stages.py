@@ -78,6 +78,7 @@ class Build:
             static=section.static,
             image_size=parse_size(section.size, "export.size") if section.size else None,
             external_data=section.external_data,
+            measure_seconds=section.measure_seconds,
             image_count=section.pictures,
             encoder=section.encoder,
             judge=section.judge,

@@ -37,7 +37,7 @@ def export_command(
     vae_precision: str | None = typer.Option(
         None,
         help="Of the VAE: fp32; fp16 (black images with some models); bf16 (openvino); by default bf16 beside "
-        "a UNet in bf16, else fp32.",
+        "openvino's bf16 or int8, else fp32.",
     ),
     opset: int | None = typer.Option(None, help="ONNX opset; by default 23, and 20 for openvino, trt and int8."),
     static: bool = typer.Option(False, "--static", help="Fixed shapes, for accelerators that need them."),
@@ -75,7 +75,10 @@ def export_command(
     image_count: int | None = typer.Option(
         None,
         "--pictures",
-        help="Images that compare a smaller precision with torch; by default as many as a minute allows.",
+        help="Images that compare a smaller precision with torch; by default as many as --measure-seconds allow.",
+    ),
+    measure_seconds: float = typer.Option(
+        60.0, min=0, help="For measuring a smaller precision: speed, error over timesteps, images; 0 measures nothing."
     ),
     clip: Path | None = typer.Option(None, help="A CLIP model's folder, to score those images."),
     as_zip: bool = typer.Option(False, "--zip", help="Also one .zip beside the folder; the runtime reads it as it is."),
@@ -114,6 +117,7 @@ def export_command(
         image_size=image_size,
         external_data=external_data,
         prompts=prompts,
+        measure_seconds=measure_seconds,
         image_count=image_count,
         clip=clip,
         decoder=decoder,
@@ -154,7 +158,7 @@ def export_command(
     elif not quiet:
         compared = "compared with torch" if options.runs_here else "converted"
         show_table(f"{target}: {compared}", list(rows[0]), rows, as_json=False)
-        if "verdict" in manifest.facts:
+        if "pictures" in manifest.facts:
             _print_quality(manifest.facts, precision)
         for name in ("zip", "engines"):
             if result[name]:
@@ -203,13 +207,14 @@ def _errors(parity: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _print_quality(facts: dict[str, Any], precision: str) -> None:
-    err.print(f"UNet in {precision}: {facts['verdict']}.")
+    if "verdict" in facts:
+        err.print(f"UNet in {precision}: {facts['verdict']}.")
     errors = [e["relative_error"] for e in facts.get("unet_error_by_timestep", [])]
     if errors:
         err.print(f"Its relative error over the timesteps is at most {max(errors):.3f}.")
     comparison = facts["pictures"]
     if not comparison["count"]:
-        err.print("No images were compared: they take too long here. --pictures 4 compares four all the same.")
+        err.print("No images were compared: they take too long here. --measure-seconds, or --pictures 4, allows them.")
         return
     err.print(f"{comparison['count']} images differ from torch's by {comparison['grey_levels']:.1f} of 255 on average.")
     for name, title in (("judge", "Recognised by the judge"), ("clip_score", "CLIP score")):

@@ -43,6 +43,12 @@ def generate_command(
     image: Path | None = typer.Option(None, help="Start from this image (img2img)."),
     strength: float = typer.Option(0.8, help="How much of --image to change, above 0 and up to 1."),
     mask: Path | None = typer.Option(None, help="White where --image may change (inpainting)."),
+    decode_tile: int | None = typer.Option(
+        None,
+        metavar="PIXELS",
+        help="Decode in overlapping tiles of so many pixels along a side: less memory, more time, a slightly different "
+        "image.",
+    ),
     device: str = DEVICE,
     threads: int | None = typer.Option(None, help="Threads of the processor.", show_default="all"),
     backend: str | None = typer.Option(
@@ -61,7 +67,7 @@ def generate_command(
     quiet: bool = QUIET,
 ) -> None:
     """Generate images from a package, without torch, as applications do with rcdeploy_runtime."""
-    from rcdeploy_runtime.generation import ImageSize, check_settings
+    from rcdeploy_runtime.generation import check_settings
     from rcdeploy_runtime.image_files import check_image_path, load_image, save_images
     from rcdeploy_runtime.package import Package
     from rcdeploy_runtime.session_options import SessionOptions
@@ -85,11 +91,10 @@ def generate_command(
         "strength": strength,
         "mask": load_image(mask) if mask else None,
         "preview": None,
+        "decode_tile": decode_tile,
     }
     files = Package(package, digest=digest)
-    static_size = files.facts.static_size
-    image_size = ImageSize(*(static_size or files.size), files.facts.size_multiple, static_size is not None)
-    check_settings(image_size, files.sampling, prompt=prompt, **settings)  # before the networks are loaded
+    check_settings(files.image_size, files.sampling, prompt=prompt, **settings)  # before the networks are loaded
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         model = TextToImage(files, SessionOptions(device, threads, None, backend, precision), tuned=tuned)

@@ -45,6 +45,12 @@ def _arguments() -> argparse.ArgumentParser:
     generate.add_argument("--image", type=Path, help="begin from this image")
     generate.add_argument("--strength", type=float, default=0.8, help="how much of --image changes, up to 1")
     generate.add_argument("--mask", type=Path, help="white where --image is generated anew")
+    generate.add_argument(
+        "--decode-tile",
+        type=int,
+        metavar="PIXELS",
+        help="decode in overlapping tiles of this side: less memory, slower",
+    )
     add_session_arguments(generate)
     generate.add_argument("--digest", help="sha256:..., which the package must have; `digest` prints it")
     generate.add_argument("--no-verify", action="store_true", help="do not compare the files with their digests")
@@ -103,6 +109,7 @@ def generate(args: argparse.Namespace) -> None:
         image=image,
         strength=args.strength,
         mask=mask,
+        decode_tile=args.decode_tile,
     )
     files = [str(file) for file in save_images(images, args.out)]
     if not args.quiet:

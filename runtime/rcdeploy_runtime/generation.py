@@ -27,6 +27,7 @@ from .limits import (
 from .noise import GENERATORS
 from .samplers import SAMPLERS
 from .sampling_defaults import SamplingDefaults
+from .tiles import MIN_TILE
 
 PREVIEWS = (None, "rgb", "decoder")
 
@@ -67,12 +68,14 @@ class Cancelled(Exception):
 class ImageSize:
     """Sizes in pixels that a package generates.
 
-    height, width: its own. multiple: others are multiples of it. fixed: whether its own is the only one.
+    height, width: its own. multiple: others are multiples of it. pixels_per_latent: along one side. fixed: whether its
+    own size is the only one.
     """
 
     height: int
     width: int
     multiple: int
+    pixels_per_latent: int
     fixed: bool
 
 
@@ -94,6 +97,7 @@ class GenerationSettings:
     preview: str | None
     generator: str
     eta: float
+    decode_tile: int | None
 
     @property
     def guided(self) -> bool:
@@ -106,6 +110,15 @@ class GenerationSettings:
         if self.image is None:
             return 0
         return self.num_inference_steps - max(1, int(self.num_inference_steps * self.strength))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What makes the image again, without the images and the mask that it began from."""
+        left_out = ("image", "strength", "mask", "preview")
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+            if name not in left_out
+        }
 
 
 def check_settings(
@@ -127,6 +140,7 @@ def check_settings(
     preview: str | None,
     generator: str = "philox",
     eta: float = 0.0,
+    decode_tile: int | None = None,
 ) -> GenerationSettings:
     """Raises RcdeployError for the first argument that has a wrong type or lies out of range.
 
@@ -170,6 +184,7 @@ def check_settings(
         preview=preview,
         generator=generator,
         eta=number("eta", eta, 0, 1),
+        decode_tile=None if decode_tile is None else _checked_tile(size, decode_tile),
     )
 
 
@@ -257,6 +272,15 @@ def _checked_size(size: ImageSize, height: int | None, width: int | None) -> dic
             fix="Export it without --static for any size.",
         )
     return sizes
+
+
+def _checked_tile(size: ImageSize, pixels: object) -> int:
+    if size.fixed:
+        raise RcdeployError(
+            "decode_tile is for packages of any size, and this one was exported for one",
+            fix="Leave it out, or export the package without --static.",
+        )
+    return whole_number("decode_tile", pixels, MIN_TILE * size.pixels_per_latent, MAX_IMAGE_SIDE)
 
 
 def _shortened(value: object) -> str:

@@ -1,4 +1,5 @@
-"""Choices that are kept: a small JSON in the user's cache folder, under the package's digest and the machine.
+"""Choices that are kept: a small JSON in the user's cache folder, under the package's digest and the machine; beside it
+what OpenVINO compiles for that choice.
 
 Never in the package: what its manifest does not list is not loaded. A file that was made for another package, on
 another machine or with other versions is ignored, as is one that cannot be read.
@@ -7,6 +8,7 @@ another machine or with other versions is ignored, as is one that cannot be read
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -54,8 +56,14 @@ class Tuning:
 def keep(tuning: Tuning) -> Path:
     """Write a tuning into the user's cache folder, whole or not at all. Raises RcdeployError where that cannot be."""
     file = _folder(tuning.package) / f"{tuning.machine.key}.json"
+    shutil.rmtree(compiled_folder(tuning), ignore_errors=True)  # of other options or versions
     write_json(file, asdict(tuning))
     return file
+
+
+def compiled_folder(tuning: Tuning) -> Path:
+    """Of what OpenVINO compiles of a tuned package, beside its tuning."""
+    return _folder(tuning.package) / f"{tuning.machine.key}-compiled"
 
 
 def kept_tuning(package: Package) -> Tuning | None:

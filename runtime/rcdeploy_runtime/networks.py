@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .compiled_networks import CompiledNetworks
 from .errors import RcdeployError
 from .guidance import TIMESTEP_COND, guidance_embedding
 from .images import to_image, to_network
@@ -16,6 +18,7 @@ from .package import NETWORK_FILES, Package
 from .session_options import SessionOptions
 from .sessions import Batched, open_session
 from .text_encoding import Condition, TextEncoding, check_output
+from .tiles import decode_in_tiles
 
 BATCHED_INPUTS = {
     "text_encoder": ("input_ids",),
@@ -40,10 +43,14 @@ class Networks:
         guidance_width: of the embedding of the guidance scale that the UNet takes; None where it takes none.
     """
 
-    def __init__(self, package: Package, options: SessionOptions) -> None:
-        """Raises RcdeployError for options that this package's format does not know."""
+    def __init__(self, package: Package, options: SessionOptions, compiled: Path | None = None) -> None:
+        """compiled: a folder of what OpenVINO has compiled of this package, which is read and filled.
+
+        Raises RcdeployError for options that this package's format does not know.
+        """
         self.options = options.checked(package.format)
         self.package = package
+        self._compiled = compiled
         self.guidance_width = package.facts.guidance_embedding
         self.text = TextEncoding(package, self._open)
         self.unet = self._open("unet")
@@ -58,7 +65,8 @@ class Networks:
             package.file(f"{component}/{name}")
         precision = package.facts.precision_of(component)
         builder = package.facts.engines.get("builder")
-        session = open_session(package.folder / component, package.format, self.options, precision, builder)
+        kept = CompiledNetworks(self._compiled / component) if self._compiled else None
+        session = open_session(package.folder / component, package.format, self.options, precision, builder, kept)
         return Batched(session, BATCHED_INPUTS[component])
 
     def encode_image(self, image: Image.Image, height: int, width: int, noise: Noise | None = None) -> Array:
@@ -104,14 +112,18 @@ class Networks:
         result: Array = null + np.float32(guidance_scale) * (conditional - null)
         return result
 
-    def decode(self, latents: Array) -> list[Image.Image]:
-        """One at a time: a decoder needs more memory than all the rest."""
+    def decode(self, latents: Array, tile: int | None = None) -> list[Image.Image]:
+        """One at a time: a decoder needs more memory than all the rest. tile: in tiles of so many latent pixels."""
         check_output(latents, "unet", latents.shape)
         scale = self.package.facts.pixels_per_latent
-        shape = (1, 3, latents.shape[2] * scale, latents.shape[3] * scale)
         images = []
         for x_0 in latents / np.float32(self.package.latents.scaling_factor):
-            pixels = self.vae_decoder(latent_sample=x_0[None])
-            check_output(pixels, "vae_decoder", shape)
-            images.append(to_image(pixels[0].transpose(1, 2, 0) / 2 + 0.5))
+            pixels = self._decode(x_0[None])[0] if tile is None else decode_in_tiles(self._decode, x_0, tile, scale)
+            images.append(to_image(pixels.transpose(1, 2, 0) / 2 + 0.5))
         return images
+
+    def _decode(self, latents: Array) -> Array:
+        scale = self.package.facts.pixels_per_latent
+        pixels = self.vae_decoder(latent_sample=latents)
+        check_output(pixels, "vae_decoder", (1, 3, latents.shape[2] * scale, latents.shape[3] * scale))
+        return pixels

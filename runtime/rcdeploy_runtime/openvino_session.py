@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from .compiled_networks import CompiledNetworks
 from .errors import RcdeployError
 from .noise_schedule import Array
 
 Shapes = tuple[tuple[int, ...], ...]
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """OpenVINO's names of precisions"""
+IN_BF16 = ("bf16", "int8")
+"""precisions of networks that OpenVINO computes in bf16, where the device has it, unless it is told otherwise: what a
+quantised network has beside its int8 products, such as attention and norms, is a tenth of its time slower in fp32"""
 
 
 @lru_cache(maxsize=1)
@@ -66,6 +70,7 @@ class OpenVinoSession:
         threads: int | None = None,
         precision: str = "f32",
         network: str = "openvino_model.xml",
+        kept: CompiledNetworks | None = None,
     ) -> None:
         """Args:
             folder: has the network.
@@ -73,6 +78,7 @@ class OpenVinoSession:
             threads: of a CPU; None takes all.
             precision: of the computation, one of HINTS; OpenVINO's own default is bf16 where the processor has it.
             network: openvino_model.xml, beside its .bin, or model.onnx.
+            kept: where its compiled forms are kept; None compiles in every process.
 
         Raises:
             RcdeployError: OpenVINO is not installed, or cannot load the network.
@@ -97,6 +103,9 @@ class OpenVinoSession:
             self.batch_size = None if first.is_dynamic else first.get_length()
         except (RuntimeError, IndexError, TypeError) as error:
             raise self._cannot_load(error) from error
+        self._kept = kept
+        self._mapped: list[Any] = []
+        """files that compiled networks read their weights from, for as long as they are there"""
         self._compiled: dict[Shapes | None, Any] = {}
         """by shapes: the first ones, and None for all others"""
         self._compile_lock = threading.Lock()
@@ -141,10 +150,32 @@ class OpenVinoSession:
         return requests[key]
 
     def _compile(self, shapes: Shapes | None) -> Any:
+        key = f"{shapes} {self.device} {sorted(self._settings.items())}"
+        if shapes and self._kept and (compiled := self._import(self._kept, key)):
+            return compiled
         model = self._model.clone()
         if shapes:
             model.reshape(dict(zip(self._types, shapes, strict=True)))
-        return self._core.compile_model(model, self.device, self._settings)
+        compiled = self._core.compile_model(model, self.device, self._settings)
+        if shapes and self._kept:
+            self._kept.keep(key, compiled)
+        return compiled
+
+    def _import(self, kept: CompiledNetworks, key: str) -> Any:
+        """What is kept under `key`, as OpenVINO reads it; None where there is nothing that it can read."""
+        import openvino
+
+        blob = kept.open(key)
+        if blob is None:
+            return None
+        try:
+            tensor = openvino.Tensor(blob, shared_memory=True)
+            compiled = self._core.import_model(tensor, self.device, self._settings)
+        except (RuntimeError, ValueError):
+            kept.remove(key)
+            return None
+        self._mapped += [blob, tensor]
+        return compiled
 
     def _cannot_load(self, error: Exception) -> RcdeployError:
         return RcdeployError(f"OpenVINO cannot load {self._folder}: {error}")

@@ -19,6 +19,7 @@ from .digests import DigestCache
 from .errors import RcdeployError
 from .executorch_session import PROGRAM, SIGNATURE
 from .files import inside, read_json
+from .generation import ImageSize
 from .graph_checks import check_graph
 from .limits import (
     MAX_GUIDANCE_SCALE,
@@ -246,6 +247,13 @@ class Package:
         """(height, width) in pixels of the latents' shape."""
         _, height, width = self.latents.shape
         return height * self.facts.pixels_per_latent, width * self.facts.pixels_per_latent
+
+    @property
+    def image_size(self) -> ImageSize:
+        """The sizes that it generates."""
+        facts = self.facts
+        fixed = facts.static_size is not None
+        return ImageSize(*(facts.static_size or self.size), facts.size_multiple, facts.pixels_per_latent, fixed)
 
     @property
     def has_encoder(self) -> bool:

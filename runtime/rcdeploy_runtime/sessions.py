@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from .compiled_networks import CompiledNetworks
 from .errors import RcdeployError
 from .noise_schedule import Array
 from .session_options import BACKENDS, SessionOptions
@@ -57,7 +58,12 @@ class Batched:
 
 
 def open_session(
-    folder: Path, kind: str, options: SessionOptions, precision: str = "fp32", builder: str | None = None
+    folder: Path,
+    kind: str,
+    options: SessionOptions,
+    precision: str = "fp32",
+    builder: str | None = None,
+    kept: CompiledNetworks | None = None,
 ) -> Session:
     """Load the network in a component's folder.
 
@@ -68,6 +74,7 @@ def open_session(
         precision: the component's, in which OpenVINO computes unless the options say otherwise; graphs of ONNX and
             TensorRT carry their own.
         builder: of TensorRT's engines, tensorrt or tensorrt_rtx; each reads only its own.
+        kept: what OpenVINO has compiled before.
 
     Raises:
         RcdeployError: the network cannot be loaded, or what executes it is not installed.
@@ -78,11 +85,11 @@ def open_session(
 
         return OnnxSession(folder / "model.onnx", options.device, options.threads, options.memory_gb)
     if backend == "openvino":
-        from .openvino_session import HINTS, OpenVinoSession
+        from .openvino_session import HINTS, IN_BF16, OpenVinoSession
 
         network = "model.onnx" if kind == "onnx" else "openvino_model.xml"
-        hint = HINTS[options.precision or ("bf16" if precision == "bf16" else "fp32")]
-        return OpenVinoSession(folder, options.device, options.threads, hint, network)
+        hint = HINTS[options.precision or ("bf16" if precision in IN_BF16 else "fp32")]
+        return OpenVinoSession(folder, options.device, options.threads, hint, network, kept)
     if backend == "tensorrt":
         from .trt_session import TrtSession
 

@@ -19,9 +19,10 @@ from PIL import Image
 
 from . import images as image_arrays
 from .errors import RcdeployError
-from .generation import Cancelled, GenerationSettings, ImageSize, Result, Step, check_settings
+from .generation import Cancelled, GenerationSettings, Result, Step, check_settings
 from .images import ImageLike
-from .kept_tuning import Tuning, kept_tuning
+from .inpainting import restoring
+from .kept_tuning import Tuning, compiled_folder, kept_tuning
 from .networks import Networks
 from .noise import Noise, seeded_noise
 from .noise_schedule import Array, NoiseSchedule
@@ -54,7 +55,7 @@ class TextToImage:
         self.networks = self._open(options)
         self.pixels_per_latent = package.facts.pixels_per_latent
         self.size_multiple = package.facts.size_multiple
-        self.height, self.width = package.facts.static_size or package.size
+        self.height, self.width = package.image_size.height, package.image_size.width
         self.device = self.networks.device
 
     @classmethod
@@ -96,7 +97,7 @@ class TextToImage:
         """The networks, tuned; as `options` say where they are not, or cannot be loaded so any more."""
         if self.tuning is not None:
             try:
-                return Networks(self.package, self.tuning.options)
+                return Networks(self.package, self.tuning.options, compiled_folder(self.tuning))
             except RcdeployError as error:
                 warnings.warn(f"{self.package.path}: its tuning is ignored: {error.problem}", stacklevel=4)
                 self.tuning = None
@@ -121,6 +122,7 @@ class TextToImage:
         preview: str | None = None,
         generator: str = "philox",
         eta: float = 0.0,
+        decode_tile: int | None = None,
     ) -> tuple[list[Image.Image], dict[str, Any]]:
         """Generate images, and a record of how they were made: seeds, steps, seconds. The arguments are `stream`'s.
 
@@ -149,6 +151,7 @@ class TextToImage:
             preview=preview,
             generator=generator,
             eta=eta,
+            decode_tile=decode_tile,
         )
         for event in events:
             if isinstance(event, Result):
@@ -175,6 +178,7 @@ class TextToImage:
         preview: str | None = None,
         generator: str = "philox",
         eta: float = 0.0,
+        decode_tile: int | None = None,
     ) -> Iterator[Step | Result]:
         """The denoising loop as a generator: a Step after every UNet call, then one Result. Leaving the loop cancels.
 
@@ -195,13 +199,15 @@ class TextToImage:
             generator: "torch" draws what torch.Generator("cpu").manual_seed(seed) draws, so that a seed gives the image
                 that diffusers gives; "philox" is numpy's.
             eta: how much of the noise of ddim and tcd is fresh at each step, 0 to 1.
+            decode_tile: decodes in overlapping tiles of so many pixels along a side (128 or more, for SD's VAE): less
+                memory, more time, and an image that differs a little.
 
         Raises:
             RcdeployError: an argument is out of range or of a wrong type (at the call; nothing was computed), or a
                 network gave NaN.
         """
         settings = check_settings(
-            ImageSize(self.height, self.width, self.size_multiple, self.package.facts.static_size is not None),
+            self.package.image_size,
             self.package.sampling,
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -218,6 +224,7 @@ class TextToImage:
             preview=preview,
             generator=generator,
             eta=eta,
+            decode_tile=decode_tile,
         )
         if preview == "rgb":
             self._latent_to_rgb()
@@ -244,7 +251,7 @@ class TextToImage:
         x_0 = self._encode_image(settings, noise)
         first_noise = noise()
         latents = self._first_latents(sampler, first_noise, x_0)
-        inpainting = self._inpainting(settings, sampler, first_noise, x_0)
+        inpainting = restoring(settings.mask, x_0, sampler, first_noise)
 
         guidance_scale = settings.guidance_scale if settings.guided else None
         total = len(sampler.timesteps)
@@ -253,10 +260,10 @@ class TextToImage:
             noise_pred = self.networks.predict(sampler.scale_model_input(latents, i), t, condition, guidance_scale)
             latents = inpainting(sampler.step(noise_pred, i, latents).astype(np.float32, copy=False), i)
             seconds["unet"] += time.perf_counter() - step_started
-            yield Step(i + 1, total, float(t), tuple(self._previews(sampler, settings.preview)))
+            yield Step(i + 1, total, float(t), tuple(self._previews(sampler, settings)))
 
         decoding_started = time.perf_counter()
-        images = self.networks.decode(latents)
+        images = self._decode(latents, settings)
         if settings.image is not None and settings.mask is not None:
             images = [image_arrays.paste(settings.image, generated, settings.mask) for generated in images]
         seconds["decode"] = time.perf_counter() - decoding_started
@@ -281,31 +288,19 @@ class TextToImage:
             return noise * np.float32(sampler.init_noise_sigma)
         return sampler.add_noise(x_0, noise, 0)
 
-    def _inpainting(
-        self, settings: GenerationSettings, sampler: Sampler, noise: Array, x_0: Array | None
-    ) -> Callable[[Array, int], Array]:
-        """A function that puts the image's own latents back outside the mask, after step i."""
-        if settings.mask is None or x_0 is None:
-            return lambda latents, i: latents
-        mask = image_arrays.latent_mask(settings.mask, *noise.shape[2:])
-        last = len(sampler.timesteps) - 1
-
-        def restore(latents: Array, i: int) -> Array:
-            original = x_0 if i == last else sampler.add_noise(x_0, noise, i + 1)
-            restored: Array = (1 - mask) * original + mask * latents
-            return restored
-
-        return restore
-
-    def _previews(self, sampler: Sampler, kind: str | None) -> list[Image.Image]:
+    def _previews(self, sampler: Sampler, settings: GenerationSettings) -> list[Image.Image]:
         """Images of the x_0 that the last step predicted."""
-        if kind is None or sampler.pred_original_sample is None:
+        if settings.preview is None or sampler.pred_original_sample is None:
             return []
-        if kind == "decoder":
-            return self.networks.decode(sampler.pred_original_sample.astype(np.float32))
+        if settings.preview == "decoder":
+            return self._decode(sampler.pred_original_sample.astype(np.float32), settings)
         matrix = self._latent_to_rgb()
         pixels = np.einsum("nchw,cr->nhwr", sampler.pred_original_sample, matrix[:-1]) + matrix[-1]
         return [image_arrays.to_image(p) for p in pixels]
+
+    def _decode(self, latents: Array, settings: GenerationSettings) -> list[Image.Image]:
+        tile = settings.decode_tile and settings.decode_tile // self.pixels_per_latent
+        return self.networks.decode(latents, tile)
 
     def _latent_to_rgb(self) -> Array:
         """[channels + 1, 3]: a linear map and its constant. Raises RcdeployError when the package has none."""
@@ -316,16 +311,7 @@ class TextToImage:
 
     def _record(self, settings: GenerationSettings, seconds: dict[str, float]) -> dict[str, Any]:
         return {
-            "prompts": list(settings.prompts),
-            "negative_prompt": settings.negative_prompt,
-            "seeds": list(settings.seeds),
-            "generator": settings.generator,
-            "sampler": settings.sampler,
-            "eta": settings.eta,
-            "num_inference_steps": settings.num_inference_steps,
-            "guidance_scale": settings.guidance_scale,
-            "height": settings.height,
-            "width": settings.width,
+            **settings.as_dict(),
             "device": self.device,
             "backend": self.networks.options.backend,
             "precision": self.networks.options.precision,

@@ -51,6 +51,12 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     add_session_arguments(parser)
     parser.add_argument("--memory-gb", type=float, help="most that a network may take beside its weights")
     parser.add_argument(
+        "--decode-tile",
+        type=int,
+        metavar="PIXELS",
+        help="decode in overlapping tiles of this side: less memory, slower",
+    )
+    parser.add_argument(
         "--digest",
         action="append",
         default=[],
@@ -96,6 +102,7 @@ def serve(args: argparse.Namespace) -> None:
         url_s=args.url_seconds,
         cors_origins=tuple(args.cors_origin),
         log_prompts=args.log_prompts,
+        decode_tile=args.decode_tile,
     )
     names, digests = _names(args.packages, args.model), _digests(args.packages, args.digest)
     grace_s = whole_number("grace-seconds", args.grace_seconds, 1, 24 * 3_600)
@@ -116,7 +123,7 @@ def serve(args: argparse.Namespace) -> None:
                 logging.getLogger("rcdeploy_runtime.server").info(
                     "tuned", extra={"model": name, "options": str(model.tuning)}
                 )
-            model.generate("", seed=0, num_inference_steps=1)
+            model.generate("", seed=0, num_inference_steps=1, decode_tile=args.decode_tile)
         _run(create_app(models, settings), listener, grace_s)
 
 

@@ -28,6 +28,7 @@ class Shape:
     guidance_scale: float
     negative_prompt: str = ""
     preview: str | None = None
+    decode_tile: int | None = None
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,7 @@ class Service:
                 float(sampling.guidance_scale),
                 body.negative_prompt or "",
                 preview,
+                self.settings.decode_tile,
             ),
             loop=asyncio.get_running_loop(),
         )

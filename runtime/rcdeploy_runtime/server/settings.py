@@ -97,9 +97,9 @@ def _digest(token: str) -> bytes:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """batch_window_s: how long a request waits for others of its shape, to be drawn
-    with them. url_s: how long an image is served under its url. cors_origins: whose web pages may ask. log_prompts:
-    whether log lines carry prompts."""
+    """batch_window_s: how long a request waits for others of its shape, to be drawn with them. url_s: how long an image
+    is served under its url. cors_origins: whose web pages may ask. log_prompts: whether log lines carry prompts.
+    decode_tile: pixels along a side of the tiles that images are decoded in; None decodes them whole."""
 
     limits: Limits = field(default_factory=Limits)
     tokens: Tokens = field(default_factory=Tokens)
@@ -107,6 +107,7 @@ class ServerSettings:
     url_s: float = 3_600.0
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
+    decode_tile: int | None = None
 
     def __post_init__(self) -> None:
         number("batch-window-ms", self.batch_window_s * 1_000, 0, 10_000)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..errors import RcdeployError
 from ..machine import physical_cores, usable_cores
+from ..openvino_session import IN_BF16
 from ..package import Package
 from ..session_options import BACKENDS, SessionOptions
 
@@ -70,7 +71,7 @@ def precision_name(package: Package, options: SessionOptions) -> str:
 def _computed_in(package: Package) -> set[str]:
     """What OpenVINO computes a package's networks in, unless it is told otherwise."""
     precisions = (package.facts.precision_of(name) for name in ("text_encoder", "unet", "vae_decoder"))
-    return {"bf16" if precision == "bf16" else "fp32" for precision in precisions}
+    return {"bf16" if precision in IN_BF16 else "fp32" for precision in precisions}
 
 
 def _devices(backend: str) -> list[str]:
@@ -87,7 +88,7 @@ def _devices(backend: str) -> list[str]:
 
 
 def _precisions(package: Package, backend: str, device: str) -> list[str | None]:
-    """None is the package's own: fp32, unless it was exported in bf16. Others are what the device computes in."""
+    """None is the package's own: fp32, or bf16 of one in bf16 or int8. Others are what the device computes in."""
     if backend != "openvino":
         return [None]
     from ..openvino_session import capabilities
