@@ -28,7 +28,8 @@ from .recipe_section import (
     Weight,
 )
 from .recipe_stages import Decoder, Distill, Export, FewSteps
-from .student.spec import StudentSpec, find_student
+from .recipe_student import Student
+from .student.spec import StudentSpec
 
 WORDNET = "wordnet"
 """entry of prompts.paired and prompts.pool in place of a file: prompts made from WordNet's nouns"""
@@ -39,52 +40,6 @@ MAX_PROMPTS_PER_NOUN = 2000
 class Teacher(Section):
     path: str = Field(description="diffusers folder of the teacher, or its name on the Hugging Face hub")
     revision: str | None = Field(None, description="branch, tag or commit of the teacher on the hub")
-
-
-class Student(Section):
-    name: str = Field(
-        "c-micro", description="architecture, one of those that `rcdeploy students` lists (paper, Table A)"
-    )
-    width: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="width as a fraction of the teacher's: of a channel student, instead of `name`; beside the `name` "
-        "of a block, KOALA or SLIM student that one, narrower (not in the paper)",
-    )
-    init: Literal["random", "teacher", "sliced"] | None = Field(
-        None,
-        description="first weights: random, copied from the teacher (block students), or sliced, every n-th of its "
-        "channels (students with fewer of them; not in the paper). By default teacher where no channels are removed, "
-        "else random (the paper)",
-    )
-    seed: Seed = Field(0, description="seed of random first weights and of the projectors")
-
-    @property
-    def first_weights(self) -> Literal["random", "teacher", "sliced"]:
-        if self.init:
-            return self.init
-        return "teacher" if self.spec.width == 1 else "random"
-
-    @property
-    def spec(self) -> StudentSpec:
-        """The rule that makes the student of a teacher. Raises RcdeployError for an unknown name."""
-        if self.width is None:
-            return find_student(self.name)
-        named = StudentSpec(width=self.width) if self._is_of_width else find_student(self.name)
-        return replace(named, width=self.width)
-
-    @property
-    def label(self) -> str:
-        """What a person calls the student: c-micro, width 0.3, b-tiny of width 0.7."""
-        if self.width is None:
-            return self.name
-        return f"width {self.width:g}" if self._is_of_width else f"{self.name} of width {self.width:g}"
-
-    @property
-    def _is_of_width(self) -> bool:
-        """Whether the width alone makes the student."""
-        return "name" not in self.model_fields_set or find_student(self.name).family == "channel"
 
 
 class Prompts(Section):

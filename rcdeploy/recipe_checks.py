@@ -11,8 +11,9 @@ from rcdeploy_runtime.files import read_json
 
 from .judge_files import judge_of
 from .model_config import is_hub_name, read_unet_config
-from .recipe import HUB_NAMES, Cache, Evaluate, Prompts, Student, Teacher, Train
+from .recipe import HUB_NAMES, Cache, Evaluate, Prompts, Teacher, Train
 from .recipe_stages import Export, FewSteps
+from .recipe_student import Student
 from .student.init_check import init_problem
 from .student.spec import STUDENTS, student_config
 from .toml_files import nearest_name
@@ -62,7 +63,10 @@ def _student_errors(student: Student) -> list[str]:
     if student.name not in STUDENTS:
         allowed = ", ".join(STUDENTS)
         return [f"student.name: {student.name!r} is none of {allowed}{nearest_name(student.name, STUDENTS)}"]
-    is_narrower = student.spec.width < 1
+    try:
+        is_narrower = student.spec.width < 1
+    except RcdeployError as error:
+        return [f"student.layers: {error.message}. {error.fix}"]
     if is_narrower and student.init == "teacher":
         return ["student.init: 'teacher' copies whole tensors, and this student has fewer channels; use 'sliced'"]
     if not is_narrower and student.init == "sliced":
@@ -155,11 +159,12 @@ def _teacher_errors(teacher: Teacher, student: Student | None) -> list[str]:
         config = read_unet_config(Path(teacher.path))
     except RcdeployError as error:
         return [f"teacher.path: {error}"]  # with the lines that import a single file
-    if student and student.name in STUDENTS:
+    if student and not _student_errors(student):
         try:
             student_config(student.spec, config)
         except RcdeployError as error:
-            return [f"student.{'width' if student.width else 'name'}: {error.message}"]
-        if not _student_errors(student) and (problem := init_problem(student.first_weights, student.spec, config)):
+            key = next((key for key in ("layers", "width") if getattr(student, key)), "name")
+            return [f"student.{key}: {error.message}"]
+        if problem := init_problem(student.first_weights, student.spec, config):
             return [problem]
     return []

@@ -16,12 +16,15 @@ MAX_COUNT = 10**9
 MAX_INFERENCE_STEPS = 1000
 """Timesteps of the usual noise schedules: a sampler cannot visit more."""
 MAX_RESOLUTION = 8192
+MAX_LAYERS = 64
+"""In a block; no known UNet has a tenth of them."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
 BatchSize = Annotated[int, Field(gt=0, le=MAX_BATCH_SIZE)]
+LayerCount = Annotated[int, Field(gt=0, le=MAX_LAYERS)]
 InferenceSteps = Annotated[int, Field(gt=0, le=MAX_INFERENCE_STEPS)]
 
 

@@ -14,11 +14,16 @@ from rcdeploy.distill.features import FeatureRecorder, feature_taps
 from rcdeploy.distill.losses import feature_loss, output_loss, task_loss
 from rcdeploy.distill.step import StudentWithProjectors
 from rcdeploy.student.build import build_student
-from rcdeploy.student.spec import student_config
+from rcdeploy.student.spec import StudentSpec, student_config
 from rcdeploy_runtime.errors import RcdeployError
 
+OWN_LAYERS = StudentSpec(layers=(2, 1, 2), drop_mid_block=True, drop_innermost_stage=True)
+"""b-tiny's stages, with layers of their own number"""
 
-def features_of(student: str, *, checkpointing: bool) -> tuple[StudentWithProjectors, list[torch.Tensor], list[str]]:
+
+def features_of(
+    student: str | StudentSpec, *, checkpointing: bool
+) -> tuple[StudentWithProjectors, list[torch.Tensor], list[str]]:
     config, _ = student_config(student, unet_config())
     taps = feature_taps(unet_config(), config)
     with torch.random.fork_rng():
@@ -38,8 +43,8 @@ def gradients(model: StudentWithProjectors, feature: torch.Tensor) -> dict[str, 
     return {name: g for name, g in zip(named, all_gradients, strict=True) if g is not None}
 
 
-@pytest.mark.parametrize("student", STUDENTS)
-def test_every_tap_reaches_the_student(student: str) -> None:
+@pytest.mark.parametrize("student", [*STUDENTS, OWN_LAYERS])
+def test_every_tap_reaches_the_student(student: str | StudentSpec) -> None:
     """With and without gradient checkpointing, by the same gradients: none of the taps is dead."""
     plain, features, names = features_of(student, checkpointing=False)
     saving, again, _ = features_of(student, checkpointing=True)
@@ -57,7 +62,7 @@ def test_every_tap_reaches_the_student(student: str) -> None:
 
 
 def test_taps_are_the_papers() -> None:
-    def pairs(student: str) -> list[tuple[str, str]]:
+    def pairs(student: str | StudentSpec) -> list[tuple[str, str]]:
         return [
             (tap.student, tap.teacher) for tap in feature_taps(unet_config(), student_config(student, unet_config())[0])
         ]
@@ -66,6 +71,8 @@ def test_taps_are_the_papers() -> None:
     ups = [f"up_blocks.{i}" for i in range(4)]
     assert pairs("b-base") == pairs("b-small") == [(n, n) for n in downs + ups]
     assert pairs("c-base") == pairs("c-micro") == [(n, n) for n in [*downs, "mid_block", *ups]]
+    assert pairs(StudentSpec(layers=(2, 1, 1, 2))) == pairs("b-base")
+    assert pairs(OWN_LAYERS)[2] == ("down_blocks.2.attentions.1",) * 2 and len(pairs(OWN_LAYERS)) == 6
     assert pairs("b-tiny") == [
         ("down_blocks.0", "down_blocks.0"),
         ("down_blocks.1", "down_blocks.1"),
@@ -76,8 +83,8 @@ def test_taps_are_the_papers() -> None:
     ]
 
 
-@pytest.mark.parametrize("student", STUDENTS)
-def test_student_features_have_the_teachers_shapes(student: str) -> None:
+@pytest.mark.parametrize("student", [*STUDENTS, OWN_LAYERS])
+def test_student_features_have_the_teachers_shapes(student: str | StudentSpec) -> None:
     teacher = UNet2DConditionModel(**unet_config()).eval()
     taps = feature_taps(unet_config(), student_config(student, unet_config())[0])
     recorder = FeatureRecorder(teacher, [tap.teacher for tap in taps])

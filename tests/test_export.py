@@ -20,7 +20,7 @@ from rcdeploy.evaluate.judge import Judge
 from rcdeploy.judge_files import judge_digest
 from rcdeploy.progress import no_progress
 from rcdeploy.student.build import build_student
-from rcdeploy.student.spec import student_config
+from rcdeploy.student.spec import StudentSpec, student_config
 from rcdeploy_export import package as package_module
 from rcdeploy_export.calibration import packaged_captions
 from rcdeploy_export.components import components
@@ -80,9 +80,16 @@ def test_the_package_generates_what_diffusers_generates(package: Path, small_mod
     assert difference.max() <= 1
 
 
-@pytest.mark.parametrize("name", ["b-tiny", pytest.param("c-tiny", marks=pytest.mark.slow)])
-def test_every_student_shape_exports(name: str, small_model: Path, tmp_path: Path) -> None:
-    """No mid block and one layer; narrow widths that are no integer ratio."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        "b-tiny",
+        pytest.param("c-tiny", marks=pytest.mark.slow),
+        pytest.param(StudentSpec(layers=(2, 1, 1, 2)), marks=pytest.mark.slow, id="layers"),
+    ],
+)
+def test_every_student_shape_exports(name: str | StudentSpec, small_model: Path, tmp_path: Path) -> None:
+    """No mid block and one layer; narrow widths that are no integer ratio; stages of different layers."""
     config, _ = student_config(name, unet_config())
     save_teacher(tmp_path / "student")
     build_student(config, 0).save_pretrained(tmp_path / "student" / "unet")

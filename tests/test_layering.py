@@ -29,7 +29,7 @@ FLOORS = [
     # students are rules over a teacher's config; recipes name them
     ["student"],
     ["recipe_section"],
-    ["recipe_stages"],
+    ["recipe_stages", "recipe_student"],
     ["recipe"],
     ["recipe_checks"],
     ["recipe_file"],

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from rcdeploy.distill.build_run import accumulation_steps
-from rcdeploy.recipe import Recipe, Student
+from rcdeploy.recipe import Recipe
 from rcdeploy.recipe_file import load_recipe, shipped_recipes
+from rcdeploy.recipe_student import Student
 from rcdeploy.student.built_in import built_in_teacher
 from rcdeploy.student.spec import STUDENTS, StudentSpec
 from rcdeploy_runtime.errors import RcdeployError
@@ -225,14 +226,43 @@ def test_names_that_are_fine(recipe_file: RecipeFile, name: str) -> None:
     assert load_recipe(file).name == name
 
 
-def test_a_width_beside_a_name() -> None:
-    """Alone it makes a channel student; a block student of that name is narrowed. A recipe that was read once more says
-    the same."""
+def test_a_width_and_layers_beside_a_name() -> None:
+    """A width alone makes a channel student; a block student of that name is narrowed. A recipe that was read once more
+    says the same."""
     for section, spec, label, weights in (
         ({"width": 0.3}, StudentSpec(width=0.3), "width 0.3", "random"),
         ({"name": "c-base", "width": 0.3}, StudentSpec(width=0.3), "width 0.3", "random"),
         ({"name": "b-tiny"}, STUDENTS["b-tiny"], "b-tiny", "teacher"),
+        (
+            {"name": "b-small", "layers": [2, 1, 1, 2]},
+            StudentSpec(layers=(2, 1, 1, 2), drop_mid_block=True),
+            "b-small of layers 2/1/1/2",
+            "teacher",
+        ),
+        (
+            {"name": "b-base", "layers": [2, 1], "width": 0.7},
+            StudentSpec(layers=(2, 1), width=0.7),
+            "b-base of layers 2/1 and width 0.7",
+            "random",
+        ),
         ({"name": "b-tiny", "width": 0.7}, replace(STUDENTS["b-tiny"], width=0.7), "b-tiny of width 0.7", "random"),
     ):
         for student in (Student(**section), Student(**Student(**section).model_dump())):
             assert (student.spec, student.label, student.first_weights) == (spec, label, weights)
+
+
+def test_layers_that_are_refused(recipe_file: RecipeFile) -> None:
+    for section, message in (
+        ({"layers": [2, 1, 1, 2]}, "student.layers: layers go beside the name of a block student, and c-micro is none"),
+        ({"name": "koala-1b", "layers": [1, 1, 1]}, "koala-1b is none"),
+        ({"name": "b-base", "layers": []}, "student.layers: "),
+        ({"name": "b-base", "layers": [2, 0, 1, 1]}, "student.layers.1: "),
+        ({"name": "b-base", "layers": 2}, "student.layers: "),
+        (
+            {"name": "b-tiny", "layers": [2, 1, 1, 2]},
+            "student.layers: this student does not fit the teacher: layers 2/1",
+        ),
+        ({"name": "b-base", "layers": [2, 2, 2, 2]}, "nothing would be removed"),
+    ):
+        (error,) = errors_of(recipe_file(student=section))
+        assert message in error, error

@@ -118,6 +118,8 @@ def test_the_taps_are_those_of_the_authors() -> None:
     for pair in taps:
         for network, name in zip(networks, pair, strict=True):
             network.get_submodule(name)
+    shallow, _ = student_config("b-tiny", teacher)  # fewer stages, each of the teacher's depth: no KOALA student
+    assert [tap.teacher for tap in feature_taps(teacher, shallow)][2:] == ["up_blocks.1", "up_blocks.2"]
     with_mid, _ = student_config("koala-1b", teacher)
     assert [t.student for t in feature_taps(teacher, with_mid) if t.student.startswith("mid_block")] == [
         f"mid_block.attentions.0.{attn(i)}" for i in range(6)

@@ -48,6 +48,14 @@ def test_command(tiny_teacher: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0 and (tmp_path / "packages/tiny.safetensors").is_file()
 
 
+def test_stages_of_different_layers_are_refused(tmp_path: Path) -> None:
+    """diffusers, the one reader, divides by layers_per_block."""
+    model = LatentDiffusionModel(str(save_teacher(tmp_path / "model", layers_per_block=[2, 1, 1, 2])))
+    with pytest.raises(RcdeployError, match="stages have 2/1/1/2 layers"):
+        write_single_file(model, tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_a_unet_that_takes_the_guidance_scale_is_refused(tmp_path: Path) -> None:
     model = LatentDiffusionModel(str(save_teacher(tmp_path / "model", time_cond_proj_dim=8)))
     with pytest.raises(RcdeployError, match="takes the guidance scale as an input"):

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from toy_unets import TOY, TOY_XL, run_unet, student_of
+from toy_unets import TOY, TOY_XL, run_unet, same_weights, student_of
 
 from rcdeploy.student.build import build_on_meta, build_student
-from rcdeploy.student.init import initialise, slice_channels
+from rcdeploy.student.init import initialise, share_weights, slice_channels
 from rcdeploy.student.init_check import init_problem
 from rcdeploy.student.spec import STUDENTS, StudentSpec, find_student, student_config
 from rcdeploy.student.wavelet import gating_names
@@ -67,6 +67,29 @@ def test_teacher_weights_land_where_the_map_says(
     initialise(student, teacher, "teacher")
     _assert_mapped(student, teacher, renamed)
     assert run_unet(student).isfinite().all()
+
+
+def test_of_layers_the_first_are_copied_and_of_up_blocks_also_the_last() -> None:
+    teacher = _scramble(build_student(TOY | {"layers_per_block": 3}, seed=0))
+    spec = StudentSpec(layers=(2, 1, 3), drop_mid_block=True, drop_innermost_stage=True)
+    student = build_student(student_config(spec, teacher.config)[0], seed=1)
+    initialise(student, teacher, "teacher")
+    renamed = {}  # its up block i is the teacher's i + 1; the innermost first
+    for i, layers in enumerate((3, 1, 2)):
+        renamed |= {f"up_blocks.{i}.upsamplers.0.": f"up_blocks.{i + 1}.upsamplers.0."}
+        for j in range(layers + 1):
+            of = 3 if j == layers else j
+            for kind in ("resnets", "attentions"):
+                renamed[f"up_blocks.{i}.{kind}.{j}."] = f"up_blocks.{i + 1}.{kind}.{of}."
+    _assert_mapped(student, teacher, renamed)
+    assert run_unet(student).isfinite().all()
+    shared = build_on_meta(student.config)
+    share_weights(shared, teacher)
+    assert same_weights(shared, student)
+    theirs = {tensor.data_ptr() for tensor in teacher.state_dict().values()}
+    assert {tensor.data_ptr() for tensor in shared.state_dict().values()} <= theirs
+    with pytest.raises(RcdeployError, match="cannot copy the weights"):
+        share_weights(build_on_meta(student_of("c-tiny")), teacher)
 
 
 @pytest.mark.parametrize("name", ["koala-700m", "koala-1b"])
@@ -271,6 +294,7 @@ SHORT = ("toy", "no mid block")
 )
 def test_the_check_of_configs_agrees_with_the_tensors(teacher_config: dict[str, Any]) -> None:
     specs = {**STUDENTS, "0.3": StudentSpec(width=0.3), "0.01": StudentSpec(width=0.01)}
+    specs["layers"] = StudentSpec(layers=(2, 1, 1, 2)[: len(teacher_config["block_out_channels"])])
     specs |= {f"{name}, 0.5": replace(STUDENTS[name], width=0.5) for name in ("b-tiny", "b-small", "koala-1b")}
     teacher = build_on_meta(teacher_config)
     problems = 0

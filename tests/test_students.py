@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,48 @@ def test_innermost_stage_leaves_every_list_at_the_right_end() -> None:
     assert config["transformer_layers_per_block"] == [1, 2, 3]
     assert config["reverse_transformer_layers_per_block"] == [30, 2, 1]
     assert config["cross_attention_dim"] == [768, 768, 768]
+
+
+def test_stages_keep_layers_of_their_own_number() -> None:
+    spec = StudentSpec(layers=(2, 1, 1, 2), drop_mid_block=True)
+    config, notes = student_config(spec, SD14_UNET_CONFIG)
+    assert config["layers_per_block"] == [2, 1, 1, 2] and config["mid_block_type"] is None and notes == []
+    assert describe_removed(spec, SD14_UNET_CONFIG) == "layers per block 2/2/2/2 -> 2/1/1/2, mid block"
+    assert spec.family == "block"
+    for name, rule in (("b-base", StudentSpec(layers=(1, 1, 1, 1))), ("b-small", replace(spec, layers=(1, 1, 1, 1)))):
+        assert student_config(rule, SD14_UNET_CONFIG) == student_config(name, SD14_UNET_CONFIG)
+    tiny = StudentSpec(layers=(1, 2, 1), drop_mid_block=True, drop_innermost_stage=True)
+    assert student_config(tiny, SD14_UNET_CONFIG)[0]["layers_per_block"] == [1, 2, 1]
+    assert describe_removed(tiny, SD14_UNET_CONFIG).startswith("layers per block 2/2/2/2 -> 1/2/1, mid block, inner")
+    # entries a layer: of down blocks the first, of up blocks the first and the last
+    nested = TOY_XL | {
+        "layers_per_block": [2, 2, 3],
+        "transformer_layers_per_block": [1, [2, 3], [4, 5, 6]],
+        "reverse_transformer_layers_per_block": [[7, 8, 9, 10], [11, 12, 13], 1],
+    }
+    config, _ = student_config(StudentSpec(layers=(2, 1, 2)), nested)
+    assert config["transformer_layers_per_block"] == [1, [2], [4, 5]]
+    assert config["reverse_transformer_layers_per_block"] == [[7, 8, 10], [11, 13], 1]
+
+
+def test_layers_that_do_not_fit() -> None:
+    for layers, changes, message in (
+        ((2, 1, 1), {}, "layers 2/1/1 are for 3 stages, and 4 are left"),
+        ((2, 1, 1, 2), {"drop_mid_block": True, "drop_innermost_stage": True}, "for 4 stages, and 3 are left"),
+        ((2, 3, 1, 1), {}, "it has 2/2/2/2 layers a block, the student needs 2/3/1/1"),
+        ((2, 2, 2, 2), {}, "nothing would be removed"),
+    ):
+        with pytest.raises(RcdeployError, match=message):
+            student_config(StudentSpec(layers=layers, **changes), TOY)
+    student_config(StudentSpec(layers=(2, 2, 2, 2), drop_mid_block=True), TOY)
+    for wrong, message in (
+        ({"layers": ()}, "out of range"),
+        ({"layers": (1, 0)}, "out of range"),
+        ({"layers": (1, 1), "single_layer": True}, "contradict"),
+        ({"layers": (1, 1, 1), "transformer_layers": (1, 1, 1)}, "contradict"),
+    ):
+        with pytest.raises(RcdeployError, match=message):
+            StudentSpec(**wrong)
 
 
 def test_the_teachers_config_is_left_alone_and_origins_are_dropped() -> None:

@@ -57,6 +57,12 @@ def write_single_file(model: LatentDiffusionModel, file: Path) -> None:
             f"{model.folder}: its UNet has wavelet gating, for which single files have no layout",
             fix="Export a package (onnx, openvino, trt): those run it without any code of ours.",
         )
+    if len(set(_layers(config))) > 1:
+        counts = "/".join(map(str, _layers(config)))
+        raise RcdeployError(
+            f"{model.folder}: its UNet's stages have {counts} layers, and readers of single files count on one number",
+            fix="Export a package (onnx, openvino, trt), or give all stages the same number (student.layers).",
+        )
     tensors = {UNET + unet_key(k, config): v for k, v in _weights(model.folder / "unet").items()}
     stages = len(model.vae_config["block_out_channels"])
     for key, value in _weights(model.folder / "vae").items():

@@ -14,7 +14,8 @@ from ..condition import predict
 from ..diffusion_model import LatentDiffusionModel
 from ..guidance import draw_scales, spread_scales
 from ..random_streams import VALIDATION, generator
-from ..recipe import Recipe, Student, Train
+from ..recipe import Recipe, Train
+from ..recipe_student import Student
 from ..student.build import build_student
 from ..student.init import initialise
 from ..student.spec import StudentSpec, student_config

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..student.rules import layers_of
+
 
 @dataclass(frozen=True)
 class FeatureTap:
@@ -37,10 +39,14 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
     Args:
         teacher_config, student_config: UNet2DConditionModel configs; the student's is made of the teacher's.
     """
-    if teacher_config.get("transformer_layers_per_block", 1) != student_config.get("transformer_layers_per_block", 1):
+    depths, student_depths = (c.get("transformer_layers_per_block", 1) for c in (teacher_config, student_config))
+    if isinstance(student_depths, list):
+        depths = list(depths)[: len(student_depths)]  # without a stage, what is left may be the teacher's
+    if student_depths != depths:
         return koala_taps(teacher_config, student_config)
     teacher_channels = teacher_config["block_out_channels"]
     student_channels = student_config["block_out_channels"]
+    layers, teacher_layers = layers_of(student_config), layers_of(teacher_config)
     stages = len(student_channels)
     removed_stages = len(teacher_channels) - stages
     taps = [
@@ -50,13 +56,12 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
     if removed_stages:
         last = stages - 1
         taps[last] = FeatureTap(
-            f"down_blocks.{last}.attentions.{teacher_config['layers_per_block'] - 1}",
-            f"down_blocks.{last}.attentions.{student_config['layers_per_block'] - 1}",
+            f"down_blocks.{last}.attentions.{teacher_layers[last] - 1}",
+            f"down_blocks.{last}.attentions.{layers[last] - 1}",
             teacher_channels[last],
             student_channels[last],
         )
-    same_layers = teacher_config["layers_per_block"] == student_config["layers_per_block"]
-    if same_layers and not removed_stages and student_config.get("mid_block_type", "") is not None:
+    if layers == teacher_layers and not removed_stages and student_config.get("mid_block_type", "") is not None:
         taps.append(FeatureTap("mid_block", "mid_block", teacher_channels[-1], student_channels[-1]))
     for i in range(stages):
         taps.append(

@@ -32,7 +32,7 @@ def write_run_manifest(run: Run, state: TrainState) -> None:
 
 def _facts(run: Run, state: TrainState) -> RunFacts:
     return RunFacts(
-        student=run.recipe.student.name,
+        student=run.recipe.student.label,
         init=run.recipe.student.first_weights,
         steps=state.step,
         cache_folder=str(run.cache.folder),

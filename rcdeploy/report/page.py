@@ -26,8 +26,9 @@ from ..diffusion_model import LatentDiffusionModel
 from ..machine import describe
 from ..plots import loss_svg, probability_svg
 from ..progress import Progress, no_progress
-from ..recipe import Conditioning, Student
+from ..recipe import Conditioning
 from ..recipe_file import portable
+from ..recipe_student import Student
 from ..student.spec import describe_removed
 from ..units import bytes_text, seconds_text
 from .bars import bench_bars, cost_bars

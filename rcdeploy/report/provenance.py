@@ -7,13 +7,13 @@ from typing import Any
 
 from rcdeploy_runtime.manifest import Manifest
 
-from ..recipe import Student
+from ..recipe_student import Student
 from .publication import Publication
 
 
 def student_name(manifest: Manifest) -> str:
-    student = manifest.recipe["student"]
-    return f"of width {student['width']}" if student.get("width") else str(student["name"])
+    label = Student(**manifest.recipe["student"]).label
+    return f"of {label}" if label.startswith("width") else label
 
 
 def random_conditioning(manifest: Manifest) -> str:

@@ -71,6 +71,16 @@ def initialise(student: UNet2DConditionModel, teacher: UNet2DConditionModel, met
                 target.zero_()
 
 
+def share_weights(student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> None:
+    """As initialise(student, teacher, "teacher"), with the teacher's own tensors: no further memory. Not for training.
+
+    student: may be on the meta device.
+    """
+    _require_equal_widths(student, teacher)
+    student.load_state_dict(dict(_copied_tensors(student, teacher)), assign=True)
+    student.requires_grad_(False)
+
+
 def teacher_name(name: str, student: UNet2DConditionModel, teacher: UNet2DConditionModel) -> str:
     """The teacher's name of the student tensor `name`: the same, but for the up blocks (paper section 4, as in BK-SDM).
 

@@ -56,17 +56,41 @@ def shorten_transformers(config: Config, layers: tuple[int, ...]) -> None:
     config["transformer_layers_per_block"] = list(layers)
 
 
-def keep_single_layer(config: Config) -> None:
-    """layers_per_block n -> 1. Up blocks, which have one layer more, keep their first and their last."""
+def layers_of(config: Config) -> list[int]:
+    """Layers per block of each stage, outermost first; layers_per_block may be one number for all stages."""
     layers = config["layers_per_block"]
-    counts = layers if isinstance(layers, list) else [layers]
-    if max(counts) < 2:
+    return list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["block_out_channels"])
+
+
+def keep_single_layer(config: Config) -> None:
+    """layers_per_block n -> 1, by keep_layers."""
+    if max(layers_of(config)) < 2:
         raise Misfit("its blocks have one layer each already, there is none to remove.")
-    config["layers_per_block"] = [1] * len(layers) if isinstance(layers, list) else 1
+    keep_layers(config, (1,) * len(config["block_out_channels"]))
+
+
+def keep_layers(config: Config, layers: tuple[int, ...]) -> None:
+    """layers_per_block becomes `layers`, outermost stage first; one number where teacher and student need no more.
+
+    Down blocks keep their first layers; up blocks, which have one layer more, the first ones and the last.
+    """
+    before = layers_of(config)
+    if len(layers) != len(before):
+        raise Misfit(f"layers {slashed(layers)} are for {len(layers)} stages, and {len(before)} are left.")
+    if any(new > old for new, old in zip(layers, before, strict=True)):
+        raise Misfit(f"it has {slashed(before)} layers a block, the student needs {slashed(layers)}.")
+    is_list = isinstance(config["layers_per_block"], list)
+    config["layers_per_block"] = list(layers) if is_list or len(set(layers)) > 1 else layers[0]
     # entries that are lists themselves count the transformer layers of each attention of the block (SSD-1B)
-    for key, indices in (("transformer_layers_per_block", (0,)), ("reverse_transformer_layers_per_block", (0, -1))):
-        if isinstance(config.get(key), list):
-            config[key] = [[e[i] for i in indices] if isinstance(e, list | tuple) else e for e in config[key]]
+    for key, counts, last in (
+        ("transformer_layers_per_block", layers, 0),
+        ("reverse_transformer_layers_per_block", layers[::-1], 1),
+    ):
+        if isinstance(config.get(key), list) and len(config[key]) == len(counts):
+            config[key] = [
+                [*entry[:count], *entry[len(entry) - last :]] if isinstance(entry, list | tuple) else entry
+                for entry, count in zip(config[key], counts, strict=True)
+            ]
 
 
 def drop_mid_block(config: Config) -> None:

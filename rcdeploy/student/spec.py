@@ -8,7 +8,8 @@ SD-2.x, SDXL and toy teachers alike. Nothing here imports torch: recipes are che
     KOALA            koala-700m, koala-1b       lack layers and transformer layers of an SDXL teacher
     SLIM             slim-b-base                b-base with wavelet gating in place of down- and upsamplers (section I)
 
-A width narrows any of them (not in the paper): StudentSpec of b-tiny with width = 0.7 lacks blocks and channels.
+A width narrows any of them, and stages may keep layers of their own number (neither is in the paper): StudentSpec of
+b-tiny with width = 0.7 lacks blocks and channels, with layers = (2, 1, 1) the outermost stage is whole.
 
 diffusers calls the *number* of heads attention_head_dim (its issue 2011); here it is read as the head count.
 """
@@ -29,7 +30,9 @@ from .rules import (
     drop_innermost_stage,
     drop_mid_block,
     gate_wavelets,
+    keep_layers,
     keep_single_layer,
+    layers_of,
     narrow,
     shorten_transformers,
     slashed,
@@ -56,17 +59,20 @@ class StudentSpec:
     Attributes:
         width: factor in (0, 1] on every stage's channels.
         single_layer: layers_per_block becomes 1.
+        layers: layers per block of each stage that the student has, outermost first; instead of single_layer.
         drop_mid_block, drop_innermost_stage: without these parts.
         transformer_layers: of each stage, outermost first (KOALA; needs an SDXL teacher).
         wavelet_gating: dynamic wavelet gating in place of every down- and upsampler (SLIM).
         guidance_embedding: takes the guidance scale as a further input.
 
     Raises:
-        RcdeployError: the width is out of range, or nothing at all is removed.
+        RcdeployError: the width or a number of layers is out of range, two fields contradict each other, or nothing at
+            all is removed.
     """
 
     width: float = 1.0
     single_layer: bool = False
+    layers: tuple[int, ...] | None = None
     drop_mid_block: bool = False
     drop_innermost_stage: bool = False
     transformer_layers: tuple[int, ...] | None = None
@@ -77,6 +83,16 @@ class StudentSpec:
         if not 0 < self.width <= 1:
             raise RcdeployError(
                 f"student width {self.width:g} is out of range", fix="Give a factor above 0 and below 1, such as 0.7."
+            )
+        if self.layers is not None and (not self.layers or min(self.layers) < 1):
+            raise RcdeployError(
+                f"student layers {list(self.layers)} are out of range",
+                fix="Give 1 or more for each stage: [2, 1, 1, 2].",
+            )
+        if self.layers is not None and (self.single_layer or self.transformer_layers):
+            raise RcdeployError(
+                "layers for each stage contradict single_layer, and transformer_layers (KOALA) come with single_layer",
+                fix="Give layers, beside drop_mid_block and drop_innermost_stage where those go too.",
             )
         if self.width == 1 and not self._removes_blocks and self.transformer_layers is None:
             raise RcdeployError(
@@ -90,7 +106,7 @@ class StudentSpec:
 
     @property
     def _removes_blocks(self) -> bool:
-        return self.single_layer or self.drop_mid_block or self.drop_innermost_stage
+        return self.single_layer or self.layers is not None or self.drop_mid_block or self.drop_innermost_stage
 
 
 STUDENTS: dict[str, StudentSpec] = {
@@ -162,6 +178,9 @@ def describe_removed(spec_or_name: StudentSpec | str, teacher_config: Mapping[st
         removed.append(
             f"{layers - 1} of {layers} layers per block" if isinstance(layers, int) else "all but 1 layer per block"
         )
+    if spec.layers is not None:
+        old, new = (slashed(layers_of(side)) for side in (teacher, config))
+        removed += [f"layers per block {old} -> {new}"] if old != new else []
     if spec.transformer_layers is not None:
         old, new = slashed(teacher["transformer_layers_per_block"]), slashed(spec.transformer_layers)
         removed.append(f"transformer layers {old} -> {new}")
@@ -193,7 +212,7 @@ def _read(teacher_config: Mapping[str, Any]) -> Config:
 
 def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config, list[str]]:
     """The rules, one after another; raises Misfit."""
-    config = _read(teacher_config)
+    teacher, config = _read(teacher_config), _read(teacher_config)
     notes: list[str] = []
     if config.get("time_cond_proj_dim"):
         raise Misfit("its UNet takes the guidance scale as an input: it has been distilled already.")
@@ -206,10 +225,14 @@ def _apply(spec: StudentSpec, teacher_config: Mapping[str, Any]) -> tuple[Config
         drop_mid_block(config)
     if spec.drop_innermost_stage:
         drop_innermost_stage(config, notes)
+    if spec.layers is not None:
+        keep_layers(config, spec.layers)
     if spec.width < 1:
         narrow(config, spec.width, notes)
     if spec.wavelet_gating:
         gate_wavelets(config)
+    if config == teacher:
+        raise Misfit("these are its own layers, nothing would be removed.")
     if spec.guidance_embedding:
         config["time_cond_proj_dim"] = EMBEDDING_WIDTH
     return config, notes
