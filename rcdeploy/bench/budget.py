@@ -70,7 +70,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One student, counted. settings: of a recipe, as --set takes them. seconds: of UNet calls with a batch of one."""
+    """One student, counted. settings: of a recipe, as --set takes them. seconds: of UNet calls with a batch of one.
+    error: relative, of the teacher's prediction without what this student lacks, as by_error.py predicts it.
+    """
 
     name: str
     settings: tuple[str, ...]
@@ -78,6 +80,7 @@ class Candidate:
     parameters: int
     macs: int
     seconds: tuple[float, ...] = ()
+    error: float | None = None
 
     @property
     def costs(self) -> dict[str, Any]:
@@ -166,10 +169,13 @@ def front(all_candidates: Sequence[Candidate]) -> set[str]:
 
 
 def choose(all_candidates: Sequence[Candidate], budget: Budget) -> Candidate:
-    """The one with the most parameters within the budget. Raises RcdeployError, with what comes nearest, for none."""
+    """The one with the least error within the budget, or where none is known, the most parameters.
+
+    Raises RcdeployError, with what comes nearest, for none.
+    """
     within = [candidate for candidate in all_candidates if budget.allows(candidate)]
     if within:
-        return max(within, key=lambda candidate: candidate.parameters)
+        return min(within, key=lambda candidate: (candidate.error or 0.0, -candidate.parameters))
     least = {
         name: min(costs)
         for name in budget.limits
@@ -216,7 +222,7 @@ def recipe_of(text: str, candidate: Candidate) -> str:
     for number, table in enumerate(tables):
         heading, _, rest = table.partition("\n")
         if heading.partition("#")[0].strip() == "[student]":
-            kept = [old for old in rest.splitlines(keepends=True) if not re.match(r"\s*(name|width)\s*=", old)]
+            kept = [old for old in rest.splitlines(keepends=True) if not re.match(r"\s*(name|width|layers)\s*=", old)]
             tables[number] = f"{heading}\n{lines}{''.join(kept)}"
             return "".join(tables)
     raise RcdeployError("the recipe has no [student] table", fix='Write one into it: [student], then name = "c-micro".')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,16 @@ import typer
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.files import replacing
 
+from ..machine import busy_warning
 from ..recipe_file import load_recipe
 from ..units import giga_text
-from .console import out, parse_size, print_warning, resumable, show_table, stages
+from .console import out, parse_size, print_line, print_warning, resumable, show_table, stages
 from .options import JSON, QUIET, THREADS
+from .students_by_error import ByError, choose_by_error
+from .students_by_size import BySize, choose_by_size
 
 if TYPE_CHECKING:
-    from ..bench.budget import Budget, Candidate
+    from ..bench.budget import Candidate
 
 
 def students_command(
@@ -39,6 +43,16 @@ def students_command(
     plot: Path | None = typer.Option(None, help="With --budget: a plot of all students, .png or .svg."),
     recipe: Path | None = typer.Option(None, help="With --write: the recipe to put the chosen student into."),
     write: Path | None = typer.Option(None, help="The new recipe, beside --recipe."),
+    by_error: bool = typer.Option(
+        False,
+        "--by-error",
+        help="With --budget: choose which layers go, by how far the teacher's prediction moves without each of them.",
+    ),
+    prompts: Path | None = typer.Option(
+        None,
+        help="With --by-error: a file of prompts as they will be used; by default captions.txt(.gz) in the teacher.",
+    ),
+    count: int = typer.Option(8, min=1, max=1000, help="With --by-error: prompts that the teacher draws for it."),
     as_json: bool = JSON,
     quiet: bool = QUIET,
 ) -> None:
@@ -50,13 +64,57 @@ def students_command(
     With --budget further widths are listed, timed on this machine where time is limited (torch, fp32, a batch of one,
     random weights), and the largest that keeps the limits is chosen.
 
+    With --budget and --by-error only layers, mid block and innermost stage are removed, those whose absence changes the
+    teacher's own prediction least (LAPTOP-Diff, arXiv 2404.11098); widths are not tried. It takes 10 UNet calls a
+    prompt, and 5 for each part that may go. Of limits on time, at most 16 students are timed.
+
     rcdeploy students --teacher models/mine --budget "unet_ms<=40,mb<=300" --plot students.png
     rcdeploy students --budget "mb<=400" --recipe recipes/c_micro.toml --write recipes/mine.toml
+    rcdeploy students --teacher models/mine --budget "mb<=900" --by-error
     """
+    size = parse_size(latent_size, "--latent-size") if latent_size else None
+    config, text_length = _teacher(teacher)
+    if budget is None:
+        if plot or recipe or write or by_error or prompts:
+            raise RcdeployError("--plot, --recipe, --write, --by-error and --prompts are for --budget")
+        _list(teacher, config, size, text_length, as_json)
+        return
+    from ..bench.budget import Budget, recipe_of, timed
+
+    limits = Budget.parse(budget)
+    new_recipe = _check_recipe(recipe, write)
+    _check_plot(plot)
+    if prompts and not by_error:
+        raise RcdeployError("--prompts is for --by-error: without it no teacher draws anything")
+    captions = _captions(teacher, prompts, count) if by_error else []
+    with resumable("Measurements are not kept; nothing was written."), stages(quiet or as_json) as progress:
+
+        def time(found: list[Candidate]) -> list[Candidate]:
+            if warning := busy_warning():
+                print_warning(warning)
+            return timed(found, size, text_length, runs, threads, progress)
+
+        choice: ByError | BySize
+        if by_error:
+            choice = choose_by_error(Path(teacher), captions, limits, size, text_length, time, progress)
+        else:
+            choice = choose_by_size(config, limits, size, text_length, time)
+    choice.show(teacher, as_json)
+    if plot:
+        choice.plot(plot)
+    if new_recipe:
+        old, file = new_recipe
+        _write_recipe(recipe_of(old, choice.chosen), file)
+    if not (as_json or quiet):
+        print_line(choice.reason)
+        _print_next(choice.chosen, write)
+
+
+def _teacher(teacher: str) -> tuple[dict[str, Any], int]:
+    """The UNet's config and the number of tokens of a prompt."""
     from ..model_config import read_config, read_unet_config
     from ..student.built_in import TEACHERS
 
-    size = parse_size(latent_size, "--latent-size") if latent_size else None
     if teacher in TEACHERS:
         config, text_config = (TEACHERS[teacher][name] for name in ("unet", "text_encoder"))
     else:
@@ -66,35 +124,20 @@ def students_command(
             )
         config = read_unet_config(Path(teacher))
         text_config = read_config(Path(teacher) / "text_encoder" / "config.json")
-    text_length = int(text_config.get("max_position_embeddings", 77))
-    if budget is None:
-        if plot or recipe or write:
-            raise RcdeployError("--plot, --recipe and --write are for --budget")
-        _list(teacher, config, size, text_length, as_json)
-        return
-    from ..bench import budget as students_by_budget
-    from ..machine import busy_warning
+    return config, int(text_config.get("max_position_embeddings", 77))
 
-    limits = students_by_budget.Budget.parse(budget)
-    new_recipe = _check_recipe(recipe, write)
-    _check_plot(plot)
-    found = students_by_budget.candidates(config, size, text_length)
-    students_by_budget.choose(found, limits)  # nothing is timed where none is small enough
-    if limits.is_timed:
-        small_enough = [candidate for candidate in found if limits.allows(candidate)]
-        if warning := busy_warning():
-            print_warning(warning)
-        with resumable("Timings are not kept; nothing was written."), stages(quiet or as_json) as progress:
-            found = students_by_budget.timed(small_enough, size, text_length, runs, threads, progress)
-    chosen = students_by_budget.choose(found, limits)
-    _show(teacher, found, chosen, limits, as_json)
-    if plot:
-        students_by_budget.plot(found, chosen, limits, plot)
-    if new_recipe:
-        old, file = new_recipe
-        _write_recipe(students_by_budget.recipe_of(old, chosen), file)
-    if not (as_json or quiet):
-        _print_next(chosen, write)
+
+def _captions(teacher: str, prompts: Path | None, count: int) -> list[str]:
+    """Raises RcdeployError for a teacher of which there are only shapes, and where there are no prompts."""
+    from ..bench.layer_error import captions
+    from ..student.built_in import TEACHERS
+
+    if teacher in TEACHERS:
+        raise RcdeployError(
+            f"--by-error measures what a teacher predicts, and of {teacher} only the shapes are built in",
+            fix="Give its diffusers folder, with weights: --teacher FOLDER.",
+        )
+    return captions(Path(teacher), prompts, count)
 
 
 def _list(
@@ -119,50 +162,11 @@ def _list(
     show_table(f"Students of {teacher}", list(table[0]), table, as_json=False)
 
 
-def _show(teacher: str, found: list[Candidate], chosen: Candidate, limits: Budget, as_json: bool) -> None:
-    """Every candidate, largest first: its costs, and whether it is chosen, over a limit, or beaten by a larger one that
-    costs no more."""
-    from ..bench.budget import front
-
-    best = front(found)
-    rows = [
-        {
-            "student": candidate.name,
-            "settings": list(candidate.settings),
-            "parameters": candidate.parameters,
-            **candidate.costs,
-            "seconds": list(candidate.seconds),
-            "within": limits.allows(candidate),
-            "beaten": candidate.name not in best,
-            "chosen": candidate is chosen,
-        }
-        for candidate in found
-    ]
-    if as_json:
-        show_table("", [], rows, as_json=True)
-        return
-    table = []
-    for row, candidate in zip(rows, found, strict=True):
-        times = sorted(1000 * s for s in candidate.seconds)
-        table.append(
-            {
-                "student": row["student"],
-                "parameters": row["parameters"],
-                "MB in half": f"{row['mb']:.3g}",
-                "GMACs": giga_text(candidate.macs),
-                "ms a call": f"{row['unet_ms']:.3g} ({times[0]:.3g} to {times[-1]:.3g})" if times else "",
-                "": "chosen" if row["chosen"] else "over" if not row["within"] else "beaten" if row["beaten"] else "",
-            }
-        )
-    show_table(f"Students of {teacher} for {limits.text}", list(table[0]), table, as_json=False)
-
-
 def _print_next(chosen: Candidate, write: Path | None) -> None:
-    out.print(f"{chosen.name}: the largest within the limits. Its size stands for its quality; nothing was trained.")
     command = (
         f"rcdeploy distill {write}"
         if write
-        else "rcdeploy distill RECIPE" + "".join(f" --set {setting}" for setting in chosen.settings)
+        else "rcdeploy distill RECIPE" + "".join(f" --set {quote(setting)}" for setting in chosen.settings)
     )
     out.print(command, markup=False, highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ applied. spec.py says which student takes which.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
@@ -56,7 +57,7 @@ def shorten_transformers(config: Config, layers: tuple[int, ...]) -> None:
     config["transformer_layers_per_block"] = list(layers)
 
 
-def layers_of(config: Config) -> list[int]:
+def layers_of(config: Mapping[str, Any]) -> list[int]:
     """Layers per block of each stage, outermost first; layers_per_block may be one number for all stages."""
     layers = config["layers_per_block"]
     return list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["block_out_channels"])
