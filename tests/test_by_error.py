@@ -142,8 +142,11 @@ def test_the_front_and_the_choice() -> None:
 def test_teachers_without_a_removable_part(whole: Candidate) -> None:
     config, _ = student_config("b-base", whole.config)
     bare = replace(whole, config=config | {"mid_block_type": None})
-    with pytest.raises(RcdeployError, match="no layer that can be removed"):
+    with pytest.raises(RcdeployError, match="no part of it can be removed"):
         removable_parts(bare, None, TEXT_LENGTH)
+    with pytest.raises(RcdeployError) as caught:
+        removable_parts(replace(whole, config={**whole.config, "time_cond_proj_dim": 8}), None, TEXT_LENGTH)
+    assert len(caught.value.errors) == 5 and all("distilled already" in error for error in caught.value.errors)
 
 
 def test_combinations_that_are_too_many(whole: Candidate, parts: list[Part], monkeypatch: pytest.MonkeyPatch) -> None:

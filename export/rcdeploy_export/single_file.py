@@ -1,6 +1,7 @@
 """One safetensors file in the layout of the original Stable Diffusion release, for programs that read that.
 
-diffusers' from_single_file reads every student, told its config. stable-diffusion.cpp and web UIs derive the UNet's
+diffusers' from_single_file reads every student whose stages have one number of layers, told its config; others, and
+parts that the layout has no names for, are refused. stable-diffusion.cpp and web UIs derive the UNet's
 shape from its keys or assume SD-1.x, and refuse most students: docs/compatibility.md has the table.
 """
 

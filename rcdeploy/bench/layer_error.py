@@ -102,18 +102,23 @@ def removable_parts(teacher: Candidate, latent_size: int | tuple[int, int] | Non
     for student, name in SHALLOWER.items():
         kinds.append((student, name, block_spec(student, layers[:-1] if student == "b-tiny" else layers)))
     parts = []
+    problems = []
     for key, name, spec in kinds:
         try:
             config, _ = student_config(spec, teacher.config)
-        except RcdeployError:
+        except RcdeployError as error:
+            problems.append(f"{name}: {error.message}")
             continue
-        if init_problem("teacher", spec, teacher.config) is None:
+        if problem := init_problem("teacher", spec, teacher.config):
+            problems.append(f"{name}: {problem}")
+        else:
             unet = build_on_meta(config)
             macs = unet_macs(unet, latent_size, text_length).total
             parts.append(Part(key, name, config, teacher.parameters - parameters(unet), teacher.macs - macs))
     if not parts:
         raise RcdeployError(
-            "this teacher has no layer that can be removed: one layer a block, and no mid block that could go",
+            "this teacher has one layer a block, or no part of it can be removed",
+            errors=problems,
             fix="Without --by-error channels are removed too.",
         )
     return parts
