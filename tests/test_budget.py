@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -18,13 +19,23 @@ from rcdeploy.recipe_file import load_recipe
 from rcdeploy.student.spec import STUDENTS
 from rcdeploy_runtime.errors import RcdeployError
 
+COUNTED: dict[str, list[Candidate]] = {}
+
 
 @pytest.fixture(autouse=True)
 def few_students(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting takes a third of a second a student."""
+    """Counting takes a third of a second a student; the command counts the same ones whenever it is called."""
     names = ("b-tiny", "c-base", "c-small", "koala-1b")
     monkeypatch.setattr(budget, "STUDENTS", {name: STUDENTS[name] for name in names})
     monkeypatch.setattr(budget, "WIDTHS", (0.6, 0.8))
+    monkeypatch.setattr(budget, "candidates", counted_once)
+
+
+def counted_once(*arguments: Any) -> list[Candidate]:
+    key = repr(arguments)
+    if key not in COUNTED:
+        COUNTED[key] = candidates(*arguments)
+    return COUNTED[key]
 
 
 def run(arguments: list[str]) -> Result:
@@ -65,7 +76,7 @@ def test_the_largest_within_the_limits_is_chosen() -> None:
 
 
 def test_candidates_are_the_students_and_further_widths(tiny_teacher: Path) -> None:
-    found = candidates(read_unet_config(tiny_teacher), None, 16)
+    found = counted_once(read_unet_config(tiny_teacher), None, 16)
     by_name = {c.name: c for c in found}
     assert {"b-tiny", "c-base"} <= by_name.keys() and "koala-1b" not in by_name
     assert "width 0.8" not in by_name, "that is c-base"
@@ -80,7 +91,7 @@ def test_the_command_times_chooses_and_writes_a_recipe(
 ) -> None:
     recipe = recipe_file(student={"name": "c-small", "seed": 3})
     arguments = ["students", "--teacher", str(tiny_teacher), "--runs", "1", "--budget"]
-    sizes = {c.name: c.costs["mb"] for c in candidates(read_unet_config(tiny_teacher), None, 16)}
+    sizes = {c.name: c.costs["mb"] for c in counted_once(read_unet_config(tiny_teacher), None, 16)}
     limit = f"unet_ms<=60000,mb<={sizes['b-tiny'] * 1.01:.6f}"
     mine, plot = recipe.parent / "mine.toml", tmp_path / "plot.svg"
     writing = ["--recipe", str(recipe), "--write", str(mine), "--plot", str(plot)]
