@@ -30,7 +30,8 @@ CALIBRATION_SAMPLES, MEASURED_SAMPLES = 32, 8
 """UNet inputs"""
 DISTINCT_PROMPTS, MAX_STEPS = 4, 6
 """of latents sampled for calibration: 24 guided steps, which at 512 x 512 take a minute. Ranges of activations need no
-finished images: eight prompts of ten steps gave the embedded teacher's int8 UNet the same error"""
+finished images: with eight prompts of ten steps the images of the embedded teacher's int8 package were as near to
+torch's (16 images, both 3.7 grey levels)"""
 MAX_CAPTION_BYTES = 64_000
 """together; so that captions stay a small part of a package"""
 PIXELS_AT_ONCE = 8 * 64 * 64
