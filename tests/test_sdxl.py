@@ -99,7 +99,7 @@ def test_koala_students_learn_by_their_taps(student: str, sdxl: Path, tiny_recip
 
 
 def test_the_taps_are_those_of_the_authors() -> None:
-    """/reference.md's list for KOALA-700M; every tap exists in teacher and student, with equal channels."""
+    """The list for KOALA-700M; every tap exists in teacher and student, with equal channels."""
     teacher = sdxl_unet_config()
     config, _ = student_config("koala-700m", teacher)
     taps = [(tap.student, tap.teacher) for tap in feature_taps(teacher, config)]
@@ -120,6 +120,10 @@ def test_the_taps_are_those_of_the_authors() -> None:
             network.get_submodule(name)
     shallow, _ = student_config("b-tiny", teacher)  # fewer stages, each of the teacher's depth: no KOALA student
     assert [tap.teacher for tap in feature_taps(teacher, shallow)][2:] == ["up_blocks.1", "up_blocks.2"]
+    nested = teacher | {"transformer_layers_per_block": [1, [2, 1], [4, 5]]}  # as SSD-1B has them
+    nested["reverse_transformer_layers_per_block"] = [[4, 4, 5], [2, 1, 1], 1]
+    by_block, _ = student_config("b-base", nested)
+    assert [tap.teacher for tap in feature_taps(nested, by_block)][:2] == ["down_blocks.0", "down_blocks.1"]
     with_mid, _ = student_config("koala-1b", teacher)
     assert [t.student for t in feature_taps(teacher, with_mid) if t.student.startswith("mid_block")] == [
         f"mid_block.attentions.0.{attn(i)}" for i in range(6)

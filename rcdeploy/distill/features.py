@@ -40,9 +40,9 @@ def feature_taps(teacher_config: dict[str, Any], student_config: dict[str, Any])
         teacher_config, student_config: UNet2DConditionModel configs; the student's is made of the teacher's.
     """
     depths, student_depths = (c.get("transformer_layers_per_block", 1) for c in (teacher_config, student_config))
-    if isinstance(student_depths, list):
-        depths = list(depths)[: len(student_depths)]  # without a stage, what is left may be the teacher's
-    if student_depths != depths:
+    whole_numbers = isinstance(student_depths, list) and all(isinstance(depth, int) for depth in student_depths)
+    # lists in the list, as SSD-1B has them, follow the layers; without a stage, what is left may be the teacher's
+    if whole_numbers and student_depths != list(depths)[: len(student_depths)]:
         return koala_taps(teacher_config, student_config)
     teacher_channels = teacher_config["block_out_channels"]
     student_channels = student_config["block_out_channels"]
