@@ -55,7 +55,7 @@ as often as it must. Not a divisor of the number of prompts, so that every clien
 
 @dataclass(frozen=True)
 class Answer:
-    """status: 0 where there was none. mixed_up: its image is not that of its own prompt and seed."""
+    """status: 0 where there was none that could be read. mixed_up: its image is not that of its own prompt and seed."""
 
     status: int
     seconds: float
@@ -119,15 +119,15 @@ def litserve(python: Path, package: Path, threads: int) -> Iterator[str]:
 
 async def ask(client: httpx.AsyncClient, case: int, check: Check | None = None) -> Answer:
     begun = time.perf_counter()
+    wrong = False
     try:
         reply = await client.post(DRAW, json={"prompt": PROMPTS[case], "seed": case})
-    except httpx.HTTPError as error:
+        seconds = time.perf_counter() - begun
+        if check and reply.status_code == 200:
+            wrong = not check.is_right(case, reply.json()["data"][0]["b64_json"])
+    except (httpx.HTTPError, ValueError, LookupError, OSError) as error:  # OSError: no image
         print(f"no answer: {error!r}", file=sys.stderr)
         return Answer(0, time.perf_counter() - begun)
-    seconds = time.perf_counter() - begun
-    wrong = False
-    if check and reply.status_code == 200:
-        wrong = not check.is_right(case, reply.json()["data"][0]["b64_json"])
     return Answer(reply.status_code, seconds, wrong)
 
 
@@ -179,6 +179,8 @@ async def overload(
         if time.perf_counter() - begun > len(used) * seconds / 10:
             used.append(memory())
     await asyncio.gather(*waiting)
+    if len(answers) != number:
+        raise SystemExit(f"{number} requests were sent, and {len(answers)} were answered or counted as lost")
     used.append(memory())
     return Overload(answers, time.perf_counter() - begun, used)
 

@@ -192,7 +192,10 @@ class Export(Section):
     )
     external_data: bool = Field(False, description="weights in files of their own, also below 2 GB")
     measure_seconds: float = Field(
-        60.0, ge=0, le=86_400, description="for measuring a smaller precision: speed, error, images; 0 measures nothing"
+        60.0,
+        ge=0,
+        le=86_400,
+        description="seconds for measuring a smaller precision: speed, error, images; 0 measures nothing but pictures",
     )
     pictures: int | None = Field(
         None,

@@ -124,6 +124,8 @@ def test_the_rest_of_a_recipe_stays_as_it_is() -> None:
     text = '# head\n[teacher]\nname = "t"\n[student]  # small\nname = "b-tiny"\ninit = "random"\n\n[cache]\nname = 1\n'
     new = recipe_of(text, Candidate("width 0.3", ("student.width=0.3",), {}, 1, 1))
     assert new == text.replace('name = "b-tiny"', "width = 0.3")
+    layers = text.replace("init =", "layers = [\n  2,  # outermost\n  1,\n]  # inner\ninit =")
+    assert recipe_of(layers, Candidate("width 0.3", ("student.width=0.3",), {}, 1, 1)) == new
     both = Candidate("b-base, width 0.5", ("student.name=b-base", "student.width=0.5"), {}, 1, 1)
     assert recipe_of(text, both) == text.replace('name = "b-tiny"', 'name = "b-base"\nwidth = 0.5')
     with pytest.raises(RcdeployError, match=r"no \[student\] table"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,9 @@ class Counted(CompiledNetworks):
 
     compiled = 0
 
-    def keep(self, key: str, compiled: Any) -> None:
+    def keep(self, key: str, compiled: Any, weight_bytes: int) -> None:
         self.compiled += 1
-        super().keep(key, compiled)
+        super().keep(key, compiled, weight_bytes)
 
 
 def decode(kept: CompiledNetworks, height: int = 8) -> np.ndarray:
@@ -46,14 +45,23 @@ def test_a_compiled_network_is_used_again(tmp_path: Path) -> None:
     assert kept.compiled == 3 and len(list(kept.folder.iterdir())) == MAX_KEPT
 
 
-def test_one_that_was_cut_is_compiled_anew(tmp_path: Path) -> None:
+def test_one_that_is_not_whole_is_compiled_anew(tmp_path: Path) -> None:
     kept = Counted(tmp_path / "vae_decoder")
     first = decode(kept)
-    for number, length in enumerate((0, 100_000), 2):
-        (file,) = kept.folder.iterdir()
-        os.truncate(file, length)
+    (file,) = kept.folder.iterdir()
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for number, damaged in enumerate((b"", whole[:-1], whole[:middle] + bytes(4096) + whole[middle + 4096 :]), 2):
+        file.write_bytes(damaged)
         assert np.array_equal(decode(kept), first) and kept.compiled == number
-    assert np.array_equal(decode(kept), first) and kept.compiled == 3
+    assert np.array_equal(decode(kept), first) and kept.compiled == number, "what was made anew is whole"
+
+
+def test_nothing_is_kept_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcdeploy_runtime.compiled_networks.available_memory", lambda: 1_000)
+    kept = Counted(tmp_path / "vae_decoder")
+    decode(kept)
+    assert kept.compiled == 1 and not kept.folder.exists()
 
 
 def test_nothing_is_kept_where_nothing_can_be(tmp_path: Path) -> None:

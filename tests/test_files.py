@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     replace = Path.replace
 
     def plain(path: Path) -> str:
-        return path.name.replace(f".{os.getpid()}.", ".")
+        return re.sub(rf"\.{os.getpid()}(-[0-9a-f]+)?\.", ".", path.name)
 
     def recording_replace(self: Path, target: Path) -> Path:
         recorded.append(("rename", Path(target).name))

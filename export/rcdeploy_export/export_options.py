@@ -14,7 +14,6 @@ from typing import Any
 
 from rcdeploy_runtime.errors import RcdeployError
 from rcdeploy_runtime.manifest import NAME
-from rcdeploy_runtime.openvino_session import IN_BF16
 from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 PRECISIONS = {
@@ -173,7 +172,7 @@ class ExportOptions:
 
     def precision_of(self, component: str) -> str:
         if component.startswith("vae"):
-            beside_half = self.format == "openvino" and self.precision in IN_BF16
+            beside_half = self.format == "openvino" and self.precision in ("bf16", "int8")
             return self.vae_precision or ("bf16" if beside_half else "fp32")
         # the text encoder runs once per image: TensorRT's int8 and the two partial int8 precisions leave it in fp32
         whole_in_int8 = self.precision == "int8" and self.format != "trt"

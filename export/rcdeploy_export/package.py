@@ -178,7 +178,7 @@ class _ComponentExporter:
     def _write_for_phones(
         self, component: Component, raw: Path, folder: Path, shape: Shape, progress: Progress
     ) -> None:
-        """Writes a program for one shape; of a UNet in int8 one in fp32 as well, in raw/, to be timed beside it."""
+        """Writes a program for one shape; of a UNet in int8 one in fp32 as well, in raw/, where it is timed."""
         precision = self.options.precision_of(component.name)
         if self.options.format == "coreml":
             export_mlpackage(component, folder, shape=shape, half=precision == "fp16")
@@ -190,7 +190,7 @@ class _ComponentExporter:
             progress(f"{component.name} calibration", used, len(samples))
 
         export_pte(component, folder, shape=shape, quantised=quantised, calibration=samples, on_sample=on_sample)
-        if samples:
+        if samples and self.seconds_left > 0:
             export_pte(component, raw, shape=shape, quantised=False, calibration=[], on_sample=on_sample)
 
     def _trace(

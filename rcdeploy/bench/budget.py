@@ -218,11 +218,11 @@ def recipe_of(text: str, candidate: Candidate) -> str:
     """
     entries = [setting.removeprefix("student.").split("=") for setting in candidate.settings]
     lines = "".join(f'{key} = "{value}"\n' if key == "name" else f"{key} = {value}\n" for key, value in entries)
-    tables = re.split(r"(?m)^(?=\[)", text)
+    tables = re.split(r"(?m)^(?=\[[a-z])", text)
     for number, table in enumerate(tables):
         heading, _, rest = table.partition("\n")
         if heading.partition("#")[0].strip() == "[student]":
-            kept = [old for old in rest.splitlines(keepends=True) if not re.match(r"\s*(name|width|layers)\s*=", old)]
-            tables[number] = f"{heading}\n{lines}{''.join(kept)}"
+            kept = re.sub(r"(?m)^[ \t]*(name|width|layers)[ \t]*=[ \t]*(\[[^]]*\][^\n]*|[^\n]*)(\n|\Z)", "", rest)
+            tables[number] = f"{heading}\n{lines}{kept}"
             return "".join(tables)
     raise RcdeployError("the recipe has no [student] table", fix='Write one into it: [student], then name = "c-micro".')

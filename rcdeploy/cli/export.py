@@ -78,7 +78,9 @@ def export_command(
         help="Images that compare a smaller precision with torch; by default as many as --measure-seconds allow.",
     ),
     measure_seconds: float = typer.Option(
-        60.0, min=0, help="For measuring a smaller precision: speed, error over timesteps, images; 0 measures nothing."
+        60.0,
+        min=0,
+        help="For measuring a smaller precision: speed, error, images; 0 measures nothing but --pictures.",
     ),
     clip: Path | None = typer.Option(None, help="A CLIP model's folder, to score those images."),
     as_zip: bool = typer.Option(False, "--zip", help="Also one .zip beside the folder; the runtime reads it as it is."),
@@ -214,6 +216,8 @@ def _print_quality(facts: dict[str, Any], precision: str) -> None:
         err.print(f"Its relative error over the timesteps is at most {max(errors):.3f}.")
     comparison = facts["pictures"]
     if not comparison["count"]:
+        if "verdict" not in facts:
+            return  # nothing was to be measured
         err.print("No images were compared: they take too long here. --measure-seconds, or --pictures 4, allows them.")
         return
     err.print(f"{comparison['count']} images differ from torch's by {comparison['grey_levels']:.1f} of 255 on average.")

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,10 +26,10 @@ HASH_CHUNK_BYTES = 2**20
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path beside `path`; what is written there takes its place when the block ends well, else it is removed.
 
-    Several processes may do so at once: the name carries the process id. A full disk becomes an RcdeployError.
+    Several processes and threads may do so at once: no two have the same name. A full disk becomes an RcdeployError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         yield beside
         sync(beside)

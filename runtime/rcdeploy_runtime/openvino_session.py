@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,6 @@ from .noise_schedule import Array
 Shapes = tuple[tuple[int, ...], ...]
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """OpenVINO's names of precisions"""
-IN_BF16 = ("bf16", "int8")
-"""precisions of networks that OpenVINO computes in bf16, where the device has it, unless it is told otherwise: what a
-quantised network has beside its int8 products, such as attention and norms, is a tenth of its time slower in fp32"""
 
 
 @lru_cache(maxsize=1)
@@ -50,6 +48,18 @@ def capabilities(device: str) -> list[str]:
         return list(core().get_property(_device_name(device), "OPTIMIZATION_CAPABILITIES"))
     except RuntimeError as error:
         raise RcdeployError(f"OpenVINO cannot ask {device}: {error}") from error
+
+
+def computed_in(precision: str, device: str) -> str:
+    """What OpenVINO computes a network of this precision in, unless it is told otherwise: bf16 or fp32.
+
+    A network in int8 has bf16 where the device has it: what it does beside int8 products, such as attention and norms,
+    takes a ninth of its time more in fp32.
+    """
+    if precision == "int8":
+        with suppress(RcdeployError):  # a device that is not there: opening a session says so
+            return "bf16" if "BF16" in capabilities(device) else "fp32"
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def _device_name(device: str) -> str:
@@ -104,12 +114,12 @@ class OpenVinoSession:
         except (RuntimeError, IndexError, TypeError) as error:
             raise self._cannot_load(error) from error
         self._kept = kept
-        self._mapped: list[Any] = []
-        """files that compiled networks read their weights from, for as long as they are there"""
         self._compiled: dict[Shapes | None, Any] = {}
         """by shapes: the first ones, and None for all others"""
         self._compile_lock = threading.Lock()
         self._thread = threading.local()  # an infer request serves one thread
+        self._mapped: list[Any] = []
+        """what compiled networks read their weights from: it goes after them, so it stands below"""
 
     def run(self, inputs: dict[str, Array]) -> Array:
         return self.run_for([self._model.outputs[0].any_name], inputs)[0]
@@ -150,7 +160,9 @@ class OpenVinoSession:
         return requests[key]
 
     def _compile(self, shapes: Shapes | None) -> Any:
-        key = f"{shapes} {self.device} {sorted(self._settings.items())}"
+        import openvino
+
+        key = f"{openvino.__version__} {self.device} {shapes} {sorted(self._settings.items())}"
         if shapes and self._kept and (compiled := self._import(self._kept, key)):
             return compiled
         model = self._model.clone()
@@ -158,7 +170,7 @@ class OpenVinoSession:
             model.reshape(dict(zip(self._types, shapes, strict=True)))
         compiled = self._core.compile_model(model, self.device, self._settings)
         if shapes and self._kept:
-            self._kept.keep(key, compiled)
+            self._kept.keep(key, compiled, sum(file.stat().st_size for file in self._folder.iterdir()))
         return compiled
 
     def _import(self, kept: CompiledNetworks, key: str) -> Any:

@@ -85,10 +85,10 @@ def open_session(
 
         return OnnxSession(folder / "model.onnx", options.device, options.threads, options.memory_gb)
     if backend == "openvino":
-        from .openvino_session import HINTS, IN_BF16, OpenVinoSession
+        from .openvino_session import HINTS, OpenVinoSession, computed_in
 
         network = "model.onnx" if kind == "onnx" else "openvino_model.xml"
-        hint = HINTS[options.precision or ("bf16" if precision in IN_BF16 else "fp32")]
+        hint = HINTS[options.precision or computed_in(precision, options.device)]
         return OpenVinoSession(folder, options.device, options.threads, hint, network, kept)
     if backend == "tensorrt":
         from .trt_session import TrtSession

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..errors import RcdeployError
 from ..machine import physical_cores, usable_cores
-from ..openvino_session import IN_BF16
+from ..openvino_session import computed_in
 from ..package import Package
 from ..session_options import BACKENDS, SessionOptions
 
@@ -43,7 +43,7 @@ def reference_options(package: Package) -> SessionOptions:
     options = default_options(package)
     return (
         replace(options, precision="fp32")
-        if options.backend == "openvino" and "bf16" in _computed_in(package)
+        if options.backend == "openvino" and "bf16" in _computed_in(package, options.device)
         else options
     )
 
@@ -68,10 +68,10 @@ def precision_name(package: Package, options: SessionOptions) -> str:
     return unet if unet == decoder else f"{unet}, decoder {decoder}"
 
 
-def _computed_in(package: Package) -> set[str]:
+def _computed_in(package: Package, device: str) -> set[str]:
     """What OpenVINO computes a package's networks in, unless it is told otherwise."""
     precisions = (package.facts.precision_of(name) for name in ("text_encoder", "unet", "vae_decoder"))
-    return {"bf16" if precision in IN_BF16 else "fp32" for precision in precisions}
+    return {computed_in(precision, device) for precision in precisions}
 
 
 def _devices(backend: str) -> list[str]:
@@ -97,4 +97,4 @@ def _precisions(package: Package, backend: str, device: str) -> list[str | None]
         possible = ["fp32", *(CAPABILITIES[name] for name in capabilities(device) if name in CAPABILITIES)]
     except RcdeployError:
         possible = []
-    return [None, *(precision for precision in possible if {precision} != _computed_in(package))]
+    return [None, *(precision for precision in possible if {precision} != _computed_in(package, device))]
