@@ -21,6 +21,7 @@ from rcdeploy.model_folder import resolve
 from rcdeploy.progress import no_progress
 from rcdeploy.report.card import write_card
 from rcdeploy_export.components import components
+from rcdeploy_export.coreml_package import with_coreml_names
 from rcdeploy_export.export_options import ExportOptions
 from rcdeploy_export.fixed_shape import signature, with_plain_attention
 from rcdeploy_runtime import TextToImage
@@ -127,6 +128,14 @@ def test_plain_attention_computes_the_same_and_leaves_the_model_alone(small_mode
         for one, other in zip(*((x if isinstance(x, tuple) else (x,)) for x in (expected, plain)), strict=True):
             assert torch.allclose(one, other, atol=1e-5)
         assert before == [type(part.processor) for part in component.module.modules() if hasattr(part, "processor")]
+
+
+def test_core_ml_has_names_without_dots() -> None:
+    model = LatentDiffusionModel(str(Path(__file__).parent.parent / "examples/teachers/fashion_xl"))
+    text, second, unet, *_ = map(with_coreml_names, components(model, encoder=False))
+    assert text.outputs[:3] == ("last_hidden_state", "pooler_output", "hidden_states_0")
+    assert second.compared == ("hidden_states_2", "text_embeds") and set(second.compared) < set(second.outputs)
+    assert unet.outputs == ("out_sample",) == unet.compared_outputs
 
 
 def test_the_signature_has_names_types_and_shapes_in_order(small_model: Path) -> None:

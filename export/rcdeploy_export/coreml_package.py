@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def export_mlpackage(component: Component, folder: Path, *, shape: Shape, half: 
         logger.setLevel(level)
     check_structure(component.name, file, described)
     write_signature(folder, described)
+
+
+def with_coreml_names(component: Component) -> Component:
+    """The component with outputs as Core ML names them: without dots, as in hidden_states.2 of SDXL's text encoders."""
+    outputs, compared = (
+        tuple(name.replace(".", "_") for name in names) for names in (component.outputs, component.compared)
+    )
+    return replace(component, outputs=outputs, compared=compared)
 
 
 def check_structure(name: str, file: Path, described: dict[str, Any]) -> int:

@@ -25,7 +25,7 @@ from rcdeploy_runtime.sessions import Session, open_session
 
 from .calibration import calibration_inputs, representative_prompts
 from .components import Component, components
-from .coreml_package import export_mlpackage
+from .coreml_package import export_mlpackage, with_coreml_names
 from .executorch_pte import export_pte
 from .export_options import FOR_PHONES, ExportOptions, check_target
 from .onnx_graph import export_onnx
@@ -56,6 +56,8 @@ def export_package(source: ExportSource, out: Path, options: ExportOptions, prog
     if decoder:
         model.use_decoder(decoder.network)
     networks = components(model, options.encoder)
+    if options.format == "coreml":
+        networks = [with_coreml_names(component) for component in networks]
     sampling = options.sampling or source.sampling or SamplingDefaults()
     latent_size = _latent_size(model, options)
     with new_folder(out) as folder:
