@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -22,7 +20,6 @@ from rcdeploy_runtime.sampling_defaults import SamplingDefaults
 
 from .source import ExportSource
 
-T = TypeVar("T")
 GENERIC_PROMPTS = ["", "a photo", "a picture of a thing on a background", "an object in front of a wall"]
 """for a diffusers folder of which no captions are known"""
 MAX_CAPTIONS = 1000
@@ -48,7 +45,7 @@ def representative_prompts(source: ExportSource, file: Path | None, count: int) 
         known = known_captions(source) or GENERIC_PROMPTS
     if len(known) < count:
         known = [known[i % len(known)] for i in range(count)]
-    return evenly(known, count)
+    return _evenly(known, count)
 
 
 def packaged_captions(source: ExportSource) -> list[str]:
@@ -64,9 +61,9 @@ def packaged_captions(source: ExportSource) -> list[str]:
         captions = known_captions(source)
     known = list(dict.fromkeys(" ".join(caption.split()) for caption in captions))
     known = [caption for caption in known if caption]
-    captions = evenly(known, min(MAX_CAPTIONS, len(known)))
+    captions = _evenly(known, min(MAX_CAPTIONS, len(known)))
     average = sum(len(caption.encode()) + 1 for caption in captions) / max(1, len(captions))
-    return evenly(captions, min(len(captions), int(MAX_CAPTION_BYTES / max(1.0, average))))
+    return _evenly(captions, min(len(captions), int(MAX_CAPTION_BYTES / max(1.0, average))))
 
 
 def known_captions(source: ExportSource) -> list[str]:
@@ -169,6 +166,5 @@ def _read_captions(source: Path, column: str | None = None) -> list[str]:
     return list(itertools.chain.from_iterable(itertools.islice(batches(files_of(source), column), 4)))
 
 
-def evenly(values: Sequence[T], count: int) -> list[T]:
-    """`count` of the values, spread over them; some more than once where there are fewer."""
+def _evenly(values: list[str], count: int) -> list[str]:
     return [values[i * len(values) // count] for i in range(count)]

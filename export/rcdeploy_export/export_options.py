@@ -86,7 +86,7 @@ class ExportOptions:
         prompts: a file of captions to calibrate with and to draw; by default those of the run.
         measure_seconds: that the measurements of a smaller precision may take together: a third for the UNet's speed, a
             third for its error over the timesteps, what is left for images. One turn and one sample are always taken;
-            0 measures nothing. The comparison with torch is not among them.
+            0 measures nothing but images that are asked for. The comparison with torch is not among them.
         image_count: images that compare a smaller precision with torch; None takes as many as those seconds allow.
         clip: the folder of a CLIP model that scores those images.
         decoder: the folder of a tiny decoder, in the place of the VAE's.

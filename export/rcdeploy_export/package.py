@@ -268,10 +268,9 @@ def _compare_images(source: ExportSource, exporter: _ComponentExporter, progress
     options = exporter.options
     count = options.image_count
     if count is None:
-        both = sum(
-            exporter.measured.get("seconds_per_step", {"": float("inf")}).values()
-        )  # torch is about as slow as fp32
-        count = affordable(exporter.seconds_left, both * exporter.sampling.num_inference_steps, MAX_IMAGES)
+        seconds = exporter.measured.get("seconds_per_step")  # torch is about as slow as fp32
+        image = exporter.sampling.num_inference_steps * sum(seconds.values()) if seconds else float("inf")
+        count = affordable(exporter.seconds_left, image, MAX_IMAGES)
     if count == 0:
         return {"count": 0}
     return compare_images(

@@ -31,8 +31,7 @@ def export_command(
     precision: str = typer.Option(
         "fp32",
         help="Of UNet and text encoder: fp32; fp16 (not executorch); bf16 (openvino); int8 (not coreml); "
-        "int8-matmul (onnx: matrix products alone); "
-        "int8-weights (openvino: weights alone).",
+        "int8-matmul (onnx: matrix products alone); int8-weights (openvino: weights alone).",
     ),
     vae_precision: str | None = typer.Option(
         None,
